@@ -1,0 +1,51 @@
+"""Teach a small, fast retriever with a strong, slow reranker."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from st_wkl.data.builder import DistillationDatasetBuilder
+    from st_wkl.data.collection import Collection
+    from st_wkl.data.teachers import CrossEncoderTeacher
+    from st_wkl.evaluation import compare, evaluate
+    from st_wkl.losses.margin_kl import MarginKL
+    from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
+    from st_wkl.training import distill
+
+# Where each public name lives. Importing torch and sentence-transformers takes seconds, so a name is only imported
+# when it is first used; `st-wkl --help` and tab completion never pay for it.
+_HOMES = {
+    "WeightedKLDistillationLoss": "st_wkl.losses.weighted_kl",
+    "MarginKL": "st_wkl.losses.margin_kl",
+    "DistillationDatasetBuilder": "st_wkl.data.builder",
+    "CrossEncoderTeacher": "st_wkl.data.teachers",
+    "Collection": "st_wkl.data.collection",
+    "distill": "st_wkl.training",
+    "evaluate": "st_wkl.evaluation",
+    "compare": "st_wkl.evaluation",
+}
+
+__all__ = [
+    "WeightedKLDistillationLoss",
+    "MarginKL",
+    "DistillationDatasetBuilder",
+    "CrossEncoderTeacher",
+    "Collection",
+    "distill",
+    "evaluate",
+    "compare",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

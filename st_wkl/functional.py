@@ -1,0 +1,346 @@
+"""Distillation losses as pure functions of score tensors: `(B, N)` in, a scalar out, no model and no I/O.
+
+All functions share their conventions. Row `b` of a `(B, N)` tensor is a query, column `n` one of its candidate
+documents. `mask` is True where a place holds a document; a masked place may hold anything, NaN and infinities
+included, and neither a value nor a gradient depends on it. Half-precision scores are computed in float32, float32 and
+float64 stay as they are. Gradients flow into the student scores, and into the teacher scores as well unless they are
+detached; everything is twice differentiable.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Reduction = Literal["batchmean", "mean", "none"]
+
+
+def weighted_kl(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    positives: Tensor,
+    *,
+    gamma: float = 5.0,
+    alpha: float = 1.0,
+    beta: float | None = None,
+    ranks: Tensor | None = None,
+    mask: Tensor | None = None,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    detach_weights: bool = False,
+    several_positives: Literal["best", "first"] = "best",
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    r"""Contrastively weighted KL divergence (CKL) between teacher and student over each candidate list.
+
+    With `p` and `q` the teacher's and the student's softmax over a row and `r` the student's ranks,
+
+        loss = Σ_i w_i · p_i (ln p_i − ln q_i),   w_i = (1 − q_i)^γ      for a positive,
+                                                  w_i = q_i^(γ − β_i)    for a negative,
+        β_i = α (1/r_i − 1/r_pos)
+
+    so a positive that the student already scores well counts little, and a negative counts the more the better the
+    student scores it and the higher it stands above the positive. `gamma=0, alpha=0` is exactly the KL divergence;
+    any other setting is not a divergence: it can be negative, and a student equal to the teacher still moves.
+
+    Args:
+        student_scores: `(B, N)` student scores.
+        teacher_scores: `(B, N)` teacher scores, raw logits.
+        positives: `(B, N)` boolean, True for relevant documents. A row without any has only negatives, with β = 0.
+        gamma: Strength of the contrastive weights; 5 is the authors' main setting. 0 turns them off.
+        alpha: Strength of the rank bias β; 1 is the authors' main setting. |β| never exceeds it.
+        beta: One constant β for all negatives in place of the rank bias; the authors used 0, 0.5 and 1.
+        ranks: `(B, N)` ranks (1 = best) to use in β, for example those of the retriever that mined the list. By
+            default the ranks inside the row by the present student scores, equal scores sharing the better rank.
+        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
+        student_temperature: Divides the student scores. Scores that are cosines need about 0.02 to 0.05.
+        teacher_temperature: Divides the teacher scores.
+        detach_weights: Treat the weights as constants. The value stays, the gradient changes.
+        several_positives: Where a row has more than one positive: `"best"` takes the best-ranked one for r_pos and the
+            exponent γ for each of them, as the paper defines positives; `"first"` does what the authors' code does:
+            r_pos of the first positive in the row, and the exponent γ − β_i for the others.
+        reduction: `"batchmean"` sums each row and averages the rows, comparable with `DistillKLDivLoss`. `"mean"`
+            averages over candidates too, as the authors' code does; it is smaller by the number of candidates, so a
+            learning rate does not carry over between the two. `"none"` gives the `(B, N)` terms.
+
+    Returns:
+        The loss: a scalar, or `(B, N)` for `reduction="none"` with 0 at masked places.
+
+    Raises:
+        ValueError: If shapes differ, a parameter is out of range, or an unmasked teacher score is NaN or infinite.
+
+    Source:
+        Yang, Qiao, He, Yang: Weighted KL-Divergence for Document Ranking Model Refinement, SIGIR 2024
+        (https://arxiv.org/abs/2406.05977), and its published code. Differences: fresh ranks by default, the mean per
+        row by default, and the two points under `several_positives`.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([[3.0, 1.0, 0.0]])
+        >>> positives = torch.tensor([[True, False, False]])
+        >>> round(weighted_kl(student, teacher, positives).item(), 4)
+        1.1436
+    """
+    check_at_least_zero(gamma=gamma, alpha=alpha)
+    student, teacher, mask = _prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
+    positives = _check_shape("positives", positives, student).bool() & mask
+    log_p, log_q = _masked_log_softmax(teacher, mask), _masked_log_softmax(student, mask)
+    terms = log_p.exp() * (log_p - log_q)
+    if gamma != 0 or alpha != 0 or beta:
+        log_weighted_by = log_q.detach() if detach_weights else log_q
+        first = several_positives == "first"
+        bias = _rank_bias(student, positives, mask, alpha, ranks, first) if beta is None else beta * (~positives)
+        exponent = gamma - bias
+        if not first:
+            exponent = torch.where(positives, gamma, exponent)
+        terms = terms * _contrastive_weights(log_weighted_by, exponent, positives)
+    return _reduce(torch.where(mask, terms, 0.0), mask, reduction)
+
+
+def kl_divergence(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    *,
+    mask: Tensor | None = None,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """KL divergence from the teacher's to the student's softmax over each candidate list.
+
+    Args:
+        student_scores: `(B, N)` student scores.
+        teacher_scores: `(B, N)` teacher scores, raw logits.
+        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
+        student_temperature: Divides the student scores. Scores that are cosines need about 0.02 to 0.05.
+        teacher_temperature: Divides the teacher scores.
+        reduction: `"batchmean"`, `"mean"` (over candidates too) or `"none"`, as for `weighted_kl`.
+
+    Returns:
+        The loss: a scalar ≥ 0, or `(B, N)` for `reduction="none"`.
+
+    Raises:
+        ValueError: If shapes differ, a temperature is not positive, or an unmasked teacher score is not finite.
+
+    Source:
+        Hinton et al., https://arxiv.org/abs/1503.02531, without the factor temperature² that
+        `sentence_transformers`' `DistillKLDivLoss` multiplies in.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[2.0, 1.0, 0.0]])
+        >>> kl_divergence(scores, scores + 7).item()
+        0.0
+    """
+    student, teacher, mask = _prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
+    log_p, log_q = _masked_log_softmax(teacher, mask), _masked_log_softmax(student, mask)
+    return _reduce(torch.where(mask, log_p.exp() * (log_p - log_q), 0.0), mask, reduction)
+
+
+def margin_kl(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    positives: Tensor,
+    *,
+    pairs: Literal["positive-negative", "all"] = "positive-negative",
+    mask: Tensor | None = None,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """KL divergence between teacher and student on who wins each pair of documents (MarginKL).
+
+    For a pair (i, j), with P = σ(teacher margin) and Q = σ(student margin), the term is
+    KL(Bernoulli(P) ‖ Bernoulli(Q)). A softmax over the margins to the positive would not do: softmax ignores a common
+    shift, so the positive would receive no gradient at all.
+
+    Args:
+        student_scores: `(B, N)` student scores.
+        teacher_scores: `(B, N)` teacher scores, raw logits.
+        positives: `(B, N)` boolean, True for relevant documents.
+        pairs: `"positive-negative"` compares every positive with every negative; `"all"` every two documents.
+        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
+        student_temperature: Divides the student margins. Margins of cosines need about 0.02 to 0.05.
+        teacher_temperature: Divides the teacher margins.
+        reduction: `"batchmean"` averages the pairs of each row, then the rows; a row without a pair counts 0.
+            `"mean"` averages over all pairs of the batch. `"none"` gives the `(B,)` row values.
+
+    Returns:
+        The loss: a scalar ≥ 0, or `(B,)` for `reduction="none"`.
+
+    Raises:
+        ValueError: If shapes differ, a parameter is out of range, or an unmasked teacher score is not finite.
+
+    Source:
+        Defined by this project, as no standard form exists: soft RankNet (Burges et al., ICML 2005) less the teacher's
+        entropy. PairDistill's pair term (https://arxiv.org/abs/2410.01383) is the same with P from a pairwise teacher.
+
+    Example:
+        >>> import torch
+        >>> teacher, positives = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[True, False, False]])
+        >>> student = torch.zeros(1, 3, requires_grad=True)
+        >>> margin_kl(student, teacher, positives).backward()
+        >>> bool(student.grad[0, 0] < 0)  # the positive is pushed up
+        True
+    """
+    if pairs not in ("positive-negative", "all"):
+        raise ValueError(f"pairs must be 'positive-negative' or 'all', got {pairs!r}.")
+    student, teacher, mask = _prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
+    positives = _check_shape("positives", positives, student).bool() & mask
+    if pairs == "all":
+        compared = (mask[:, :, None] & mask[:, None, :]).triu(diagonal=1)
+    else:
+        compared = positives[:, :, None] & (mask & ~positives)[:, None, :]
+    student_margins = student[:, :, None] - student[:, None, :]
+    teacher_margins = teacher[:, :, None] - teacher[:, None, :]
+    terms = torch.where(compared, _bernoulli_kl(teacher_margins, student_margins), 0.0)
+    counts = compared.sum(dim=(1, 2))
+    if reduction == "mean":
+        return terms.sum() / counts.sum().clamp_min(1)
+    rows = terms.sum(dim=(1, 2)) / counts.clamp_min(1)
+    return _reduce_rows(rows, reduction)
+
+
+def _bernoulli_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """KL(Bernoulli(σ(teacher)) ‖ Bernoulli(σ(student))), elementwise, without ever leaving log space."""
+    return torch.sigmoid(teacher_logits) * (F.logsigmoid(teacher_logits) - F.logsigmoid(student_logits)) + (
+        torch.sigmoid(-teacher_logits) * (F.logsigmoid(-teacher_logits) - F.logsigmoid(-student_logits))
+    )
+
+
+def _rank_bias(
+    student: Tensor, positives: Tensor, mask: Tensor, alpha: float, ranks: Tensor | None, first: bool
+) -> Tensor:
+    """Compute β_i = α (1/r_i − 1/r_pos), 0 in rows without a positive."""
+    if alpha == 0:
+        return torch.zeros_like(student)
+    if ranks is None:
+        ranks = student_ranks(student, mask)
+    inverse = 1.0 / _check_ranks(ranks, student, mask)
+    # The best-ranked positive has the largest inverse rank; argmax finds the first True of a row.
+    best = inverse.masked_fill(~positives, 0.0).amax(dim=1, keepdim=True)
+    anchor = inverse.gather(1, positives.int().argmax(dim=1, keepdim=True)) if first else best
+    return torch.where(positives.any(dim=1, keepdim=True), alpha * (inverse - anchor), 0.0)
+
+
+def student_ranks(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Rank the candidates of each row by score, 1 = best; equal scores share the better rank.
+
+    Args:
+        scores: `(B, N)` scores; only their order matters, and no gradient passes.
+        mask: `(B, N)` boolean, False where a place holds no document; those get rank 1 and disturb nobody.
+
+    Returns:
+        `(B, N)` long ranks.
+
+    Example:
+        >>> import torch
+        >>> student_ranks(torch.tensor([[0.1, 0.7, 0.7, 0.3]])).tolist()
+        [[4, 1, 1, 3]]
+    """
+    scores = scores.detach()
+    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
+    scores = scores.masked_fill(~mask, -math.inf)
+    descending = (-scores).sort(dim=1).values
+    ranks = torch.searchsorted(descending.contiguous(), (-scores).contiguous(), right=False) + 1
+    return torch.where(mask, ranks, 1)
+
+
+def _contrastive_weights(log_q: Tensor, exponent: Tensor, positives: Tensor) -> Tensor:
+    below = exponent < 0
+    if bool(below.any()):
+        warnings.warn(
+            f"weighted_kl: {int(below.sum())} exponents γ − β fell below 0 and were set to 0, since a weight "
+            "q^(γ − β) would grow without bound there. Choose gamma ≥ alpha (or beta) to avoid it.",
+            stacklevel=3,
+        )
+        exponent = exponent.clamp_min(0)
+    # −expm1 keeps 1 − q exact for q near 0; the clamp keeps the slope of x^γ finite at q = 1, where γ < 1 has none.
+    rest = (-torch.expm1(log_q)).clamp_min(torch.finfo(log_q.dtype).tiny)
+    return torch.where(positives, rest**exponent, (exponent * log_q).exp())
+
+
+def _masked_log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    # A row without a document gets finite scores: the gradient of a log-softmax over nothing is NaN.
+    nothing = torch.where(mask.any(dim=1, keepdim=True), -math.inf, 0.0).to(scores.dtype)
+    log_probabilities = torch.where(mask, scores, nothing).log_softmax(dim=1)
+    return torch.where(mask, log_probabilities, 0.0)
+
+
+def _prepare(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    mask: Tensor | None,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Check both score tensors and bring them to one dtype, divided by temperature, with 0 at masked places."""
+    for name, temperature in (
+        ("student_temperature", student_temperature),
+        ("teacher_temperature", teacher_temperature),
+    ):
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"{name} must be a positive finite number, got {temperature}.")
+    if student_scores.ndim != 2:
+        raise ValueError(f"student_scores must be (B, N), got the shape {tuple(student_scores.shape)}.")
+    dtype = torch.promote_types(student_scores.dtype, torch.float32)
+    student = student_scores.to(dtype)
+    teacher = _check_shape("teacher_scores", teacher_scores, student).to(dtype)
+    mask = torch.ones_like(student, dtype=torch.bool) if mask is None else _check_shape("mask", mask, student).bool()
+    bad = mask & ~teacher.isfinite()
+    if bool(bad.any()):
+        row, column = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"teacher_scores[{row}, {column}] is {teacher[row, column].item()} ({int(bad.sum())} such values in this "
+            "batch). One of them makes every weight of the student NaN. Score the pair again, drop it from the "
+            "dataset, or set mask to False there to leave the document out."
+        )
+    return (
+        torch.where(mask, student, 0.0) / student_temperature,
+        torch.where(mask, teacher, 0.0) / teacher_temperature,
+        mask,
+    )
+
+
+def _check_shape(name: str, tensor: Tensor, student: Tensor) -> Tensor:
+    if tensor.shape != student.shape:
+        raise ValueError(
+            f"{name} must have the shape of student_scores, {tuple(student.shape)}, but has {tuple(tensor.shape)}."
+        )
+    return tensor.to(student.device)
+
+
+def _check_ranks(ranks: Tensor, student: Tensor, mask: Tensor) -> Tensor:
+    ranks = torch.where(mask, _check_shape("ranks", ranks, student).to(student.dtype), 1.0)
+    if not bool((ranks >= 1).all()):
+        row, column = (~(ranks >= 1)).nonzero()[0].tolist()
+        raise ValueError(f"ranks[{row}, {column}] is {ranks[row, column].item()}; ranks count from 1, the best.")
+    return ranks
+
+
+def check_at_least_zero(**parameters: float) -> None:
+    """Raise a ValueError that names the first parameter which is negative, infinite or NaN."""
+    for name, value in parameters.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
+
+
+def _reduce(terms: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
+    if reduction == "none":
+        return terms
+    if reduction == "mean":
+        return terms.sum() / mask.sum().clamp_min(1)
+    return _reduce_rows(terms.sum(dim=1), reduction)
+
+
+def _reduce_rows(rows: Tensor, reduction: Reduction) -> Tensor:
+    if reduction == "none":
+        return rows
+    if reduction == "batchmean":
+        return rows.sum() / max(len(rows), 1)
+    raise ValueError(f"reduction must be 'batchmean', 'mean' or 'none', got {reduction!r}.")

@@ -1,0 +1,37 @@
+"""Real models and collections for the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from st_wkl.packaged import CROSS_ENCODER, MINILM, STATIC_STUDENT, fetch
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of BEIR collections beside the checkout, or skip: their text is not ours to ship."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the BEIR folders scifact, nfcorpus, cranfield in ../shared/data")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def static_student_path() -> Path:
+    """Return potion-base-8M: a real retriever that encodes a collection in a second."""
+    return fetch(STATIC_STUDENT)
+
+
+@pytest.fixture(scope="session")
+def cross_encoder_onnx_path() -> Path:
+    """Return the int8 ONNX form of ms-marco-MiniLM-L12-v2: a real reranker."""
+    return fetch(CROSS_ENCODER)
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """Return all-MiniLM-L6-v2: a real transformer student."""
+    return fetch(MINILM)

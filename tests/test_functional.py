@@ -1,0 +1,380 @@
+"""The pure losses against plain Python loops, the authors' own numbers, upstream, and the laws they must obey."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
+from sentence_transformers.util import pairwise_dot_score
+from torch import Tensor
+
+from st_wkl.functional import kl_divergence, margin_kl, student_ranks, weighted_kl
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text(encoding="utf-8"))
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "weighted_kl": weighted_kl,
+    "weighted_kl_detached": lambda *a, **k: weighted_kl(*a, detach_weights=True, **k),
+    "weighted_kl_mean": lambda *a, **k: weighted_kl(*a, reduction="mean", gamma=2.0, **k),
+    "weighted_kl_beta": lambda *a, **k: weighted_kl(*a, beta=0.5, **k),
+    "weighted_kl_first": lambda *a, **k: weighted_kl(*a, several_positives="first", **k),
+    "kl_divergence": lambda s, t, p, **k: kl_divergence(s, t, **k),
+    "margin_kl": margin_kl,
+    "margin_kl_all": lambda *a, **k: margin_kl(*a, pairs="all", **k),
+}
+
+
+def float64(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def batch(seed: int, rows: int = 4, candidates: int = 6, positives: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(rows, candidates, generator=generator, dtype=torch.float64)
+    teacher = 3 * torch.randn(rows, candidates, generator=generator, dtype=torch.float64)
+    relevant = torch.zeros(rows, candidates, dtype=torch.bool)
+    relevant[:, :positives] = True
+    return student, teacher, relevant
+
+
+def value_and_gradient(loss: Callable[..., Tensor], student: Tensor, *rest: Any, **kwargs: Any) -> tuple[float, Tensor]:
+    student = student.clone().requires_grad_()
+    value = loss(student, *rest, **kwargs)
+    return value.item(), torch.autograd.grad(value, student)[0]
+
+
+def softmax(scores: list[float]) -> list[float]:
+    top = max(scores)
+    exponentials = [math.exp(score - top) for score in scores]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def plain_weighted_kl(
+    student: Tensor, teacher: Tensor, positives: Tensor, mask: Tensor, gamma: float, alpha: float
+) -> float:
+    """The definition, read off the paper line by line, with no tensor operation in it."""
+    total = 0.0
+    for row in range(len(student)):
+        places = [n for n in range(student.shape[1]) if mask[row, n]]
+        if not places:
+            continue
+        scores = [student[row, n].item() for n in places]
+        p, q = softmax([teacher[row, n].item() for n in places]), softmax(scores)
+        ranks = [1 + sum(other > score for other in scores) for score in scores]
+        relevant = [bool(positives[row, n]) for n in places]
+        best = min((rank for rank, is_relevant in zip(ranks, relevant, strict=True) if is_relevant), default=None)
+        for p_i, q_i, rank, is_relevant in zip(p, q, ranks, relevant, strict=True):
+            beta = alpha * (1 / rank - 1 / best) if best is not None else 0.0
+            weight = (1 - q_i) ** gamma if is_relevant else q_i ** max(gamma - beta, 0.0)
+            total += weight * p_i * (math.log(p_i) - math.log(q_i))
+    return total / len(student)
+
+
+def plain_margin_kl(student: Tensor, teacher: Tensor, positives: Tensor, mask: Tensor, all_pairs: bool) -> float:
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    total = 0.0
+    for row in range(len(student)):
+        terms = []
+        for i in range(student.shape[1]):
+            for j in range(student.shape[1]):
+                wanted = i < j if all_pairs else bool(positives[row, i]) and not bool(positives[row, j])
+                if not (wanted and mask[row, i] and mask[row, j]):
+                    continue
+                p = sigmoid((teacher[row, i] - teacher[row, j]).item())
+                q = sigmoid((student[row, i] - student[row, j]).item())
+                terms.append(p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
+        total += sum(terms) / max(len(terms), 1)
+    return total / len(student)
+
+
+@pytest.mark.parametrize(("gamma", "alpha"), [(5.0, 1.0), (2.0, 0.5), (1.0, 0.0), (0.5, 0.25), (0.0, 0.0)])
+@pytest.mark.parametrize("positives", [0, 1, 3])
+def test_weighted_kl_equals_plain_loop(gamma: float, alpha: float, positives: int) -> None:
+    """Vectorised ranks, weights and masks can each be wrong at a plausible value; a loop over the definition is not."""
+    for seed in range(5):
+        student, teacher, relevant = batch(seed, positives=positives)
+        mask = torch.rand(student.shape, generator=torch.Generator().manual_seed(seed)) < 0.7
+        value = weighted_kl(student, teacher, relevant, gamma=gamma, alpha=alpha, mask=mask).item()
+        assert value == pytest.approx(plain_weighted_kl(student, teacher, relevant, mask, gamma, alpha), abs=1e-12)
+
+
+@pytest.mark.parametrize("pairs", ["positive-negative", "all"])
+def test_margin_kl_equals_plain_loop(pairs: Any) -> None:
+    """The pair mask decides what is learned, and an extra or a missing pair would go unnoticed in training."""
+    for seed in range(5):
+        student, teacher, relevant = batch(seed, positives=2)
+        mask = torch.rand(student.shape, generator=torch.Generator().manual_seed(seed)) < 0.7
+        value = margin_kl(student, teacher, relevant, pairs=pairs, mask=mask).item()
+        assert value == pytest.approx(plain_margin_kl(student, teacher, relevant, mask, pairs == "all"), abs=1e-12)
+
+
+@pytest.mark.parametrize("case", range(len(GOLDEN["cases"])))
+def test_agrees_with_the_authors_code(case: int) -> None:
+    """What we call CKL has to be what its authors ran, in value and in gradient."""
+    inputs = GOLDEN["cases"][case]
+    student, teacher = float64(inputs["student_scores"]), float64(inputs["teacher_scores"])
+    positives, ranks = float64(inputs["positives"]).bool(), float64(inputs["student_ranks"])
+    compared = 0
+    for name, expected in inputs["expected"].items():
+        if not name.startswith("ckl_"):
+            continue
+        _, kind, gamma, bias, *_ = name.split("_")
+        parameters: dict[str, Any] = {"gamma": float(gamma.removeprefix("gamma"))}
+        if kind == "rank":
+            parameters |= {"alpha": float(bias.removeprefix("alpha")), "ranks": ranks}
+        else:
+            parameters |= {"beta": float(bias.removeprefix("beta"))}
+        value, gradient = value_and_gradient(weighted_kl, student, teacher, positives, reduction="mean", **parameters)
+        assert value == pytest.approx(expected["loss"], abs=1e-9), name
+        torch.testing.assert_close(gradient, float64(expected["grad"]), rtol=0, atol=1e-9, msg=name)
+        if parameters == {"gamma": 0.0, "alpha": 0.0, "ranks": ranks}:
+            value, gradient = value_and_gradient(kl_divergence, student, teacher, reduction="mean")
+            assert value == pytest.approx(expected["loss"], abs=1e-9)
+            torch.testing.assert_close(gradient, float64(expected["grad"]), rtol=0, atol=1e-9)
+        compared += 1
+    assert compared >= 5
+
+
+def test_without_weights_equals_upstream() -> None:
+    """γ=0, α=0 is the baseline of every comparison, so it must be the KL that users already have."""
+    torch.manual_seed(0)
+    embeddings = [torch.randn(8, 16, requires_grad=True) for _ in range(6)]
+    labels = 4 * torch.randn(8, 5)
+    upstream = DistillKLDivLoss(model=None, similarity_fct=pairwise_dot_score)  # type: ignore[arg-type]
+    expected = upstream.compute_loss_from_embeddings(embeddings, labels)
+    expected_gradients = torch.autograd.grad(expected, embeddings)
+    scores = torch.stack([pairwise_dot_score(embeddings[0], other) for other in embeddings[1:]], dim=1)
+    positives = torch.zeros(8, 5, dtype=torch.bool)
+    for value in (weighted_kl(scores, labels, positives, gamma=0, alpha=0), kl_divergence(scores, labels)):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+        gradients = torch.autograd.grad(value, embeddings, retain_graph=True)
+        for gradient, other in zip(gradients, expected_gradients, strict=True):
+            torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_twice(name: str) -> None:
+    """Second-order methods (sharpness, influence) differentiate the gradient, so each path must be smooth code."""
+    student, teacher, positives = batch(3, rows=2, candidates=4, positives=1)
+    mask = torch.tensor([[True, True, True, True], [True, True, True, False]])
+    student.requires_grad_()
+    teacher.requires_grad_()
+
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        return LOSSES[name](student, teacher, positives, mask=mask)
+
+    if name == "weighted_kl_detached":
+        # A detached weight is no function of the score as far as autograd knows, so only the value can be compared.
+        assert loss(student, teacher).item() == weighted_kl(student, teacher, positives, mask=mask).item()
+        return
+    assert torch.autograd.gradcheck(loss, (student, teacher))
+    assert torch.autograd.gradgradcheck(loss, (student, teacher))
+
+
+lists = st.integers(0, 10_000)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@settings(max_examples=25, deadline=None)
+@given(seed=lists, positives=st.integers(0, 3))
+def test_order_of_candidates_does_not_matter(name: str, seed: int, positives: int) -> None:
+    """A list has no order but that of its scores; if columns mattered, shuffled data would train differently."""
+    if name == "weighted_kl_first":
+        positives = min(positives, 1)  # it does depend on which positive comes first
+    student, teacher, relevant = batch(seed, positives=positives)
+    order = torch.randperm(student.shape[1], generator=torch.Generator().manual_seed(seed))
+    value, gradient = value_and_gradient(LOSSES[name], student, teacher, relevant)
+    moved, moved_gradient = value_and_gradient(LOSSES[name], student[:, order], teacher[:, order], relevant[:, order])
+    assert moved == pytest.approx(value, abs=1e-10)
+    torch.testing.assert_close(moved_gradient, gradient[:, order])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@settings(max_examples=25, deadline=None)
+@given(seed=lists, padding=st.integers(1, 4), junk=st.sampled_from([math.nan, math.inf, -math.inf, 1e30]))
+def test_masked_places_do_not_exist(name: str, seed: int, padding: int, junk: float) -> None:
+    """Ragged lists are padded, and padding that leaks trains the student on documents that are not there."""
+    student, teacher, relevant = batch(seed)
+    rows = len(student)
+    mask = torch.ones_like(relevant)
+    value, gradient = value_and_gradient(LOSSES[name], student, teacher, relevant)
+    junk_scores = torch.full((rows, padding), junk, dtype=torch.float64)
+    padded, padded_gradient = value_and_gradient(
+        LOSSES[name],
+        torch.cat([student, junk_scores], dim=1),
+        torch.cat([teacher, junk_scores], dim=1),
+        torch.cat([relevant, torch.ones(rows, padding, dtype=torch.bool)], dim=1),
+        mask=torch.cat([mask, torch.zeros(rows, padding, dtype=torch.bool)], dim=1),
+    )
+    assert padded == pytest.approx(value, abs=1e-10)
+    torch.testing.assert_close(padded_gradient[:, :-padding], gradient)
+    assert torch.equal(padded_gradient[:, -padding:], torch.zeros(rows, padding, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@settings(max_examples=25, deadline=None)
+@given(seed=lists, shift=st.floats(-20, 20))
+def test_shifting_a_row_changes_nothing(name: str, seed: int, shift: float) -> None:
+    """Teachers differ by a constant per query; only differences within a list carry the ranking."""
+    student, teacher, relevant = batch(seed)
+    value, gradient = value_and_gradient(LOSSES[name], student, teacher, relevant)
+    moved, moved_gradient = value_and_gradient(LOSSES[name], student + shift, teacher - shift, relevant)
+    assert moved == pytest.approx(value, abs=1e-9)
+    torch.testing.assert_close(moved_gradient, gradient, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_rows_without_documents_or_with_one(name: str) -> None:
+    """An empty or single list says nothing about order; it must add 0, not NaN that spreads to every weight."""
+    student, teacher, relevant = batch(1, rows=3, candidates=3)
+    mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
+    value, gradient = value_and_gradient(LOSSES[name], student, teacher, relevant, mask=mask)
+    alone, _ = value_and_gradient(LOSSES[name], student[:1], teacher[:1], relevant[:1])
+    assert math.isfinite(value)
+    assert torch.isfinite(gradient).all()
+    assert torch.equal(gradient[1:], torch.zeros(2, 3, dtype=torch.float64))
+    if "mean" not in name:
+        assert value == pytest.approx(alone / 3)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("spread", [1e3, 1e30])
+def test_float32_survives_extreme_scores(name: str, spread: float) -> None:
+    """A student that is certain has probabilities of exactly 0 and 1, where naive powers and logarithms break."""
+    student = torch.tensor([[spread, 0.0, -spread], [0.0, spread, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[300.0, 0.0, -300.0], [0.0, 0.0, 0.0]])
+    positives = torch.tensor([[True, False, False], [True, False, False]])
+    LOSSES[name](student, teacher, positives).backward()
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.999, 1.0, 1.5])
+def test_small_gamma_has_finite_gradients_at_certainty(gamma: float) -> None:
+    """(1 − q)^γ has an infinite slope at q = 1 for γ < 1; a student that is right must not receive NaN for it."""
+    student = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    loss = weighted_kl(
+        student, torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([[True, False, False]]), gamma=gamma, alpha=0
+    )
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    """A log-softmax in bf16 has two decimal digits, too few to tell candidates apart."""
+    student, teacher, positives = batch(2)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    value = weighted_kl(student, teacher, positives)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, weighted_kl(student.float(), teacher.float(), positives))
+
+
+def test_margin_kl_moves_the_positive() -> None:
+    """The softmax form of MarginKL found in research code gives the positive no gradient at all."""
+    student, teacher, positives = batch(5)
+    _, gradient = value_and_gradient(margin_kl, student, teacher, positives)
+    assert gradient[:, 0].abs().min() > 1e-3
+    relevant_first = torch.tensor([[5.0, 0.0, -2.0]], dtype=torch.float64)
+    _, gradient = value_and_gradient(margin_kl, torch.zeros_like(relevant_first), relevant_first, positives[:1, :3])
+    assert gradient[0, 0] < 0
+
+
+def test_weighted_kl_is_no_divergence() -> None:
+    """Users ask why the loss is negative: it may be, and a student equal to its teacher is still moved."""
+    _, teacher, positives = batch(0)
+    _, gradient = value_and_gradient(weighted_kl, teacher.clone(), teacher, positives)
+    assert gradient.abs().max() > 1e-6
+    values = [weighted_kl(*batch(seed)).item() for seed in range(50)]
+    assert min(values) < 0
+
+
+def test_detached_weights_change_the_gradient_only() -> None:
+    """The option exists for its gradient; a changed value would make logged losses incomparable."""
+    student, teacher, positives = batch(6)
+    value, gradient = value_and_gradient(weighted_kl, student, teacher, positives)
+    same, other = value_and_gradient(weighted_kl, student, teacher, positives, detach_weights=True)
+    assert same == value
+    assert not torch.allclose(gradient, other)
+
+
+def test_reductions_relate_as_documented() -> None:
+    """A learning rate is tied to the reduction, so their ratio has to be the number of candidates, padding aside."""
+    student, teacher, positives = batch(7, rows=3, candidates=5)
+    for loss in (weighted_kl, lambda s, t, p, **k: kl_divergence(s, t, **k)):
+        total = loss(student, teacher, positives)
+        torch.testing.assert_close(loss(student, teacher, positives, reduction="mean") * 5, total)
+        terms = loss(student, teacher, positives, reduction="none")
+        assert terms.shape == student.shape
+        torch.testing.assert_close(terms.sum() / 3, total)
+    assert margin_kl(student, teacher, positives, reduction="none").shape == (3,)
+    with pytest.raises(ValueError, match="reduction must be"):
+        weighted_kl(student, teacher, positives, reduction="sum")  # type: ignore[arg-type]
+
+
+def test_several_positives_follow_paper_or_code() -> None:
+    """With several positives the paper and the authors' code differ; both have to be available, and differ."""
+    student, teacher, positives = batch(8, positives=3)
+    best = weighted_kl(student, teacher, positives)
+    first = weighted_kl(student, teacher, positives, several_positives="first")
+    assert best.item() != pytest.approx(first.item(), abs=1e-9)
+    student, teacher, positives = batch(8, positives=1)
+    torch.testing.assert_close(
+        weighted_kl(student, teacher, positives), weighted_kl(student, teacher, positives, several_positives="first")
+    )
+
+
+def test_negative_exponents_are_clamped_and_said() -> None:
+    """With α > γ a weight would exceed every bound; silently clamping it would hide that the setting is wrong."""
+    student, teacher, positives = batch(9)
+    with pytest.warns(UserWarning, match="exponents γ − β fell below 0"):
+        weighted_kl(student, teacher, positives, gamma=0.1, alpha=2.0)
+
+
+def test_ranks_share_ties() -> None:
+    """Equal scores must not be ranked by column, or shuffling a list would change its loss."""
+    scores = torch.tensor([[0.1, 0.7, 0.7, 0.3], [1.0, 1.0, 1.0, 1.0]])
+    assert student_ranks(scores).tolist() == [[4, 1, 1, 3], [1, 1, 1, 1]]
+    mask = torch.tensor([[True, False, True, True], [True] * 4])
+    assert student_ranks(scores, mask).tolist() == [[3, 1, 1, 2], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", LOSSES)
+def test_bad_teacher_scores_are_named(name: str, bad: float) -> None:
+    """One NaN label makes all weights NaN while the trainer logs a loss of 0, so it must stop the run by name."""
+    student, teacher, positives = batch(0)
+    teacher[2, 4] = bad
+    with pytest.raises(ValueError, match=r"teacher_scores\[2, 4\] is .*nan|teacher_scores\[2, 4\] is .*inf"):
+        LOSSES[name](student, teacher, positives)
+
+
+def test_bad_arguments_are_refused() -> None:
+    """Broadcasting would accept most wrong shapes and train something else at a plausible loss."""
+    student, teacher, positives = batch(0)
+    with pytest.raises(ValueError, match="teacher_scores must have the shape"):
+        weighted_kl(student, teacher[:, :1], positives)
+    with pytest.raises(ValueError, match="positives must have the shape"):
+        weighted_kl(student, teacher, positives[:1])
+    with pytest.raises(ValueError, match="mask must have the shape"):
+        kl_divergence(student, teacher, mask=torch.ones(4, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"must be \(B, N\)"):
+        kl_divergence(student[0], teacher[0])
+    with pytest.raises(ValueError, match="student_temperature must be a positive"):
+        kl_divergence(student, teacher, student_temperature=0)
+    with pytest.raises(ValueError, match="gamma must be a finite number"):
+        weighted_kl(student, teacher, positives, gamma=-1)
+    with pytest.raises(ValueError, match=r"ranks\[0, 0\] is 0.0"):
+        weighted_kl(student, teacher, positives, ranks=torch.zeros_like(student))
+    with pytest.raises(ValueError, match="pairs must be"):
+        margin_kl(student, teacher, positives, pairs="some")  # type: ignore[arg-type]
