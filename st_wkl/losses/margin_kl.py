@@ -1,0 +1,95 @@
+"""MarginKL as a loss for the sentence-transformers trainers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from st_wkl import functional
+from st_wkl.losses.base import CandidateListLoss
+from st_wkl.losses.scoring import PairwiseSimilarity
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+class MarginKL(CandidateListLoss):
+    """KL divergence between a teacher and the student on which document of each pair wins, and how surely.
+
+    It asks for the teacher's margins, not its scores, and saturates where the teacher is sure: a margin of 20 asks for
+    no more than one of 10. That is the difference from `MarginMSELoss`.
+
+    Takes the columns of `DistillKLDivLoss`: query, positive, negative_1, …, and a label column with the teacher's raw
+    scores of those candidates.
+
+    Args:
+        model: The student.
+        pairs: `"positive-negative"` compares the positive with every negative; `"all"` every two candidates.
+        similarity_fct: Pairwise similarity of the student's embeddings. Default: the one that the model ranks with.
+        student_temperature: Divides the student's margins. Default: 0.05 for cosine similarity, 1 otherwise.
+        teacher_temperature: Divides the teacher's margins; 1 suits the logits of a cross-encoder.
+
+    Raises:
+        ValueError: If a parameter is out of range, or at training time if labels are missing, of another shape than
+            the candidates, or not finite.
+
+    Source:
+        Defined by this project; `st_wkl.functional.margin_kl` gives the formula and says why a softmax over margins
+        would be degenerate.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> student = SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> MarginKL(student, pairs="all").student_temperature                       # doctest: +SKIP
+        0.05
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        pairs: Literal["positive-negative", "all"] = "positive-negative",
+        *,
+        similarity_fct: PairwiseSimilarity | None = None,
+        student_temperature: float | None = None,
+        teacher_temperature: float = 1.0,
+    ) -> None:
+        super().__init__(
+            model,
+            similarity_fct=similarity_fct,
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+        )
+        if pairs not in ("positive-negative", "all"):
+            raise ValueError(f"pairs must be 'positive-negative' or 'all', got {pairs!r}.")
+        self.pairs = pairs
+
+    def loss_from_scores(
+        self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Compute the loss from `(B, N)` scores; `positives` and `mask` are boolean `(B, N)`."""
+        return functional.margin_kl(
+            student_scores,
+            teacher_scores,
+            positives,
+            pairs=self.pairs,
+            mask=mask,
+            student_temperature=self.student_temperature,
+            teacher_temperature=self.teacher_temperature,
+        )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the parameters for the model card."""
+        return {"pairs": self.pairs, **super().get_config_dict()}
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the pairwise form, for the model card."""
+        return """
+@inproceedings{burges2005ranknet,
+    title = {Learning to Rank using Gradient Descent},
+    author = {Burges, Chris and Shaked, Tal and Renshaw, Erin and Lazier, Ari and Deeds, Matt and Hamilton, Nicole and Hullender, Greg},
+    booktitle = {Proceedings of the 22nd International Conference on Machine Learning},
+    year = {2005},
+}
+"""  # noqa: E501

@@ -1,0 +1,234 @@
+"""The loss modules inside the stock sentence-transformers trainer: contract, checks, and what a user would see."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MatryoshkaLoss
+from sentence_transformers.util import pairwise_cos_sim, pairwise_dot_score
+from torch import Tensor
+
+from st_wkl.functional import margin_kl, weighted_kl
+from st_wkl.losses import MarginKL, WeightedKLDistillationLoss
+from st_wkl.losses.base import CandidateListLoss
+
+LOSSES = [WeightedKLDistillationLoss, MarginKL]
+
+
+@pytest.fixture
+def student(static_student_path: Path) -> SentenceTransformer:
+    return SentenceTransformer(str(static_student_path))
+
+
+def rows(n: int = 8, bad: float | None = None) -> Dataset:
+    labels = [[6.0 + i, -1.0, -4.0] for i in range(n)]
+    if bad is not None:
+        labels[-1][1] = bad
+    return Dataset.from_dict(
+        {
+            "query": [f"who wrote book {i}" for i in range(n)],
+            "positive": [f"book {i} was written by a clerk" for i in range(n)],
+            "negative_1": [f"book {i} has many pages" for i in range(n)],
+            "negative_2": ["the weather was fine" for _ in range(n)],
+            "label": labels,
+        }
+    )
+
+
+def train(
+    student: SentenceTransformer, loss: Any, dataset: Dataset, folder: Path, **arguments: Any
+) -> SentenceTransformerTrainer:
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        **{
+            "per_device_train_batch_size": 4,
+            "num_train_epochs": 1,
+            "learning_rate": 1e-2,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **arguments,
+        },
+    )
+    trainer = SentenceTransformerTrainer(
+        model=student, args=args, train_dataset=dataset, eval_dataset=dataset, loss=loss
+    )
+    trainer.train()
+    return trainer
+
+
+def embeddings(n_candidates: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(4, 8, generator=generator, requires_grad=True) for _ in range(n_candidates + 1)]
+
+
+@pytest.mark.parametrize("loss_class", LOSSES)
+def test_trains_and_evaluates_in_the_stock_trainer(
+    loss_class: type[CandidateListLoss], student: SentenceTransformer, tmp_path: Path
+) -> None:
+    """A drop-in has to work in the script that users already have, evaluation loss included."""
+    loss = loss_class(student)
+    before = student.encode(["who wrote book 1"])[0].copy()
+    trainer = train(student, loss, rows(), tmp_path)
+    assert not (student.encode(["who wrote book 1"])[0] == before).all()
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+
+def test_equals_upstream_without_weights(student: SentenceTransformer) -> None:
+    """Replacing DistillKLDivLoss by γ=0, α=0 must not change a run, nor must the other way round."""
+    vectors, labels = embeddings(), 3 * torch.randn(4, 3)
+    for similarity, temperature in ((pairwise_dot_score, 1.0), (pairwise_cos_sim, 0.1)):
+        ours = WeightedKLDistillationLoss(
+            student, gamma=0, alpha=0, similarity_fct=similarity, student_temperature=temperature
+        )
+        theirs = DistillKLDivLoss(student, similarity_fct=similarity, student_temperature=temperature)
+        value = ours.compute_loss_from_embeddings(vectors, labels)
+        # Upstream multiplies by the squared student temperature, the only difference.
+        expected = theirs.compute_loss_from_embeddings(vectors, labels) / temperature**2
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+        for mine, other in zip(
+            torch.autograd.grad(value, vectors), torch.autograd.grad(expected, vectors), strict=True
+        ):
+            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+def test_first_candidate_is_the_positive(student: SentenceTransformer) -> None:
+    """The column order carries the only label there is; taking another column would reward a negative."""
+    vectors, labels = embeddings(), torch.randn(4, 3)
+    scores = torch.stack([pairwise_cos_sim(vectors[0], other) for other in vectors[1:]], dim=1)
+    positives = torch.tensor([[True, False, False]]).expand(4, 3)
+    torch.testing.assert_close(
+        WeightedKLDistillationLoss(student).compute_loss_from_embeddings(vectors, labels),
+        weighted_kl(scores, labels, positives, student_temperature=0.05),
+    )
+    torch.testing.assert_close(
+        MarginKL(student).compute_loss_from_embeddings(vectors, labels),
+        margin_kl(scores, labels, positives, student_temperature=0.05),
+    )
+
+
+def test_similarity_is_the_models_own(student: SentenceTransformer) -> None:
+    """Upstream always takes the dot product, so a cosine model was trained for a ranking that it never produces."""
+    assert WeightedKLDistillationLoss(student).get_config_dict()["similarity_fct"] == "pairwise_cos_sim"
+    student.similarity_fn_name = "dot"
+    loss = WeightedKLDistillationLoss(student)
+    assert loss.get_config_dict()["similarity_fct"] == "pairwise_dot_score"
+    assert loss.student_temperature == 1.0
+
+
+@pytest.mark.parametrize("loss_class", LOSSES)
+def test_flat_temperature_warns(loss_class: type[CandidateListLoss], student: SentenceTransformer) -> None:
+    """Cosines at temperature 1 train to a flat ranking and nothing else would tell."""
+    with pytest.warns(UserWarning, match=r"student_temperature=1.0 with cosine similarity.*0\.05"):
+        loss_class(student, student_temperature=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss_class(student)
+        loss_class(student, similarity_fct=pairwise_dot_score, student_temperature=1.0)
+
+
+@pytest.mark.parametrize("loss_class", LOSSES)
+def test_matryoshka(loss_class: type[CandidateListLoss], student: SentenceTransformer, tmp_path: Path) -> None:
+    """MatryoshkaLoss patches the model's forward, which any extra or cached forward of ours would break."""
+    inner = loss_class(student)
+    train(student, MatryoshkaLoss(student, inner, matryoshka_dims=[256, 64]), rows(), tmp_path)
+    vectors = [vector.detach() for vector in embeddings()]
+    assert torch.isfinite(inner.compute_loss_from_embeddings([v[:, :4] for v in vectors], torch.randn(4, 3)))
+
+
+def test_card_names_loss_parameters_and_citation(student: SentenceTransformer, tmp_path: Path) -> None:
+    """A published student has to say how it was trained; the trainer reads that from the loss."""
+    train(student, WeightedKLDistillationLoss(student, gamma=2.0), rows(), tmp_path / "run")
+    student.save_pretrained(str(tmp_path / "student"))
+    card = (tmp_path / "student" / "README.md").read_text(encoding="utf-8")
+    assert "WeightedKLDistillationLoss" in card
+    assert '"gamma": 2.0' in card
+    assert "Weighted KL-Divergence for Document Ranking Model Refinement" in card
+
+
+@pytest.mark.parametrize("loss_class", LOSSES)
+def test_config_is_json_and_nothing_is_learned(
+    loss_class: type[CandidateListLoss], student: SentenceTransformer
+) -> None:
+    """Parameters of a loss are not saved in checkpoints, so it must not have any; its config must fit a card."""
+    loss = loss_class(student)
+    assert json.loads(json.dumps(loss.get_config_dict())) == loss.get_config_dict()
+    own = [name for name, _ in loss.named_parameters() if not name.startswith("model.")]
+    assert own == []
+    assert dict(loss.named_children()).keys() == {"model"}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("loss_class", LOSSES)
+def test_bad_label_in_a_later_batch_stops_the_run(
+    loss_class: type[CandidateListLoss], bad: float, student: SentenceTransformer, tmp_path: Path
+) -> None:
+    """Upstream looks at the first batch only: a NaN in the second trains all weights to NaN and logs a loss of 0."""
+    with pytest.raises(ValueError, match=r"teacher_scores\[\d, 1\] is"):
+        train(student, loss_class(student), rows(bad=bad), tmp_path, dataloader_drop_last=False)
+    assert all(torch.isfinite(parameter).all() for parameter in student.parameters())
+
+
+def test_diverged_student_stops_the_run(student: SentenceTransformer) -> None:
+    """NaN weights give a NaN loss, which the trainer logs as 0 and trains on."""
+    vectors = [vector.detach().clone() for vector in embeddings()]
+    vectors[0][2] = math.nan
+    with pytest.raises(ValueError, match="student's scores in row 2 of this batch are NaN"):
+        WeightedKLDistillationLoss(student).compute_loss_from_embeddings(vectors, torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("loss_class", LOSSES)
+def test_wrong_labels_say_what_is_expected(loss_class: type[CandidateListLoss], student: SentenceTransformer) -> None:
+    """Labels of a neighbouring shape would broadcast and train toward a uniform ranking at a plausible loss."""
+    loss = loss_class(student)
+    with pytest.raises(ValueError, match=r"\(4, 3\), but the labels have shape \(4, 2\)"):
+        loss.compute_loss_from_embeddings(embeddings(3), torch.randn(4, 2))
+    with pytest.raises(ValueError, match=r"shape \(4,\)"):
+        loss.compute_loss_from_embeddings(embeddings(3), torch.randn(4))
+    with pytest.raises(ValueError, match="needs the teacher's scores: add a column 'label'"):
+        loss.compute_loss_from_embeddings(embeddings(3), None)
+    with pytest.raises(ValueError, match="one candidate there is nothing to rank"):
+        loss.compute_loss_from_embeddings(embeddings(1), torch.randn(4, 1))
+
+
+def test_id_column_left_in_is_explained(student: SentenceTransformer, tmp_path: Path) -> None:
+    """The collator tokenizes ids like text; without a hint the user looks for the fault in the labels."""
+    dataset = rows().add_column("query_id", [str(i) for i in range(8)])
+    with pytest.raises(ValueError, match="an id column too: remove what is neither query nor candidate"):
+        train(student, WeightedKLDistillationLoss(student), dataset, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gamma": -1.0}, "gamma must be a finite number"),
+        ({"reduction": "none"}, "reduction must be"),
+        ({"teacher_temperature": 0.0}, "teacher_temperature must be a positive"),
+        ({"student_temperature": math.nan}, "student_temperature must be a positive"),
+    ],
+)
+def test_bad_parameters_are_refused_at_once(
+    arguments: dict[str, Any], message: str, student: SentenceTransformer
+) -> None:
+    """A parameter that only fails at the first batch costs the user the time of loading and tokenizing."""
+    with pytest.raises(ValueError, match=message):
+        WeightedKLDistillationLoss(student, **arguments)
+
+
+def test_all_ways_of_whole_numbers_work(student: SentenceTransformer) -> None:
+    """Scores like 1 and 0 come out of the collator as integers, which have no softmax."""
+    labels = torch.tensor([[1, 0, 0]] * 4)
+    assert torch.isfinite(MarginKL(student).compute_loss_from_embeddings(embeddings(), labels))
+    assert torch.isfinite(WeightedKLDistillationLoss(student).compute_loss_from_embeddings(embeddings(), labels))
