@@ -1,18 +1,17 @@
-"""What all losses over candidate lists share: the sentence-transformers contract and its checks."""
+"""What all losses over a teacher's candidate lists share: the checks, the options, and the way to scores."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-import torch
-from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.util import similarity_fct_name
-from torch import Tensor, nn
+from torch import Tensor
 
+from st_wkl.losses.cached import StudentLoss
+from st_wkl.losses.lists import CHANNELS, CandidateLists, from_columns, unpack
 from st_wkl.losses.scoring import (
     BOUNDED_TEMPERATURE,
     LARGEST_SENSIBLE_BOUNDED_TEMPERATURE,
@@ -23,32 +22,50 @@ from st_wkl.losses.scoring import (
 )
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from st_wkl.losses.scoring import Student
 
 
-class CandidateListLoss(nn.Module, ABC):
-    """Base of the losses that compare a student's scores of a candidate list with a teacher's.
+class ListLossOptions(TypedDict, total=False):
+    """The options that every loss over candidate lists takes; `CandidateListLoss` describes them."""
+
+    similarity_fct: PairwiseSimilarity | None
+    student_temperature: float | None
+    teacher_temperature: float
+    positive_threshold: float
+    without_positive: Literal["all-negative", "skip"]
+    mini_batch_size: int | None
+
+
+class CandidateListLoss(StudentLoss):
+    """Base of the losses that compare a student's scores of candidate lists with a teacher's.
 
     A subclass only says what the loss is once the scores are there, in `loss_from_scores`.
 
     Args:
-        model: The student.
+        model: The student: a `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`.
         similarity_fct: Pairwise similarity of the student's embeddings. Default: the one that the model ranks with.
-        student_temperature: Divides the student's scores. Default: 0.05 for cosine similarity, whose narrow range no
-            softmax can make sharp otherwise, and 1 for any other.
+        student_temperature: Divides the student's scores. Default: 0.05 for similarities within [-1, 1], such as the
+            cosine, whose narrow range no softmax can make sharp otherwise, and 1 for any other.
         teacher_temperature: Divides the teacher's scores; 1 suits the logits of a cross-encoder.
+        positive_threshold: In lists with judged gains, the smallest gain that makes a document a positive.
+        without_positive: What to do with a list that has no positive: `"all-negative"` trains on it as it is,
+            `"skip"` leaves it out. They are counted in `rows_without_positive` either way.
+        mini_batch_size: Rows that are embedded at once; bounds memory at the price of a second forward pass. Default:
+            the whole batch.
     """
 
     def __init__(
         self,
-        model: SentenceTransformer,
+        model: Student,
         *,
         similarity_fct: PairwiseSimilarity | None = None,
         student_temperature: float | None = None,
         teacher_temperature: float = 1.0,
+        positive_threshold: float = 1.0,
+        without_positive: Literal["all-negative", "skip"] = "all-negative",
+        mini_batch_size: int | None = None,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, mini_batch_size)
         # Resolved now, because the trainer replaces `self.model` by a wrapper that has no similarity of its own.
         self.similarity_fct = model_similarity(model) if similarity_fct is None else similarity_fct
         bounded = is_bounded(self.similarity_fct)
@@ -65,8 +82,13 @@ class CandidateListLoss(nn.Module, ABC):
                 "similarity_fct=sentence_transformers.util.pairwise_dot_score if the embeddings are not normalised.",
                 stacklevel=3,
             )
+        if without_positive not in ("all-negative", "skip"):
+            raise ValueError(f"without_positive must be 'all-negative' or 'skip', got {without_positive!r}.")
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
+        self.positive_threshold = positive_threshold
+        self.without_positive = without_positive
+        self.rows_without_positive = 0
 
     @abstractmethod
     def loss_from_scores(
@@ -74,27 +96,13 @@ class CandidateListLoss(nn.Module, ABC):
     ) -> Tensor:
         """Compute the loss from `(B, N)` scores; `positives` and `mask` are boolean `(B, N)`."""
 
-    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None) -> Tensor:
-        """Embed the columns of a batch and compute the loss.
-
-        Args:
-            sentence_features: Tokenized columns: query, positive, negative_1, …
-            labels: `(B, N)` teacher scores of the N candidate columns.
-
-        Returns:
-            The loss, a scalar.
-
-        Raises:
-            ValueError: If labels are missing, of another shape, or not finite.
-        """
-        return self.compute_loss_from_embeddings(embed_columns(self.model, sentence_features), labels)
-
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
-        """Compute the loss from the embeddings of query, positive, negative_1, …, each `(B, D)`.
+        """Compute the loss from the embeddings of a batch.
 
         Args:
-            embeddings: One tensor per column, the query first.
-            labels: `(B, N)` teacher scores of the N candidate columns.
+            embeddings: One tensor per column, the query first: query, positive, negative_1, …, or query and all
+                documents of the lists. For a cross-encoder, the scores of all pairs alone.
+            labels: `(B, N)` teacher scores of the N candidate columns, or what `ListwiseCollator` made.
 
         Returns:
             The loss, a scalar.
@@ -103,35 +111,46 @@ class CandidateListLoss(nn.Module, ABC):
             ValueError: If there are fewer than two candidates, if labels are missing, of another shape, or not
                 finite, or if the student's own scores have become NaN.
         """
-        query, *documents = embeddings
-        labels = self._check_labels(labels, len(query), len(documents))
-        student_scores = score_lists(query, torch.stack(documents, dim=1), self.similarity_fct)
+        lists = self._lists(embeddings, labels)
+        student_scores = score_lists(embeddings, lists, self.similarity_fct)
         self._check_student(student_scores)
-        mask = torch.ones_like(student_scores, dtype=torch.bool)
-        positives = torch.zeros_like(mask)
-        positives[:, 0] = True
-        return self.loss_from_scores(student_scores, labels.detach(), positives, mask)
+        positives = (lists.gains >= self.positive_threshold) & lists.mask
+        kept = positives.any(dim=1)
+        missing = int((~kept).sum())
+        if missing:
+            self.rows_without_positive += missing
+            if self.without_positive == "skip":
+                student_scores, positives = student_scores[kept], positives[kept]
+                return self.loss_from_scores(student_scores, lists.scores[kept].detach(), positives, lists.mask[kept])
+        return self.loss_from_scores(student_scores, lists.scores.detach(), positives, lists.mask)
 
-    def _check_labels(self, labels: Tensor | None, rows: int, candidates: int) -> Tensor:
+    def _lists(self, embeddings: list[Tensor], labels: Tensor | None) -> CandidateLists:
         name = type(self).__name__
+        if labels is None:
+            raise ValueError(
+                f"{name} needs the teacher's scores: add a column 'label' that holds, for each row, a list with one "
+                "float per candidate column, in their order. DistillationDatasetBuilder makes it."
+            )
+        if labels.ndim == 3 and labels.shape[-1] == CHANNELS:
+            return unpack(labels)
+        rows, candidates = len(embeddings[0]), len(embeddings) - 1
+        if self.output == "score":
+            rows, candidates = len(labels), len(embeddings[0]) // max(len(labels), 1)
         if candidates < 2:
             raise ValueError(
                 f"{name} expects the columns query, positive, negative_1, … but got {candidates + 1} of them. With one "
-                "candidate there is nothing to rank, and the loss would be constant. Add a column of negatives."
-            )
-        if labels is None:
-            raise ValueError(
-                f"{name} needs the teacher's scores: add a column 'label' that holds, for each row, a list of "
-                f"{candidates} floats, one per candidate column in their order. DistillationDatasetBuilder makes it."
+                "candidate there is nothing to rank, and the loss would be constant. Add a column of negatives, or "
+                "pass data_collator=ListwiseCollator(model) to the trainer if a column holds lists of documents."
             )
         if labels.shape != (rows, candidates):
             raise ValueError(
                 f"{name} expects teacher scores of shape (batch, candidates) = ({rows}, {candidates}), but the labels "
                 f"have shape {tuple(labels.shape)}. Every column besides the labels counts as text, an id column too: "
                 "remove what is neither query nor candidate (dataset.remove_columns), and give each row one score per "
-                "candidate, the positive's first."
+                "candidate, the positive's first. Inside MatryoshkaLoss, labels as wide as the embedding dimension are "
+                "cut as if they were embeddings: use another number of candidates, or ListwiseCollator."
             )
-        return labels
+        return from_columns(labels)
 
     def _check_student(self, scores: Tensor) -> None:
         if bool(scores.isnan().any()):
@@ -144,8 +163,16 @@ class CandidateListLoss(nn.Module, ABC):
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the parameters for the model card."""
-        return {
-            "similarity_fct": similarity_fct_name(self.similarity_fct),
+        config: dict[str, Any] = {
             "student_temperature": self.student_temperature,
             "teacher_temperature": self.teacher_temperature,
         }
+        if self.similarity_fct is not None:
+            config = {"similarity_fct": similarity_fct_name(self.similarity_fct), **config}
+        if self.positive_threshold != 1.0:
+            config["positive_threshold"] = self.positive_threshold
+        if self.without_positive != "all-negative":
+            config["without_positive"] = self.without_positive
+        if self.mini_batch_size is not None:
+            config["mini_batch_size"] = self.mini_batch_size
+        return config

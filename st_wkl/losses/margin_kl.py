@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from torch import Tensor
 
 from st_wkl import functional
-from st_wkl.losses.base import CandidateListLoss
-from st_wkl.losses.scoring import PairwiseSimilarity
+from st_wkl.losses.base import CandidateListLoss, ListLossOptions
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from st_wkl.losses.scoring import Student
 
 
 class MarginKL(CandidateListLoss):
@@ -21,14 +20,14 @@ class MarginKL(CandidateListLoss):
     no more than one of 10. That is the difference from `MarginMSELoss`.
 
     Takes the columns of `DistillKLDivLoss`: query, positive, negative_1, …, and a label column with the teacher's raw
-    scores of those candidates.
+    scores of those candidates; or, with `ListwiseCollator`, lists of any length. The student may be a
+    `SentenceTransformer`, `SparseEncoder` (inside `SpladeLoss`, too), `MultiVectorEncoder` or `CrossEncoder`.
 
     Args:
         model: The student.
         pairs: `"positive-negative"` compares the positive with every negative; `"all"` every two candidates.
-        similarity_fct: Pairwise similarity of the student's embeddings. Default: the one that the model ranks with.
-        student_temperature: Divides the student's margins. Default: 0.05 for cosine similarity, 1 otherwise.
-        teacher_temperature: Divides the teacher's margins; 1 suits the logits of a cross-encoder.
+        **options: `similarity_fct`, `student_temperature`, `teacher_temperature`, `positive_threshold`,
+            `without_positive` and `mini_batch_size`, as `CandidateListLoss` describes them.
 
     Raises:
         ValueError: If a parameter is out of range, or at training time if labels are missing, of another shape than
@@ -47,19 +46,11 @@ class MarginKL(CandidateListLoss):
 
     def __init__(
         self,
-        model: SentenceTransformer,
+        model: Student,
         pairs: Literal["positive-negative", "all"] = "positive-negative",
-        *,
-        similarity_fct: PairwiseSimilarity | None = None,
-        student_temperature: float | None = None,
-        teacher_temperature: float = 1.0,
+        **options: Unpack[ListLossOptions],
     ) -> None:
-        super().__init__(
-            model,
-            similarity_fct=similarity_fct,
-            student_temperature=student_temperature,
-            teacher_temperature=teacher_temperature,
-        )
+        super().__init__(model, **options)
         if pairs not in ("positive-negative", "all"):
             raise ValueError(f"pairs must be 'positive-negative' or 'all', got {pairs!r}.")
         self.pairs = pairs

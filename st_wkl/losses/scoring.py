@@ -1,46 +1,144 @@
-"""From embeddings to `(B, N)` student scores."""
+"""From features to the `(B, N)` scores of a student, for each of the four model classes of sentence-transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from sentence_transformers.util import SimilarityFunction, similarity_fct_name
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from sentence_transformers import CrossEncoder, MultiVectorEncoder
+from sentence_transformers.util import (
+    SimilarityFunction,
+    maxsim_pairwise,
+    mean_maxsim_pairwise,
+    similarity_fct_name,
+)
+from torch import Tensor, nn
+
+from st_wkl.losses.lists import CandidateLists
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer, SparseEncoder
 
-PairwiseSimilarity = Callable[[Tensor, Tensor], Tensor]
+    Student = SentenceTransformer | SparseEncoder | MultiVectorEncoder | CrossEncoder
+
+PairwiseSimilarity = Callable[..., Tensor]
+# What one row of a student's output is: an embedding, a matrix of token embeddings, or the score of a pair of texts.
+Output = Literal["embedding", "tokens", "score"]
 
 # Where a score can only lie in [-1, 1], dividing by 1 leaves a softmax nearly flat: with 32 candidates its largest
 # probability is at most 0.19. In practice 0.02 to 0.05 works; above 0.2 little of the teacher can be expressed.
-BOUNDED = ("pairwise_cos_sim",)
+BOUNDED = ("pairwise_cos_sim", "mean_maxsim_pairwise")
 BOUNDED_TEMPERATURE = 0.05
 LARGEST_SENSIBLE_BOUNDED_TEMPERATURE = 0.2
 
 
-def model_similarity(model: SentenceTransformer) -> PairwiseSimilarity:
-    """Return the pairwise form of the similarity that the model itself ranks with."""
-    return SimilarityFunction.to_similarity_pairwise_fn(model.similarity_fn_name)
+def student_output(model: Student) -> Output:
+    """Tell what the model computes for one row of a batch."""
+    if isinstance(model, CrossEncoder):
+        return "score"
+    return "tokens" if isinstance(model, MultiVectorEncoder) else "embedding"
 
 
-def is_bounded(similarity_fct: PairwiseSimilarity) -> bool:
+def model_similarity(model: Student) -> PairwiseSimilarity | None:
+    """Return the pairwise form of the similarity that the model itself ranks with; None where its output is a score."""
+    if isinstance(model, CrossEncoder):
+        return None
+    if isinstance(model, MultiVectorEncoder):
+        return mean_maxsim_pairwise if model.similarity_fn_name == "meanmaxsim" else maxsim_pairwise
+    return SimilarityFunction.to_similarity_pairwise_fn(str(model.similarity_fn_name))
+
+
+def is_bounded(similarity_fct: PairwiseSimilarity | None) -> bool:
     """Tell whether scores of this similarity lie in [-1, 1]."""
-    return similarity_fct_name(similarity_fct) in BOUNDED
+    return similarity_fct is not None and similarity_fct_name(similarity_fct) in BOUNDED
 
 
-def score_lists(query: Tensor, documents: Tensor, similarity_fct: PairwiseSimilarity) -> Tensor:
-    """Score each query's own candidates.
+def embed(model: nn.Module, features: dict[str, Any], output: Output) -> Tensor:
+    """Run a batch of features through the student.
 
     Args:
-        query: `(B, D)` query embeddings.
-        documents: `(B, N, D)` embeddings of the candidates.
-        similarity_fct: Pairwise similarity, `(M, D), (M, D) -> (M,)`.
+        model: The student, possibly wrapped for distributed training.
+        features: Tokenized rows.
+        output: What a row becomes.
 
     Returns:
-        `(B, N)` scores.
+        `(rows, D)` embeddings; `(rows, T, D + 1)` token embeddings whose last channel is 1 for tokens that count, so
+        that embeddings and mask stay together through caching and sorting; or `(rows, 1)` scores.
     """
-    batch, candidates, _ = documents.shape
-    queries = query.unsqueeze(1).expand(-1, candidates, -1)
-    return similarity_fct(queries.reshape(batch * candidates, -1), documents.flatten(0, 1)).view(batch, candidates)
+    if output == "score":
+        return model(features)["scores"].view(-1, 1)
+    if output == "embedding":
+        return model(features)["sentence_embedding"]
+    out = model(features, task=features.get("task"))
+    tokens = out["token_embeddings"]
+    return torch.cat([tokens, out["attention_mask"].unsqueeze(-1).to(tokens.dtype)], dim=-1)
+
+
+def concatenate(chunks: list[Tensor]) -> Tensor:
+    """Concatenate outputs along the rows, padding token axes of different length with tokens that do not count."""
+    if chunks[0].ndim == 3:
+        longest = max(chunk.shape[1] for chunk in chunks)
+        chunks = [F.pad(chunk, (0, 0, 0, longest - chunk.shape[1])) for chunk in chunks]
+    return torch.cat(chunks)
+
+
+def score_lists(embeddings: list[Tensor], lists: CandidateLists, similarity_fct: PairwiseSimilarity | None) -> Tensor:
+    """Score the candidates of each row.
+
+    Args:
+        embeddings: What `embed` gave for the queries, then for the documents, in one tensor or one per column; for a
+            cross-encoder the scores of all pairs alone.
+        lists: Which document stands where.
+        similarity_fct: Pairwise similarity; None where the embeddings are scores already.
+
+    Returns:
+        `(B, N)` scores, 0 at masked places. Only places that hold a document are computed.
+    """
+    rows, _ = places = lists.mask.nonzero(as_tuple=True)
+    wanted = lists.index[places]
+    present = len(embeddings[0]) if similarity_fct is None else sum(len(column) for column in embeddings[1:])
+    if len(wanted) and int(wanted.max()) >= present:
+        raise ValueError(
+            f"the lists of this batch name {int(wanted.max()) + 1} documents, but {present} arrived at the loss. With "
+            "an IterableDataset, accelerate cuts every tensor to the number of rows: set "
+            'accelerator_config={"dispatch_batches": False} in the training arguments.'
+        )
+    if similarity_fct is None:
+        values = embeddings[0].view(-1)[wanted]
+    else:
+        query, documents = embeddings[0], concatenate(embeddings[1:])
+        if query.ndim == 3:
+            values = similarity_fct(
+                query[rows][..., :-1],
+                documents[wanted][..., :-1],
+                a_mask=query[rows][..., -1].bool(),
+                b_mask=documents[wanted][..., -1].bool(),
+            )
+        else:
+            values = similarity_fct(query[rows], documents[wanted])
+    scores = torch.zeros(lists.mask.shape, dtype=values.dtype, device=values.device)
+    return scores.index_put(places, values)
+
+
+def pair_features(
+    model: CrossEncoder, columns: list[list[Any]], prompt: str | None, task: str | None
+) -> dict[str, Any]:
+    """Tokenize the pairs of a cross-encoder's batch.
+
+    Args:
+        model: The cross-encoder, or its distributed wrapper, to which the trainer lends `preprocess`.
+        columns: Queries and one list of documents per query, or queries and one column of documents per candidate.
+        prompt: Prompt of the dataset, from the collator.
+        task: Task of the dataset, from the collator.
+
+    Returns:
+        Features of all pairs: list by list, or column by column.
+    """
+    queries, *candidates = columns
+    if isinstance(candidates[0][0], str):
+        pairs = [(query, text) for column in candidates for query, text in zip(queries, column, strict=True)]
+    else:
+        pairs = [(query, text) for query, texts in zip(queries, candidates[0], strict=True) for text in texts]
+    return model.preprocess(pairs, prompt=prompt, task=task)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from torch import Tensor
 
 from st_wkl import functional
-from st_wkl.losses.base import CandidateListLoss
-from st_wkl.losses.scoring import PairwiseSimilarity
+from st_wkl.losses.base import CandidateListLoss, ListLossOptions
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from st_wkl.losses.scoring import Student
 
 
 class WeightedKLDistillationLoss(CandidateListLoss):
@@ -22,19 +21,21 @@ class WeightedKLDistillationLoss(CandidateListLoss):
     `gamma=0, alpha=0` is plain KL.
 
     Takes the columns of `DistillKLDivLoss`: query, positive, negative_1, …, and a label column with the teacher's raw
-    scores of those candidates.
+    scores of those candidates; or, with `ListwiseCollator`, lists of any length. The student may be a
+    `SentenceTransformer`, `SparseEncoder` (inside `SpladeLoss`, too), `MultiVectorEncoder` or `CrossEncoder`.
 
     Args:
         model: The student.
         gamma: Strength of the contrastive weights; 5 is the authors' main setting, 0 turns them off.
         alpha: Strength of the rank bias; 1 is the authors' main setting. Keep it at most `gamma`.
         beta: One constant bias for all negatives in place of the rank bias.
-        similarity_fct: Pairwise similarity of the student's embeddings. Default: the one that the model ranks with.
-        student_temperature: Divides the student's scores. Default: 0.05 for cosine similarity, 1 otherwise.
-        teacher_temperature: Divides the teacher's scores; 1 suits the logits of a cross-encoder.
         detach_weights: Treat the weights as constants. The authors let gradients flow through them.
+        several_positives: `"best"` or `"first"`: how a list with several positives is ranked and weighted, see
+            `st_wkl.functional.weighted_kl`.
         reduction: `"batchmean"` averages the rows; `"mean"` averages over candidates too, as the authors do, which
             makes the loss N times smaller.
+        **options: `similarity_fct`, `student_temperature`, `teacher_temperature`, `positive_threshold`,
+            `without_positive` and `mini_batch_size`, as `CandidateListLoss` describes them.
 
     Raises:
         ValueError: If a parameter is out of range, or at training time if labels are missing, of another shape than
@@ -60,23 +61,17 @@ class WeightedKLDistillationLoss(CandidateListLoss):
 
     def __init__(
         self,
-        model: SentenceTransformer,
+        model: Student,
         gamma: float = 5.0,
         alpha: float = 1.0,
         *,
         beta: float | None = None,
-        similarity_fct: PairwiseSimilarity | None = None,
-        student_temperature: float | None = None,
-        teacher_temperature: float = 1.0,
         detach_weights: bool = False,
+        several_positives: Literal["best", "first"] = "best",
         reduction: Literal["batchmean", "mean"] = "batchmean",
+        **options: Unpack[ListLossOptions],
     ) -> None:
-        super().__init__(
-            model,
-            similarity_fct=similarity_fct,
-            student_temperature=student_temperature,
-            teacher_temperature=teacher_temperature,
-        )
+        super().__init__(model, **options)
         if reduction not in ("batchmean", "mean"):
             raise ValueError(f"reduction must be 'batchmean' or 'mean', got {reduction!r}.")
         functional.check_at_least_zero(gamma=gamma, alpha=alpha)
@@ -84,6 +79,7 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         self.alpha = alpha
         self.beta = beta
         self.detach_weights = detach_weights
+        self.several_positives = several_positives
         self.reduction = reduction
 
     def loss_from_scores(
@@ -101,16 +97,16 @@ class WeightedKLDistillationLoss(CandidateListLoss):
             student_temperature=self.student_temperature,
             teacher_temperature=self.teacher_temperature,
             detach_weights=self.detach_weights,
+            several_positives=self.several_positives,
             reduction=self.reduction,
         )
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the parameters for the model card."""
-        own = {"gamma": self.gamma, "alpha": self.alpha} if self.beta is None else {"gamma": self.gamma}
-        if self.beta is not None:
-            own["beta"] = self.beta
+        bias = {"alpha": self.alpha} if self.beta is None else {"beta": self.beta}
         return {
-            **own,
+            "gamma": self.gamma,
+            **bias,
             **super().get_config_dict(),
             "detach_weights": self.detach_weights,
             "reduction": self.reduction,

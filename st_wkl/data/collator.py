@@ -1,0 +1,121 @@
+"""Lists of any length as batches for the stock trainers, which upstream's collators refuse."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.data_collator import BaseDataCollator
+
+from st_wkl.losses.lists import pack
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
+
+QUERY, DOCUMENTS, SCORES, LABELS = "query", "documents", "scores", "labels"
+
+
+@dataclass
+class ListwiseCollator(BaseDataCollator):
+    """Turns rows of a query and its scored candidates into a batch, whatever the length of each list.
+
+    A row holds `query`, `documents` (a list of texts), `scores` (the teacher's, in the same order; only needed by
+    losses that listen to a teacher) and `labels` (judged gains). `DistillationDataset.to_lists()` makes such rows. A
+    document that stands in several lists of a batch is embedded once.
+
+    Pass it as `data_collator=ListwiseCollator(model)` to the trainer of any of the four model classes. For an
+    `IterableDataset`, also set `accelerator_config={"dispatch_batches": False}` in the training arguments: otherwise
+    accelerate cuts every tensor of a batch to its number of rows, and there are more documents than rows.
+
+    Args:
+        model: The model that is going to be trained; its tokenizer is used. For a `CrossEncoder`, texts stay texts, as
+            its losses pair them first.
+        prompts: Prompt of each side, `{"query": "…", "document": "…"}`, or one for both, or either by dataset name.
+            The names are those of the model's own prompts; upstream's collator would want one per column.
+        max_length: Longest text in tokens, one for both or `{"query": …, "document": …}`. Default: the model's own.
+
+    Raises:
+        ValueError: When a batch is made, if a row lacks a column, holds a null or empty query, a null document, or
+            lists of different length, or if a score is not finite.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+        >>> student = SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> collator = ListwiseCollator(student)  # doctest: +SKIP
+        >>> SentenceTransformerTrainer(student, train_dataset=data, loss=loss, data_collator=collator)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer | SparseEncoder | MultiVectorEncoder | CrossEncoder,
+        *,
+        prompts: str | dict[str, str] | dict[str, dict[str, str]] | None = None,
+        max_length: int | dict[str, int] | None = None,
+    ) -> None:
+        super().__init__(preprocess_fn=model.preprocess, prompts=prompts, max_length=max_length)
+        self.texts_only = isinstance(model, CrossEncoder)
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate rows into one batch with the columns `query` and `document` and a label tensor."""
+        batch: dict[str, Any] = {}
+        if "dataset_name" in features[0]:
+            batch["dataset_name"] = features[0]["dataset_name"]
+        for row in features:
+            _check(row)
+        queries = [row[QUERY] for row in features]
+        scores = [row[SCORES] for row in features] if SCORES in features[0] else None
+        gains = [row[LABELS] for row in features]
+        if self.texts_only:
+            # Each pair is read anew, so nothing is shared between lists: number the places list by list.
+            texts = [text for row in features for text in row[DOCUMENTS]]
+            numbers = iter(range(len(texts)))
+            indices = [[next(numbers) for _ in row[DOCUMENTS]] for row in features]
+            prompt = self._resolve_prompts(batch)
+            batch |= {} if not prompt else {"prompt": prompt}
+            batch |= {QUERY: queries, DOCUMENTS: [list(row[DOCUMENTS]) for row in features]}
+        else:
+            unique: dict[str, int] = {}
+            indices = [[unique.setdefault(text, len(unique)) for text in row[DOCUMENTS]] for row in features]
+            texts = list(unique)
+            self._tokenize(batch, "query", queries)
+            self._tokenize(batch, "document", texts)
+        batch["label"] = pack(indices, texts, scores, gains)
+        return batch
+
+    def _tokenize(self, batch: dict[str, Any], side: str, texts: list[str]) -> None:
+        # The task is what routes a Router and what a late-interaction model formats by; other models ignore it.
+        prompt = self._get_prompt_for_column(self._resolve_prompts(batch) or {}, side)
+        max_length = self._get_max_length_for_task(side)
+        limits = {} if max_length is None else {"max_length": max_length}
+        for key, value in self.preprocess_fn(texts, prompt=prompt, task=side, **limits).items():
+            batch[f"{side}_{key}"] = value
+        batch[f"{side}_task"] = side
+
+
+def _check(row: dict[str, Any]) -> None:
+    missing = [name for name in (QUERY, DOCUMENTS, LABELS) if name not in row]
+    if missing:
+        raise ValueError(
+            f"ListwiseCollator needs the columns query, documents, scores and labels; a row lacks {missing} and has "
+            f"{sorted(row)}. DistillationDataset.to_lists() makes such rows."
+        )
+    query = row[QUERY]
+    if not isinstance(query, str) or not query.strip():
+        raise ValueError(f"a row has the query {query!r} with documents {str(row[DOCUMENTS])[:80]}… Drop that row.")
+    lengths = {name: len(row[name]) for name in (DOCUMENTS, SCORES, LABELS) if row.get(name) is not None}
+    if len(set(lengths.values())) > 1 or not lengths.get(DOCUMENTS):
+        raise ValueError(
+            f"the row of the query {query!r} has lists of length {lengths}. Every document needs one score and one "
+            "label, and there has to be at least one; mend or drop the row."
+        )
+    for place, document in enumerate(row[DOCUMENTS]):
+        if not isinstance(document, str):
+            raise ValueError(f"document {place} of the query {query!r} is {document!r}, not a text. Drop it.")
+    for place, score in enumerate(row.get(SCORES) or []):
+        if score is None or not math.isfinite(score):
+            raise ValueError(
+                f"the score of document {place} of the query {query!r} is {score}. One such score makes every weight "
+                "of the student NaN: score the pair again, or drop the document from the list."
+            )

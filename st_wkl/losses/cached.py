@@ -1,0 +1,180 @@
+"""A loss that embeds its own batch: in one forward pass, or in bounded memory through a gradient cache."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers.base.losses import CachedLossMixin, RandContext, has_static_embedding_input
+from sentence_transformers.base.losses.merged_forward import merge_feature_batches
+from torch import Tensor, nn
+
+from st_wkl._compat import create_minibatch
+from st_wkl.losses.scoring import concatenate, embed, pair_features, student_output
+
+if TYPE_CHECKING:
+    from st_wkl.losses.scoring import Student
+
+
+@dataclass(frozen=True)
+class _CachedBatch:
+    """What `calculate_loss` needs beside the embeddings; rides through the gradient cache in place of the labels."""
+
+    labels: Tensor | None
+    inverses: list[Tensor | None]
+    merged: int
+
+
+class StudentLoss(CachedLossMixin, nn.Module, ABC):
+    """Base of all losses here: it turns a batch into embeddings, a subclass turns embeddings into a loss.
+
+    All candidate columns go through the model in one forward pass. With `mini_batch_size`, rows are sorted by length
+    and embedded in mini-batches twice, first without and then with gradients (GradCache,
+    https://arxiv.org/abs/2101.06983), so that memory depends on the mini-batch and not on the batch. The gradient is
+    the same. Sorting saves what upstream's cached losses spend on padding, because a mini-batch of short documents is
+    only as wide as they are.
+
+    Args:
+        model: The student.
+        mini_batch_size: Rows per mini-batch, or None to embed the batch at once.
+    """
+
+    def __init__(self, model: Student, mini_batch_size: int | None = None) -> None:
+        super().__init__()
+        if mini_batch_size is not None:
+            if mini_batch_size < 1:
+                raise ValueError(f"mini_batch_size must be at least 1, got {mini_batch_size}.")
+            if has_static_embedding_input(model):
+                raise ValueError(
+                    "mini_batch_size has no use for a static embedding model: it keeps no activations, and its batches "
+                    "cannot be sliced. Leave mini_batch_size away; the whole batch fits."
+                )
+        self.model = model
+        self.mini_batch_size = mini_batch_size  # type: ignore[assignment]
+        self.uses_gradient_cache = mini_batch_size is not None
+        # Decided now, because the trainer replaces `self.model` by a wrapper of another class.
+        self.output = student_output(model)
+
+    @abstractmethod
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Any:
+        """Compute the loss from one tensor per column, the queries' first."""
+
+    def forward(
+        self,
+        sentence_features: Iterable[Any],
+        labels: Tensor | list[Tensor] | None = None,
+        prompt: str | None = None,
+        task: str | None = None,
+    ) -> Any:
+        """Embed a batch and compute the loss.
+
+        Args:
+            sentence_features: Tokenized columns: query, positive, negative_1, …, or query and documents as
+                `ListwiseCollator` makes them. For a cross-encoder, columns of texts, or queries and lists of texts.
+            labels: `(B, N)` teacher scores of the candidate columns, or what `ListwiseCollator` made.
+            prompt: Prompt for the pairs of a cross-encoder; its trainer passes it.
+            task: Task for the pairs of a cross-encoder; its trainer passes it.
+
+        Returns:
+            The loss, a scalar, or a scalar per named term.
+
+        Raises:
+            ValueError: If labels are missing, of another shape, or not finite.
+        """
+        columns = list(sentence_features)
+        if self.output == "score":
+            device = self.model.device
+            if isinstance(labels, list):
+                labels = _stacked(labels, len(columns) - 1)
+            labels = labels if labels is None else labels.to(device)
+            features = pair_features(self.model, columns, prompt, task)
+            columns = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}]
+        assert not isinstance(labels, list)
+        columns, merged = _merge_candidates(columns)
+        if self.mini_batch_size is None:
+            embeddings = [embed(self.model, features, self.output) for features in columns]
+            return self.compute_loss_from_embeddings(_split_candidates(embeddings, merged), labels)
+        pairs = [_sorted_by_length(features) for features in columns]
+        batch = _CachedBatch(labels, [inverse for _, inverse in pairs], merged)
+        return self.forward_cached([features for features, _ in pairs], batch)  # type: ignore[arg-type]
+
+    def calculate_loss(
+        self,
+        reps: list[list[Tensor]],
+        labels: Any = None,
+        *,
+        with_backward: bool = False,
+    ) -> Tensor:
+        """Compute the loss from the mini-batches' embeddings; called by the gradient cache, wrapped by Matryoshka."""
+        batch: _CachedBatch = labels
+        embeddings = [
+            concatenate(chunks) if inverse is None else concatenate(chunks)[inverse]
+            for chunks, inverse in zip(reps, batch.inverses, strict=True)
+        ]
+        loss = self._total(self.compute_loss_from_embeddings(_split_candidates(embeddings, batch.merged), batch.labels))
+        if with_backward:
+            loss.backward()
+            loss = loss.detach()
+        return loss
+
+    def _total(self, loss: Any) -> Tensor:
+        return loss
+
+    def embed_minibatch(
+        self,
+        sentence_feature: dict[str, Tensor],
+        begin: int,
+        end: int,
+        with_grad: bool,
+        copy_random_state: bool,
+        random_state: RandContext | None = None,
+    ) -> tuple[Tensor, RandContext | None]:
+        """Embed a slice of rows, replaying the random state of its first pass."""
+        features = create_minibatch(sentence_feature, begin, end)
+        with nullcontext() if random_state is None else random_state, nullcontext() if with_grad else torch.no_grad():
+            tensors = [value for value in features.values() if isinstance(value, Tensor)]
+            random_state = RandContext(*tensors) if copy_random_state else None
+            return embed(self.model, features, self.output), random_state
+
+
+def _stacked(labels: list[Tensor], candidates: int) -> Tensor:
+    lengths = {len(row) for row in labels}
+    if len(lengths) > 1 or candidates == 1:
+        raise ValueError(
+            "Lists of documents need data_collator=ListwiseCollator(model) in the trainer, which also says which of "
+            "the documents are relevant; the default collator only serves columns: query, positive, negative_1, …"
+        )
+    return torch.stack(labels)
+
+
+def _merge_candidates(columns: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Merge all columns but the queries into one batch of rows; also return how many were merged, 0 if they cannot."""
+    if len(columns) > 2:
+        merged = merge_feature_batches(columns[1:])
+        if merged is not None:
+            return [columns[0], merged], len(columns) - 1
+    return columns, 0
+
+
+def _split_candidates(embeddings: list[Tensor], merged: int) -> list[Tensor]:
+    if not merged:
+        return embeddings
+    query, documents = embeddings
+    return [query, *documents.reshape(merged, -1, *documents.shape[1:]).unbind(0)]
+
+
+def _sorted_by_length(features: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
+    """Sort the rows of a batch by length, and return the order that undoes it; None where rows cannot be told apart."""
+    attention_mask = features.get("attention_mask")
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+        return features, None
+    rows = len(attention_mask)
+    tensors = {k: v for k, v in features.items() if isinstance(v, Tensor) and v.ndim > 0 and k != "prompt_length"}
+    if any(len(value) != rows for value in tensors.values()):
+        return features, None  # flattened images or sequences, whose rows are not these rows
+    order = attention_mask.sum(dim=1).argsort(stable=True)
+    return {**features, **{key: value[order] for key, value in tensors.items()}}, order.argsort()

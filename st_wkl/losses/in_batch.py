@@ -1,0 +1,191 @@
+"""The contrastive term that practice adds to distillation: the positive against every other document of the batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers.util import (
+    SimilarityFunction,
+    all_gather,
+    all_gather_with_grad,
+    get_rank,
+    get_world_size,
+    maxsim,
+    mean_maxsim,
+    similarity_fct_name,
+)
+from torch import Tensor
+
+from st_wkl.losses.cached import StudentLoss
+from st_wkl.losses.lists import CHANNELS, CandidateLists, from_columns, unpack
+from st_wkl.losses.scoring import BOUNDED_TEMPERATURE, concatenate
+
+if TYPE_CHECKING:
+    from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
+
+
+class InBatchContrastiveLoss(StudentLoss):
+    """InfoNCE of each positive against every other document of the batch, own hard negatives included.
+
+    Unlike `MultipleNegativesRankingLoss` it takes lists of any length with several positives, and leaves out of the
+    denominator what is no negative: the query's other positives, copies of its positives in other rows, and all but
+    one copy of any document. In lists, equal texts are recognised as such, across processes too. In columns (query,
+    positive, negative_1, …) a copy is recognised by its equal embedding, which dropout hides; there, use lists or the
+    batch sampler `NO_DUPLICATES`.
+
+    Args:
+        model: The student: a `SentenceTransformer`, `SparseEncoder` or `MultiVectorEncoder`. A cross-encoder would
+            have to read every query with every document.
+        similarity_fct: Similarity of all queries with all documents. Default: the one that the model ranks with.
+        temperature: Divides the scores. Default: 0.05 for similarities within [-1, 1], 1 for any other.
+        positive_threshold: In lists with judged gains, the smallest gain that makes a document a positive.
+        gather_across_devices: Take the documents of all processes as negatives.
+        mini_batch_size: Rows that are embedded at once; default: the whole batch.
+
+    Raises:
+        ValueError: If the student is a cross-encoder or a parameter is out of range.
+
+    Source:
+        van den Oord et al., https://arxiv.org/abs/1807.03748; several positives are averaged outside the logarithm.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> student = SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> InBatchContrastiveLoss(student).temperature  # doctest: +SKIP
+        0.05
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer | SparseEncoder | MultiVectorEncoder,
+        *,
+        similarity_fct: Any = None,
+        temperature: float | None = None,
+        positive_threshold: float = 1.0,
+        gather_across_devices: bool = False,
+        mini_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(model, mini_batch_size)
+        if self.output == "score":
+            raise ValueError(
+                "InBatchContrastiveLoss needs embeddings: a cross-encoder would have to read every query with every "
+                "document of the batch. Leave this term out for cross-encoder students."
+            )
+        self.similarity_fct = _matrix_similarity(model) if similarity_fct is None else similarity_fct
+        if temperature is None:
+            bounded = similarity_fct_name(self.similarity_fct) in ("cos_sim", "mean_maxsim")
+            temperature = BOUNDED_TEMPERATURE if bounded else 1.0
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be a positive finite number, got {temperature}.")
+        self.temperature = temperature
+        self.positive_threshold = positive_threshold
+        self.gather_across_devices = gather_across_devices
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
+        """Compute the loss from the embeddings of a batch.
+
+        Args:
+            embeddings: One tensor per column, the query first: query, positive, negative_1, …, or query and all
+                documents of the lists.
+            labels: What `ListwiseCollator` made; anything else is ignored, and column 1 is the positive.
+
+        Returns:
+            The mean over queries of the mean over their positives, a scalar; 0 if the batch has no positive.
+        """
+        query, documents = embeddings[0], concatenate(embeddings[1:])
+        if labels is not None and labels.ndim == 3 and labels.shape[-1] == CHANNELS:
+            lists = unpack(labels)
+        else:
+            lists = from_columns(torch.zeros(len(query), len(embeddings) - 1, device=query.device))
+        identity = _identities(documents.detach(), lists)
+        positives = (lists.gains >= self.positive_threshold) & lists.mask
+        own, documents, identity = self._gathered(documents, identity)
+        scores = self._scores(query, documents) / self.temperature
+
+        rows, places = positives.nonzero(as_tuple=True)
+        columns = own[lists.index[rows, places]]
+        # Which columns hold a text that is a positive of the row, wherever that text stands.
+        copies = (identity[columns].unsqueeze(1) == identity).to(scores.dtype)
+        relevant = torch.zeros_like(scores).index_add(0, rows, copies) > 0
+        negatives = scores.masked_fill(relevant | _repeats(identity), -torch.inf).logsumexp(dim=1)
+        positive_scores = scores[rows, columns]
+        losses = torch.logaddexp(positive_scores, negatives[rows]) - positive_scores
+        # Every query counts the same, however many positives it has.
+        counts = positives.sum(dim=1)
+        return (losses / counts[rows]).sum() / (counts > 0).sum().clamp_min(1)
+
+    def _scores(self, query: Tensor, documents: Tensor) -> Tensor:
+        if query.ndim == 2:
+            return self.similarity_fct(query, documents)
+        masks = {"a_mask": query[..., -1].bool(), "b_mask": documents[..., -1].bool()}
+        return self.similarity_fct(query[..., :-1], documents[..., :-1], **masks)
+
+    def _gathered(self, documents: Tensor, identity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gather documents across processes; also return where this process's documents are among them."""
+        own = torch.arange(len(documents), device=documents.device)
+        if not self.gather_across_devices or get_world_size() == 1:
+            return own, documents, identity
+        # Processes hold different numbers of documents; gathering needs equal ones, so short ones are padded and the
+        # padding is dropped again.
+        shape = torch.tensor([documents.shape[:2] if documents.ndim == 3 else (len(documents), 1)], device=own.device)
+        shapes = all_gather(shape).view(-1, 2)
+        most, longest = shapes.max(dim=0).values.tolist()
+        if documents.ndim == 3:
+            documents = torch.nn.functional.pad(documents, (0, 0, 0, longest - documents.shape[1]))
+        extra = most - len(documents)
+        documents = torch.cat([documents, documents.new_zeros(extra, *documents.shape[1:])])
+        identity = torch.cat([identity, identity.new_full((extra,), -1)])
+        present = torch.arange(most, device=own.device) < shapes[:, :1]
+        start = int(present[: get_rank()].sum())
+        return (
+            own + start,
+            all_gather_with_grad(documents)[present.flatten()],
+            all_gather(identity)[present.flatten()],
+        )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the parameters for the model card."""
+        return {
+            "similarity_fct": similarity_fct_name(self.similarity_fct),
+            "temperature": self.temperature,
+            "gather_across_devices": self.gather_across_devices,
+        }
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper, for the model card."""
+        return """
+@misc{oord2019representationlearningcontrastivepredictive,
+    title = {Representation Learning with Contrastive Predictive Coding},
+    author = {Aaron van den Oord and Yazhe Li and Oriol Vinyals},
+    year = {2019},
+    eprint = {1807.03748},
+    archivePrefix = {arXiv},
+    primaryClass = {cs.LG},
+    url = {https://arxiv.org/abs/1807.03748},
+}
+"""
+
+
+def _matrix_similarity(model: Any) -> Any:
+    if hasattr(model, "similarity_fn_name") and model.similarity_fn_name in ("maxsim", "meanmaxsim"):
+        return mean_maxsim if model.similarity_fn_name == "meanmaxsim" else maxsim
+    return SimilarityFunction.to_similarity_fn(str(model.similarity_fn_name))
+
+
+def _repeats(identity: Tensor) -> Tensor:
+    """Mark every document but the first of those that are equal; as negatives they would count several times."""
+    places = torch.arange(len(identity), device=identity.device)
+    values, numbers = identity.unique(return_inverse=True)
+    first = places.new_full((len(values),), len(identity)).scatter_reduce(0, numbers, places, "amin")
+    return first[numbers] != places
+
+
+def _identities(documents: Tensor, lists: CandidateLists) -> Tensor:
+    """Return a number per document, equal for equal documents."""
+    if lists.identity is None:
+        return torch.unique(documents.flatten(1), dim=0, return_inverse=True)[1]
+    identity = torch.full((len(documents),), -1, dtype=torch.long, device=documents.device)
+    identity[lists.index[lists.mask]] = lists.identity[lists.mask]
+    return identity

@@ -1,0 +1,140 @@
+"""Several losses on one forward pass, each logged under its own name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from st_wkl.losses.cached import StudentLoss
+
+if TYPE_CHECKING:
+    from st_wkl.losses.scoring import Student
+
+
+class Terms(dict[str, Tensor]):
+    """Named terms of a loss that can be weighted and summed like a tensor.
+
+    A trainer logs the terms of a loss that returns a dict, but `MatryoshkaLoss` computes `0.0 + weight * loss` with
+    whatever it wraps, which a plain dict cannot.
+    """
+
+    def __rmul__(self, weight: float) -> Terms:
+        return Terms({name: weight * value for name, value in self.items()})
+
+    def __radd__(self, other: float) -> Terms:
+        return Terms({name: other + value for name, value in self.items()})
+
+    def __add__(self, other: Terms) -> Terms:
+        return Terms({name: value + other[name] for name, value in self.items()})
+
+
+class WeightedSumLoss(StudentLoss):
+    """A weighted sum of losses that share one forward pass over the batch.
+
+    Each term is logged under its name by the trainer. Any loss takes part that computes from embeddings
+    (`compute_loss_from_embeddings`), upstream's included, as long as it understands the batch: upstream's need columns
+    (query, positive, negative_1, …), those of this package also take the lists of `ListwiseCollator`.
+
+    Args:
+        model: The student that all terms were made with.
+        terms: `(weight, loss)` pairs. A weight may be 0, which still logs the term.
+        mini_batch_size: Rows that are embedded at once; bounds memory at the price of a second forward pass. Set it
+            here, not on the terms, whose own setting does not act inside a sum.
+
+    Raises:
+        ValueError: If there is no term, a weight is not finite, or a term has a gradient cache of its own.
+        TypeError: If a term does not compute from embeddings.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from st_wkl import InBatchContrastiveLoss, WeightedKLDistillationLoss, WeightedSumLoss
+        >>> student = SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> terms = [(1.0, WeightedKLDistillationLoss(student)), (0.1, InBatchContrastiveLoss(student))]  # doctest: +SKIP
+        >>> loss = WeightedSumLoss(student, terms)  # doctest: +SKIP
+    """  # noqa: E501
+
+    def __init__(
+        self,
+        model: Student,
+        terms: Sequence[tuple[float, nn.Module]],
+        *,
+        mini_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(model, mini_batch_size)
+        if not terms:
+            raise ValueError("WeightedSumLoss needs at least one (weight, loss) term.")
+        for weight, loss in terms:
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of {type(loss).__name__} is {weight}; it must be a finite number.")
+            if not hasattr(loss, "compute_loss_from_embeddings"):
+                raise TypeError(
+                    f"{type(loss).__name__} cannot be a term of WeightedSumLoss: it has no method "
+                    "compute_loss_from_embeddings(embeddings, labels), so it would need a forward pass of its own."
+                )
+            if getattr(loss, "uses_gradient_cache", False):
+                raise ValueError(
+                    f"{type(loss).__name__} has a gradient cache of its own. Make it without mini_batch_size and give "
+                    "mini_batch_size to WeightedSumLoss, which embeds the batch for all terms."
+                )
+        self.weights = [weight for weight, _ in terms]
+        self.losses = nn.ModuleList([loss for _, loss in terms])
+        self.names = list(_unique_names(self.losses))
+        self._logged: list[Tensor] = []
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Terms:
+        """Compute every term from the same embeddings; labels as the terms need them."""
+        return Terms(
+            {
+                name: weight * loss.compute_loss_from_embeddings(embeddings, labels)  # type: ignore[operator]
+                for name, weight, loss in zip(self.names, self.weights, self.losses, strict=True)
+            }
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Embed a batch and compute the weighted terms; the trainer logs each and sums them."""
+        self._logged.clear()
+        loss = super().forward(*args, **kwargs)
+        if isinstance(loss, Terms):
+            return loss
+        # The gradient cache returns one scalar that carries the gradient. The terms were noted, once per Matryoshka
+        # dimension; the first of them takes the scalar along without changing its own value.
+        weights = getattr(self.calculate_loss, "matryoshka_weights", None)
+        if weights is None or len(weights) != len(self._logged):
+            weights = [1.0] * len(self._logged)
+        values = torch.stack([weight * terms for weight, terms in zip(weights, self._logged, strict=True)]).sum(dim=0)
+        terms = dict(zip(self.names, values.unbind(), strict=True))
+        first = self.names[0]
+        return {**terms, first: terms[first] + (loss - loss.detach())}
+
+    def _total(self, loss: Terms) -> Tensor:
+        values = torch.stack([value.reshape(()) for value in loss.values()])
+        self._logged.append(values.detach())
+        return values.sum()
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return weights and parameters of all terms for the model card."""
+        config: dict[str, Any] = {
+            name: {"weight": weight, **loss.get_config_dict()}  # type: ignore[operator]
+            for name, weight, loss in zip(self.names, self.weights, self.losses, strict=True)
+        }
+        if self.mini_batch_size is not None:
+            config["mini_batch_size"] = self.mini_batch_size
+        return config
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of all terms, for the model card."""
+        citations = dict.fromkeys(str(getattr(loss, "citation", "")).strip() for loss in self.losses)
+        return "\n".join(citation for citation in citations if citation)
+
+
+def _unique_names(losses: Sequence[nn.Module] | nn.ModuleList) -> Iterator[str]:
+    seen: dict[str, int] = {}
+    for loss in losses:
+        name = type(loss).__name__
+        seen[name] = seen.get(name, 0) + 1
+        yield name if seen[name] == 1 else f"{name}_{seen[name]}"

@@ -1,0 +1,44 @@
+"""Two processes must train what one trains at the same global batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("mini_batch_size", [0, 3])
+def test_two_processes_equal_one(mini_batch_size: int, tiny_bert_path: Path, tmp_path: Path) -> None:
+    """Gathered negatives and cached gradients each have their own synchronisation, and a missing one still trains."""
+    weights = []
+    for processes in (1, 2):
+        output = tmp_path / f"{processes}.safetensors"
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
+        done = subprocess.run(
+            [
+                sys.executable,
+                *(launcher if processes > 1 else ["-m"]),
+                "tests.losses.train_distributed",
+                *(str(value) for value in (tiny_bert_path, output, processes, mini_batch_size)),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights.append(load_file(output))
+    start = load_file(tiny_bert_path / "model.safetensors")
+    name = "bert.embeddings.word_embeddings.weight"
+    assert not torch.allclose(start[name].double(), weights[0]["0.model.embeddings.word_embeddings.weight"])
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-8, msg=name)
