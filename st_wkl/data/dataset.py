@@ -1,0 +1,305 @@
+"""The distillation dataset: teacher scores of candidate lists, as ids beside the texts they point to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+_TABLES = ("train", "queries", "documents")
+_PROVENANCE = "provenance.json"
+
+
+def features(table: str) -> Features:
+    """Return the `datasets.Features` of one of the three tables, `"train"`, `"queries"` or `"documents"`."""
+    from datasets import Features, List, Value
+
+    text = Value("string")
+    if table == "train":
+        return Features(
+            query_id=text, document_ids=List(text), scores=List(Value("float32")), labels=List(Value("int32"))
+        )
+    return Features({"query_id" if table == "queries" else "document_id": text, "text": text})
+
+
+@dataclass(repr=False)
+class DistillationDataset:
+    """Candidate lists with teacher scores, in the three-table layout that sentence-transformers resolves by id.
+
+    Args:
+        train: `query_id`, `document_ids: list[str]`, `scores: list[float32]` (raw teacher scores), `labels:
+            list[int32]` (judged gains, 0 where unjudged). Positives first, then negatives in candidate order; ragged.
+        queries: `query_id`, `text`.
+        documents: `document_id`, `text`.
+        provenance: Where everything comes from, in JSON values: collection, candidates, teacher, counts, report.
+
+    Raises:
+        ValueError: A column is missing, lists of a row differ in length, a score is not finite, or an id has no text.
+
+    Example:
+        >>> dataset = DistillationDataset.load_from_disk("nfcorpus-distillation")  # doctest: +SKIP
+        >>> dataset.to_columns()  # for a stock SentenceTransformerTrainer  # doctest: +SKIP
+
+        The same from its folder or from the Hub, without this package:
+
+        >>> from datasets import load_dataset  # doctest: +SKIP
+        >>> from sentence_transformers.util import resolve_ids  # doctest: +SKIP
+        >>> train, queries, documents = (
+        ...     load_dataset("nfcorpus-distillation", name, split="train") for name in ("train", "queries", "documents")
+        ... )  # doctest: +SKIP
+        >>> train.set_transform(resolve_ids(
+        ...     {"query_id": queries, "document_ids": documents}, keep_columns=("scores",), output_format="lists"
+        ... ))  # doctest: +SKIP
+    """
+
+    train: Dataset
+    queries: Dataset
+    documents: Dataset
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        for name in _TABLES:
+            expected, found = list(features(name)), getattr(self, name).column_names
+            if sorted(expected) != sorted(found):
+                raise ValueError(f"The table {name!r} has the columns {found}, expected {expected}.")
+        texts = {"query": self._texts("queries"), "document": self._texts("documents")}
+        for kind, table in (("query", self.queries), ("document", self.documents)):
+            if len(texts[kind]) != len(table):
+                raise ValueError(f"The {kind} ids are not unique: {len(table)} rows, {len(texts[kind])} ids.")
+        for row in self._rows():
+            where = f"The row of query {row['query_id']!r}"
+            lengths = {column: len(row[column]) for column in ("document_ids", "scores", "labels")}
+            if len(set(lengths.values())) > 1:
+                raise ValueError(f"{where} has lists of different lengths: {lengths}.")
+            if not all(score is not None and math.isfinite(score) for score in row["scores"]):
+                raise ValueError(f"{where} has a score that is not finite: {row['scores']}. Score it again.")
+            for kind, ids in (("query", [row["query_id"]]), ("document", row["document_ids"])):
+                if absent := [key for key in ids if key not in texts[kind]]:
+                    raise ValueError(f"{where} names the {kind} {absent[0]!r}, which has no text in this dataset.")
+
+    def __len__(self) -> int:
+        """Return the number of rows (queries)."""
+        return len(self.train)
+
+    def __repr__(self) -> str:
+        """Return the sizes, not the contents."""
+        name = self.provenance.get("collection", {}).get("name", "?")
+        return (
+            f"DistillationDataset({name!r}, {len(self.train):,} rows, {len(self.queries):,} queries, "
+            f"{len(self.documents):,} documents)"
+        )
+
+    def to_columns(self, n: int | None = None) -> Dataset:
+        """Return the columns that sentence-transformers' stock trainers and distillation losses take.
+
+        The positive is the document with the highest gain, and among those the highest teacher score. Other positives
+        are left out of the row; they are never negatives. Rows with too few negatives are dropped, counted and warned
+        about, since columns need lists of one length; `to_lists` keeps everything.
+
+        Args:
+            n: Documents in a row, the positive included. `None` takes one more than the builder's `num_negatives`.
+
+        Returns:
+            `query`, `positive`, `negative_1` ... `negative_{n-1}`, and `label`: n float32 teacher scores, the
+            positive's first.
+
+        Raises:
+            ValueError: `n` is below 2, or no row has enough negatives; the message names the largest `n` that works.
+        """
+        if n is None:
+            n = 1 + int(self.provenance.get("num_negatives", 0))
+        if n < 2:
+            raise ValueError(f"n counts the positive and its negatives: give a number from 2 on, got {n}.")
+        queries, documents = self._texts("queries"), self._texts("documents")
+        names = ["query", "positive", *(f"negative_{place}" for place in range(1, n))]
+        columns: dict[str, list[Any]] = {name: [] for name in [*names, "label"]}
+        largest, without = 0, 0
+        for row in self._rows():
+            entries = list(zip(row["labels"], row["scores"], row["document_ids"], strict=True))
+            positives = [entry for entry in entries if entry[0] > 0]
+            negatives = [entry for entry in entries if entry[0] <= 0]
+            if not positives or len(negatives) < n - 1:
+                largest = max(largest, 1 + len(negatives) if positives else 0)
+                without += not positives
+                continue
+            chosen = [max(positives, key=lambda entry: entry[:2]), *negatives[: n - 1]]
+            texts = [queries[row["query_id"]], *(documents[entry[2]] for entry in chosen)]
+            for name, text in zip(names, texts, strict=True):
+                columns[name].append(text)
+            columns["label"].append([entry[1] for entry in chosen])
+        dropped = len(self.train) - len(columns["query"])
+        why = f"{dropped - without:,} have fewer than {n - 1} negatives, {without:,} no positive"
+        if not columns["query"]:
+            remedy = f"The largest n that works is {largest}." if largest > 1 else "No n works: build it again."
+            raise ValueError(f"None of {len(self.train):,} rows can be used with n={n}: {why}. {remedy}")
+        if dropped:
+            warnings.warn(f"{dropped:,} of {len(self.train):,} rows are dropped: {why}.", stacklevel=2)
+        from datasets import Dataset, Features, List, Value
+
+        schema = Features({**{name: Value("string") for name in names}, "label": List(Value("float32"))})
+        return Dataset.from_dict(columns, features=schema)
+
+    def to_lists(self) -> Dataset:
+        """Return `query`, `documents`, `scores`, `labels`: one row for a query, all its documents, ragged."""
+        from datasets import Dataset, Features, List, Value
+
+        queries, documents = self._texts("queries"), self._texts("documents")
+        columns: dict[str, list[Any]] = {"query": [], "documents": [], "scores": [], "labels": []}
+        for row in self._rows():
+            columns["query"].append(queries[row["query_id"]])
+            columns["documents"].append([documents[document_id] for document_id in row["document_ids"]])
+            columns["scores"].append(row["scores"])
+            columns["labels"].append(row["labels"])
+        text = Value("string")
+        schema = Features(query=text, documents=List(text), scores=List(Value("float32")), labels=List(Value("int32")))
+        return Dataset.from_dict(columns, features=schema)
+
+    def save_to_disk(self, folder: str | os.PathLike[str]) -> Path:
+        """Write three parquet files, provenance.json and a README.md that makes the folder a dataset of the Hub.
+
+        Everything is written to a temporary folder that is renamed at the end, so the folder is complete or absent.
+        `load_dataset(folder, "train")` reads it, and so does the Hub once it is uploaded.
+
+        Args:
+            folder: New or empty folder, or one that holds such a dataset, which is replaced.
+
+        Raises:
+            FileExistsError: The folder holds something else.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / _PROVENANCE).is_file() and (folder.is_file() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} holds something other than a distillation dataset. Give another folder.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            new, old = workspace / "new", workspace / "old"
+            new.mkdir()
+            for name in _TABLES:
+                table = getattr(self, name).with_format(None).select_columns(list(features(name)))
+                table = table if table.features == features(name) else table.cast(features(name))
+                table.to_parquet(new / f"{name}.parquet")
+            text = json.dumps(self.provenance, indent=2, ensure_ascii=False, allow_nan=False)
+            (new / _PROVENANCE).write_text(text + "\n", encoding="utf-8")
+            contents = hashlib.blake2b(b"".join(map(_file_digest, sorted(new.iterdir()))), digest_size=16).hexdigest()
+            (new / "README.md").write_text(_readme(self, contents), encoding="utf-8")
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(new, folder)
+        finally:
+            shutil.rmtree(workspace, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def load_from_disk(cls, folder: str | os.PathLike[str]) -> DistillationDataset:
+        """Read what `save_to_disk` wrote.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: A file is damaged, or the tables do not belong together.
+        """
+        import pyarrow.parquet
+        from datasets import Dataset
+
+        folder = Path(folder)
+        for name in (*(f"{table}.parquet" for table in _TABLES), _PROVENANCE):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"{folder} has no {name}, so it is no complete distillation dataset. Copy or build it again."
+                )
+        tables = {}
+        for name in _TABLES:
+            try:
+                # Read directly: `datasets` would first copy the file to its cache.
+                tables[name] = Dataset(pyarrow.parquet.read_table(folder / f"{name}.parquet"))
+            except (OSError, pyarrow.ArrowException) as error:
+                raise ValueError(f"{folder / name}.parquet is damaged ({error}). Copy or build it again.") from error
+        try:
+            provenance = json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{folder / _PROVENANCE} is damaged ({error}). Copy or build it again.") from error
+        return cls(**tables, provenance=provenance)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for batch in self.train.with_format(None).iter(batch_size=1000):
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
+
+    def _texts(self, table: str) -> Mapping[str, str]:
+        key, value = features(table)
+        columns = getattr(self, table).with_format(None)[:]
+        return dict(zip(columns[key], columns[value], strict=True))
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
+
+
+def _readme(dataset: DistillationDataset, contents: str) -> str:
+    """Return the dataset card: `contents` is a hash of the files.
+
+    `load_dataset` caches a folder by its name and by what this card says of it, not by the files. Without the hash in
+    the configs' `description`, it would serve the old data after a folder was built again.
+    """
+    provenance = dataset.provenance
+    collection = provenance.get("collection", {}).get("name", "a collection")
+    teacher = provenance.get("teacher", {}).get("model", "a teacher")
+    configs = "\n".join(
+        f"- config_name: {name}\n" + ("  default: true\n" if name == "train" else "")
+        + f"  description: contents {contents}\n  data_files:\n  - split: train\n    path: {name}.parquet"
+        for name in _TABLES
+    )  # fmt: skip
+    return f"""---
+tags:
+- sentence-transformers
+- distillation
+- st-wkl
+task_categories:
+- text-retrieval
+configs:
+{configs}
+---
+
+# {collection}, scored by {teacher}
+
+{len(dataset.train):,} candidate lists over {len(dataset.documents):,} documents for ranking distillation, with the raw
+scores of the teacher. `provenance.json` says where the queries, the candidates and the scores come from.
+
+| config | columns |
+|---|---|
+| `train` | `query_id`, `document_ids`, `scores` (raw logits of the teacher), `labels` (judged gain, 0 where unjudged) |
+| `queries` | `query_id`, `text` |
+| `documents` | `document_id`, `text` |
+
+```python
+from st_wkl.data import DistillationDataset
+
+dataset = DistillationDataset.load_from_disk("path/to/this/folder").to_columns()
+```
+
+or with sentence-transformers alone (`scores` only: a collator takes the first label column that it finds):
+
+```python
+from datasets import load_dataset
+from sentence_transformers.util import resolve_ids
+
+train, queries, documents = (
+    load_dataset("path/to/this/folder", name, split="train") for name in ("train", "queries", "documents")
+)
+train.set_transform(
+    resolve_ids({{"query_id": queries, "document_ids": documents}}, keep_columns=("scores",), output_format="lists")
+)
+```
+"""

@@ -1,0 +1,120 @@
+"""BM25 candidates: as good as the published numbers, and sane at the edges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from st_wkl.data.candidates import bm25_candidates
+from st_wkl.data.collection import Collection
+
+
+def collection(documents: list[str], *queries: str) -> Collection:
+    """Make a collection with ids d0.. and q0.. ."""
+    return Collection(
+        "mine", {f"d{i}": text for i, text in enumerate(documents)}, {f"q{i}": text for i, text in enumerate(queries)}
+    )
+
+
+def found(documents: list[str], query: str, **options: object) -> list[str]:
+    """Return the ids that BM25 finds for one query."""
+    candidates = bm25_candidates(collection(documents, query), show_progress=False, **options)  # type: ignore[arg-type]
+    return [candidate.document_id for candidate in candidates["q0"]]
+
+
+@pytest.mark.parametrize(("name", "reference"), [("nfcorpus", 0.326), ("scifact", 0.688), ("cranfield", 0.428)])
+@pytest.mark.filterwarnings("ignore:2 of 1,400 documents")
+def test_quality_on_real_collections(shared_data: Path, name: str, reference: float) -> None:
+    """A weak first stage gives easy negatives and flatters every student: nDCG@10 must not fall."""
+    import pytrec_eval
+
+    real = Collection.load(shared_data / name)
+    qrels = real.judgements("test")
+    candidates = bm25_candidates(real, qrels, show_progress=False)
+    run = {query_id: {hit.document_id: hit.score for hit in hits} for query_id, hits in candidates.items()}
+    per_query = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut_10"}).evaluate(run)
+    mean = sum(measures["ndcg_cut_10"] for measures in per_query.values()) / len(qrels)
+    assert mean == pytest.approx(reference, abs=0.003)
+
+
+def test_without_language_matches_plain_bm25(shared_data: Path) -> None:
+    """Without stemming and stop words SciFact gives the .667 that is published for plain BM25."""
+    import pytrec_eval
+
+    real = Collection.load(shared_data / "scifact")
+    qrels = real.judgements("test")
+    candidates = bm25_candidates(real, qrels, language=None, show_progress=False)
+    run = {query_id: {hit.document_id: hit.score for hit in hits} for query_id, hits in candidates.items()}
+    per_query = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut_10"}).evaluate(run)
+    assert sum(measures["ndcg_cut_10"] for measures in per_query.values()) / len(qrels) == pytest.approx(
+        0.667, abs=0.005
+    )
+
+
+def test_lists_are_ranked_and_named() -> None:
+    """Everything after this relies on best first, ranks from 1, and the source."""
+    documents = ["cats", "a cat among cats and dogs", "dogs", "one dog, cats"]
+    hits = bm25_candidates(collection(documents, "cat"), show_progress=False)["q0"]
+    assert {hit.document_id for hit in hits} == {"d0", "d1", "d3"}
+    assert [hit.rank for hit in hits] == [1, 2, 3]
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert {hit.source for hit in hits} == {"bm25"}
+    assert hits[-1].score > 0
+
+
+def test_unknown_words_find_nothing() -> None:
+    """bm25s fills up with documents of score 0, or with the empty documents: these are no candidates."""
+    with pytest.warns(UserWarning, match="1 of 3 documents"):
+        mine = collection(["cats purr", "", "dogs bark"], "zebra xylophone", "?!", "the")
+    assert bm25_candidates(mine, show_progress=False) == {"q0": [], "q1": [], "q2": []}
+
+
+def test_fewer_documents_than_asked_for() -> None:
+    """bm25s raises when asked for more documents than there are."""
+    assert found(["a cat", "a dog"], "cat", top_k=100) == ["d0"]
+    assert len(found(["cat"] * 9, "cat", top_k=4)) == 4
+
+
+def test_words_of_one_character_count() -> None:
+    """The usual token pattern drops them: "vitamin d" becomes "vitamin", and a corpus of single letters crashes."""
+    assert found(["vitamin b", "vitamin d", "vitamin e"], "vitamin d")[0] == "d1"
+    assert found(["x", "y"], "y", language=None) == ["d1"]
+
+
+def test_a_corpus_without_words_warns() -> None:
+    """An empty vocabulary ends in an obscure error inside bm25s."""
+    with pytest.warns(UserWarning, match="BM25 finds no word in any document of 'mine'"):
+        assert found(["?!", "..."], "cat") == []
+
+
+def test_stemming_follows_the_language() -> None:
+    """Inflected words must meet, in the collection's own language; without a language they do not."""
+    assert found(["running dogs"], "run dog") == ["d0"]
+    assert found(["running dogs"], "run dog", language=None) == []
+    assert found(["die Katzen schliefen"], "Katze", language="german") == ["d0"]
+    with pytest.raises(ValueError, match=r"language must be None or one of .*german.*got 'klingon'"):
+        found(["cat"], "cat", language="klingon")
+
+
+def test_queries_do_not_influence_each_other() -> None:
+    """Chunks on several threads must come back in order, and a new word in one query must not shift another's ids."""
+    documents = [f"word{i} word{i + 1} common" for i in range(150)]
+    queries = [f"new{i} word{i}" for i in range(149)]
+    mine = collection(documents, *queries)
+    together = bm25_candidates(mine, show_progress=False)
+    assert list(together) == list(mine.queries)
+    for query_id in ("q0", "q63", "q64", "q148"):
+        assert together[query_id] == bm25_candidates(mine, [query_id], show_progress=False)[query_id]
+    assert all({hit.document_id for hit in together[f"q{i}"]} == {f"d{i}", f"d{i - 1}"} for i in range(1, 149))
+
+
+def test_choice_of_queries() -> None:
+    """Only what is asked for is searched; an unknown id is a mistake, none is not."""
+    mine = collection(["cat"], "cat", "dog")
+    assert list(bm25_candidates(mine, ["q1"], show_progress=False)) == ["q1"]
+    assert bm25_candidates(mine, [], show_progress=False) == {}
+    with pytest.raises(ValueError, match="1 query ids are not in 'mine', the first is 'q7'"):
+        bm25_candidates(mine, ["q1", "q7"], show_progress=False)
+    with pytest.raises(ValueError, match="top_k must be 1 or more"):
+        bm25_candidates(mine, top_k=0)

@@ -1,0 +1,208 @@
+"""The score store: exact, keyed by everything that matters, and safe from crashes and strangers' files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from st_wkl.data.score_store import ScoreStore, ScoreStoreError, default_store_path
+
+TEACHER = {"model": "teacher", "revision": "abc", "max_length": 512, "prompt": None}
+PAIRS = [("query", "document"), ("query", "another"), ("document", "query")]
+
+
+def test_scores_read_back_to_the_bit(tmp_path: Path) -> None:
+    """A score from the store must equal the score that was computed, or a repeated build gives another dataset."""
+    scores = np.array([1 / 3, -1e-30, 3e38], dtype=np.float32)
+    with ScoreStore(tmp_path / "new folder" / "scores.sqlite3") as store:
+        store.put(TEACHER, PAIRS, scores)
+    with ScoreStore(tmp_path / "new folder" / "scores.sqlite3") as store:
+        found = store.get(TEACHER, [*PAIRS, ("never", "scored")])
+        assert store.count() == 3
+    assert found.dtype == np.float32
+    assert found[:3].tobytes() == scores.tobytes()
+    assert np.isnan(found[3])
+
+
+@pytest.mark.parametrize(
+    "change", [{"revision": "abd"}, {"max_length": 256}, {"prompt": "Find:"}, {"dtype": "bfloat16"}]
+)
+def test_two_teachers_never_meet(change: dict[str, str | int]) -> None:
+    """A score of another revision or length under this teacher's name is the error that nobody would ever notice."""
+    with ScoreStore(":memory:") as store:
+        store.put(TEACHER, PAIRS[:1], [1.0])
+        store.put({**TEACHER, **change}, PAIRS[:1], [2.0])
+        assert store.get(TEACHER, PAIRS[:1]) == [1.0]
+        assert store.get({**TEACHER, **change}, PAIRS[:1]) == [2.0]
+        assert store.get(dict(reversed(TEACHER.items())), PAIRS[:1]) == [1.0]
+
+
+def test_texts_are_told_apart() -> None:
+    """Query and document are two keys: joining them would mix up ("a b", "c") and ("a", "b c"), or their order."""
+    pairs = [("ab", "c"), ("a", "bc"), ("c", "ab"), ("ab", "c "), ("", "abc"), ("é", "\ud83d")]
+    with ScoreStore(":memory:") as store:
+        store.put(TEACHER, pairs, range(6))
+        assert store.get(TEACHER, pairs).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+def test_only_finite_scores_are_stored(score: float) -> None:
+    """One NaN in the store would ruin every later training; nothing of the call is kept."""
+    with ScoreStore(":memory:") as store:
+        with pytest.raises(ValueError, match=r"query 'query' and document 'another' is (nan|inf|-inf)"):
+            store.put(TEACHER, PAIRS, [1.0, score, 2.0])
+        assert store.count() == 0
+
+
+def test_counts_must_agree() -> None:
+    """Scores that are shifted by one are worse than none."""
+    with ScoreStore(":memory:") as store, pytest.raises(ValueError, match="2 scores for 3 pairs"):
+        store.put(TEACHER, PAIRS, [1.0, 2.0])
+
+
+def test_a_strangers_file_is_left_alone(tmp_path: Path) -> None:
+    """A wrong path must not destroy another program's data, and must say what the file is."""
+    text, other, newer = tmp_path / "text", tmp_path / "other", tmp_path / "newer"
+    text.write_text("This is not a database, but it is long enough to look like one. " * 100, encoding="utf-8")
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE precious (x)")
+    ScoreStore(newer).close()
+    with sqlite3.connect(newer) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    for path, message in (
+        (text, "is damaged or no score store.*Move the file away"),
+        (other, "is a database of another program. Give another path"),
+        (newer, "has format 99, this st_wkl reads 1.*Upgrade"),
+    ):
+        before = path.read_bytes()
+        with pytest.raises(ScoreStoreError, match=message) as error:
+            ScoreStore(path)
+        assert str(path) in str(error.value)
+        assert path.read_bytes() == before
+
+
+def test_a_truncated_file_is_never_half_read(tmp_path: Path) -> None:
+    """A file that lost its end (full disk, broken copy) must not pass for one with fewer scores."""
+    path = tmp_path / "scores.sqlite3"
+    pairs = [("query", f"document {i}") for i in range(5000)]
+    with ScoreStore(path) as store:
+        store.put(TEACHER, pairs, range(5000))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with (
+        pytest.raises(ScoreStoreError, match=r"scores\.sqlite3 is damaged.*Move the file away"),
+        ScoreStore(path) as store,
+    ):
+        store.get(TEACHER, pairs)
+
+
+def test_unusable_places(tmp_path: Path) -> None:
+    """No permission, a folder in the file's place, a file in the folder's place: an error before the first score."""
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "scores.sqlite3"):
+        with pytest.raises(ScoreStoreError, match=r"cannot be opened.*Give a file"):
+            ScoreStore(path)
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """What was committed stays, and the error says that a new start continues."""
+    with ScoreStore(tmp_path / "scores.sqlite3") as store:
+        store.put(TEACHER, PAIRS, [1.0, 2.0, 3.0])
+        store._connection.execute("PRAGMA max_page_count = 5")
+        more = [("query", f"document {i}") for i in range(1000)]
+        with pytest.raises(ScoreStoreError, match=r"full.*continues where it stopped"):
+            store.put(TEACHER, more, range(1000))
+        assert store.count() == 3
+        assert store.get(TEACHER, PAIRS).tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_locked_file_is_waited_for_and_then_named(tmp_path: Path) -> None:
+    """Another process may write for a moment; one that never ends must not hang this one for ever."""
+    path = tmp_path / "scores.sqlite3"
+    with ScoreStore(path, timeout=0.1) as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ScoreStoreError, match="locked"):
+            store.put(TEACHER, PAIRS[:1], [1.0])
+        other.execute("ROLLBACK")
+        other.close()
+        store.put(TEACHER, PAIRS[:1], [1.0])
+        assert store.count() == 1
+
+
+def run(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start a Python process that has this package."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_committed_scores_survive_kill_9(tmp_path: Path) -> None:
+    """A transaction that was cut off leaves the file as it was before, without any repair."""
+    code = (
+        "import os, signal, sys\n"
+        "from st_wkl.data.score_store import ScoreStore\n"
+        "store = ScoreStore(sys.argv[1])\n"
+        "store.put({'model': 't'}, [('q', str(i)) for i in range(100)], range(100))\n"
+        "def scores():\n"
+        "    yield from range(50)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "store._connection.execute('BEGIN IMMEDIATE')\n"
+        "store._connection.executemany('INSERT INTO scores VALUES (1, ?, ?, ?)',"
+        " ((b'q', str(i).encode(), s) for i, s in enumerate(scores())))\n"
+    )
+    process = run(code, tmp_path / "scores.sqlite3")
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    with ScoreStore(tmp_path / "scores.sqlite3") as store:
+        assert store.count() == 100
+        assert store.get({"model": "t"}, [("q", "99")]) == [99.0]
+
+
+def test_processes_share_one_file(tmp_path: Path) -> None:
+    """Several scoring processes on one machine may open and fill a new store at the same moment."""
+    code = (
+        "import sys\n"
+        "from st_wkl.data.score_store import ScoreStore\n"
+        "with ScoreStore(sys.argv[1]) as store:\n"
+        "    for i in range(40):\n"
+        "        store.put({'model': sys.argv[2]}, [('q', f'{i}-{j}') for j in range(25)], [i] * 25)\n"
+    )
+    processes = [run(code, tmp_path / "scores.sqlite3", name) for name in ("first", "second", "second", "third")]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    with ScoreStore(tmp_path / "scores.sqlite3") as store:
+        assert store.count() == 3000
+        assert store.get({"model": "third"}, [("q", "39-24")]) == [39.0]
+
+
+def test_new_stores_are_made_once(tmp_path: Path) -> None:
+    """Processes that start together race to make the tables of a new store."""
+    code = (
+        "import sys, time\n"
+        "from st_wkl.data.score_store import ScoreStore\n"
+        "start = float(sys.argv[2])\n"
+        "for i in range(60):\n"
+        "    while time.time() < start + i / 100: pass\n"
+        "    ScoreStore(f'{sys.argv[1]}/{i}').close()\n"
+    )
+    processes = [run(code, tmp_path, time.time() + 1.5) for _ in range(2)]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+
+
+def test_default_path_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hours of scores belong where the user's system keeps such things, not in the working folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_store_path() == tmp_path / "st_wkl" / "scores.sqlite3"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_store_path() == Path.home() / ".cache" / "st_wkl" / "scores.sqlite3"

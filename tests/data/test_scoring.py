@@ -1,0 +1,209 @@
+"""Scoring: each pair once, in batches that do not depend on luck, and nothing lost when it stops."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from st_wkl.data.score_store import ScoreStore
+from st_wkl.data.scoring import score_pairs
+from st_wkl.data.teachers import CrossEncoderTeacher
+
+WORDS = ["red", "green", "blue", "cat", "dog", "bird", "runs", "sleeps", "sings", "fast", "slow"]
+
+
+def make_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Make different pairs of many lengths in random order."""
+    chance = random.Random(seed)
+    return [
+        (f"query {i % 7}", " ".join(chance.choices(WORDS, k=chance.randint(1, 30))) + f" {i}") for i in range(count)
+    ]
+
+
+class BatchTeacher:
+    """A teacher whose scores depend on the whole batch, as those of dynamic int8 models do."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.seen: Counter[tuple[str, str]] = Counter()
+        self.calls: list[int] = []
+        self.stop_after = stop_after
+
+    @property
+    def identity(self) -> dict[str, str | int | float | None]:
+        """Name it."""
+        return {"model": "batch-teacher"}
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Score by length, shifted by the mean of the batch."""
+        if self.stop_after is not None and len(self.calls) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.seen.update(pairs)
+        self.calls.append(len(pairs))
+        lengths = np.array([len(query) + 2 * len(document) for query, document in pairs], dtype=np.float32)
+        return lengths + lengths.mean() / 7
+
+    @property
+    def lengths(self) -> list[int]:
+        """Lengths of the pairs in the order in which they came."""
+        return [len(query) + len(document) for query, document in self.seen]
+
+
+def test_scores_come_back_in_order_and_once() -> None:
+    """Repeated pairs cost one pass and keep their places."""
+    pairs = make_pairs(40)
+    teacher = BatchTeacher()
+    scores = score_pairs(teacher, pairs + pairs[::-1], show_progress=False)
+    assert scores.dtype == np.float32
+    assert scores.tolist() == scores.tolist()[::-1]
+    assert max(teacher.seen.values()) == 1
+    shift = scores[0] - (len(pairs[0][0]) + 2 * len(pairs[0][1]))
+    assert np.allclose(scores[:40], [len(query) + 2 * len(document) + shift for query, document in pairs])
+
+
+def test_chunks_are_sorted_by_length() -> None:
+    """Padding is the waste of scoring: pairs of all queries go in by length, the longest first, where memory shows."""
+    teacher = BatchTeacher()
+    score_pairs(teacher, make_pairs(50), show_progress=False, chunk_size=20)
+    assert teacher.calls == [20, 20, 10]
+    assert teacher.lengths == sorted(teacher.lengths, reverse=True)
+
+
+def test_second_run_scores_nothing(tmp_path: Path) -> None:
+    """This is what the store is for."""
+    pairs = make_pairs(50)
+    with ScoreStore(tmp_path / "scores") as store:
+        first = score_pairs(BatchTeacher(), pairs, store=store, show_progress=False)
+    with ScoreStore(tmp_path / "scores") as store:
+        teacher = BatchTeacher()
+        second = score_pairs(teacher, pairs, store=store, show_progress=False)
+    assert teacher.calls == []
+    assert first.tobytes() == second.tobytes()
+
+
+def test_more_pairs_later_score_only_the_new_ones() -> None:
+    """Twice the queries next week must not cost three times the work."""
+    pairs = make_pairs(60)
+    teacher = BatchTeacher()
+    with ScoreStore(":memory:") as store:
+        first = score_pairs(teacher, pairs[:20], store=store, show_progress=False, chunk_size=8)
+        both = score_pairs(teacher, pairs, store=store, show_progress=False, chunk_size=8)
+    assert max(teacher.seen.values()) == 1
+    assert both[:20].tobytes() == first.tobytes()
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 5])
+def test_interrupted_run_ends_with_the_same_bits(stop_after: int) -> None:
+    """The teacher's scores depend on the batch, so a restart must meet the batches of an undisturbed run."""
+    pairs = make_pairs(50)
+    undisturbed = score_pairs(BatchTeacher(), pairs, show_progress=False, chunk_size=8)
+    first, second = BatchTeacher(stop_after), BatchTeacher()
+    with ScoreStore(":memory:") as store:
+        with pytest.raises(KeyboardInterrupt):
+            score_pairs(first, pairs, store=store, show_progress=False, chunk_size=8)
+        assert store.count() == 8 * stop_after
+        shuffled = random.Random(1).sample(pairs, len(pairs))
+        score_pairs(second, shuffled, store=store, show_progress=False, chunk_size=8)
+        again = store.get(first.identity, pairs)
+    assert again.tobytes() == undisturbed.tobytes()
+    assert max((first.seen + second.seen).values()) == 1
+
+
+def test_real_int8_teacher_killed_and_restarted(tmp_path: Path, cross_encoder_onnx_path: Path) -> None:
+    """The same with SIGKILL and a real dynamic int8 model, whose scores do depend on their batch."""
+    pairs = make_pairs(48)
+    code = (
+        "import os, signal, sys\n"
+        "sys.path.insert(0, sys.argv[3])\n"
+        "from test_scoring import make_pairs\n"
+        "from st_wkl.data import CrossEncoderTeacher, ScoreStore, score_pairs\n"
+        "teacher = CrossEncoderTeacher(sys.argv[1], max_length=64)\n"
+        "honest, calls = teacher.score, []\n"
+        "def score(pairs):\n"
+        "    calls.append(pairs)\n"
+        "    if len(calls) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return honest(pairs)\n"
+        "teacher.score = score\n"
+        "score_pairs(teacher, make_pairs(48), store=ScoreStore(sys.argv[2]), show_progress=False, chunk_size=8)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(cross_encoder_onnx_path),
+        str(tmp_path / "scores"),
+        str(Path(__file__).parent),
+    ]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    teacher = CrossEncoderTeacher(cross_encoder_onnx_path, max_length=64)
+    with ScoreStore(tmp_path / "scores") as store:
+        assert store.count() == 24
+        resumed = score_pairs(teacher, pairs, store=store, show_progress=False, chunk_size=8)
+    undisturbed = score_pairs(teacher, pairs, show_progress=False, chunk_size=8)
+    one_by_one = score_pairs(teacher, pairs, show_progress=False, chunk_size=1)
+    assert resumed.tobytes() == undisturbed.tobytes()
+    assert one_by_one.tobytes() != undisturbed.tobytes(), "batches no longer matter: this test proves nothing"
+
+
+class Faulty(BatchTeacher):
+    """A teacher that goes wrong at the third chunk."""
+
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Return nonsense at the third chunk."""
+        scores = super().score(pairs)
+        if len(self.calls) == 3:
+            if isinstance(self.output, float):
+                scores[1] = self.output
+            else:
+                scores = np.zeros(self.output)  # type: ignore[call-overload]
+        return scores
+
+
+@pytest.mark.parametrize("output", [float("nan"), float("inf"), 7, (8, 1), (8, 2)])
+def test_wrong_output_names_the_pair_and_loses_nothing(output: object) -> None:
+    """NaN in one score trains a model of NaNs; the chunks before it are kept, the bad one is not."""
+    pairs = make_pairs(50)
+    culprit = sorted(pairs, key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))[
+        17 if isinstance(output, float) else 16
+    ]
+    with ScoreStore(":memory:") as store:
+        with pytest.raises(ValueError, match=r"The teacher returned") as error:
+            score_pairs(Faulty(output), pairs, store=store, show_progress=False, chunk_size=8)
+        assert repr(culprit[1][:80]) in str(error.value)
+        assert store.count() == 16
+
+
+@pytest.mark.parametrize("pair", [("query", None), (1, "document"), ("query",), ("a", "b", "c")])
+def test_pairs_must_be_two_texts(pair: object) -> None:
+    """A null text would be scored as the word None by some tokenizers."""
+    with pytest.raises(TypeError, match=r"Pair 1 is .*; expected two texts"):
+        score_pairs(BatchTeacher(), [("query", "document"), pair], show_progress=False)  # type: ignore[list-item]
+
+
+def test_no_pairs() -> None:
+    """Nothing to score is no reason to crash."""
+    with ScoreStore(":memory:") as store:
+        assert score_pairs(BatchTeacher(), [], store=store, show_progress=False).shape == (0,)
+
+
+def test_cut_pairs_are_reported(caplog: pytest.LogCaptureFixture, cross_encoder_onnx_path: Path) -> None:
+    """A teacher that reads only the first sentence of every document must not stay unnoticed."""
+    teacher = CrossEncoderTeacher(cross_encoder_onnx_path, max_length=32)
+    with caplog.at_level(logging.WARNING):
+        score_pairs(teacher, [("query", "short"), ("query", "long " * 50)], show_progress=False)
+    assert "1 of 2 scored pairs were longer than the teacher's maximum length" in caplog.text
