@@ -1,0 +1,17 @@
+"""Evaluation through MTEB, with per-query scores that can be compared."""
+
+from __future__ import annotations
+
+from st_wkl.evaluation.compare import compare, shared_document_queries
+from st_wkl.evaluation.evaluate import evaluate, evaluate_run
+from st_wkl.evaluation.results import Comparison, Results, TaskScores
+
+__all__ = [
+    "evaluate",
+    "evaluate_run",
+    "compare",
+    "shared_document_queries",
+    "Results",
+    "TaskScores",
+    "Comparison",
+]

@@ -1,0 +1,384 @@
+"""Evaluate models and runs: always through MTEB, or the library that MTEB scores with, and never from a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from st_wkl.evaluation.results import Results, TaskScores, results_file
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+    from mteb.models import MTEBModels
+
+    from st_wkl.data.collection import Collection
+    from st_wkl.evaluation.identity import AnyModel
+    from st_wkl.evaluation.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+# pytrec_eval's names of the measures and MTEB's, and MTEB's ranks.
+_MEASURES = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}
+_CUTS = (1, 3, 5, 10, 20, 100, 1000)
+_KEPT = tuple(f"{name}_at_" for name in (*_MEASURES.values(), "mrr"))
+# What MTEB and sentence-transformers warn each other of; no user can do anything about it.
+_UPSTREAM_WARNINGS = (
+    (DeprecationWarning, "The fill_missing parameter is deprecated"),
+    (FutureWarning, ".*get_sentence_embedding_dimension"),
+)
+# MTEB logs these of every static model, whose embedding parameters it cannot count for a leaderboard.
+_UPSTREAM_LOGS = ("Could not determine vocab size", "Model does not have a recognized architecture")
+
+
+def evaluate(
+    model: AnyModel | str | Path,
+    tasks: Task | Iterable[Task],
+    *,
+    split: str | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    output: str | Path | None = None,
+    batch_size: int = 32,
+    show_progress: bool = True,
+) -> Results:
+    """Evaluate a model with MTEB and keep every query's nDCG@10.
+
+    MTEB's result cache, which tells two local models apart by a name that they share, is not used: each call computes,
+    and the results carry a hash of the model's weights and settings. Each query's nDCG@10 is computed from MTEB's own
+    rankings with pytrec_eval, and must average to the value that MTEB reports.
+
+    Args:
+        model: A `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`, or a folder or Hub id,
+            which is loaded with the class that it was saved from. A `CrossEncoder` needs a task with candidates.
+        tasks: One or several of: MTEB task or benchmark name, BEIR folder, Hub dataset id in MTEB's layout,
+            `Collection`, MTEB task.
+        split: Split of the judgements. None for the task's own; for a collection `"test"`, or its only split.
+        name: Name of the model in the results. None for its folder's name or Hub id.
+        revision: None for the hash of weights and settings; give one only for a model that torch cannot read.
+        output: A `.json` file or a folder (which gets `results.json`) to write the results to.
+        batch_size: Texts per forward pass.
+        show_progress: Show progress bars.
+
+    Returns:
+        The results, as they are also written to `output`.
+
+    Raises:
+        ValueError: If a task is unknown, a score is not finite, a cross-encoder has nothing to rerank, or the queries
+            do not average to what MTEB reports.
+
+    Example:
+        >>> results = evaluate("student", ["NFCorpus", "data/my_corpus"], output="student")  # doctest: +SKIP
+        >>> print(results.table())  # doctest: +SKIP
+    """
+    from tqdm.auto import tqdm
+
+    from st_wkl.evaluation.identity import identified, load_model
+    from st_wkl.evaluation.tasks import resolve_tasks
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if output is not None:  # find out that nothing can be written there before the work, not after it
+        results_file(output).parent.mkdir(parents=True, exist_ok=True)
+    resolved = resolve_tasks(tasks, split)
+    loaded, found_name = load_model(model)
+    with _quiet(show_progress):
+        wrapped = identified(loaded, name=name or found_name, revision=revision)
+        scores = [
+            entry
+            for task in tqdm(resolved, desc="Tasks", disable=not show_progress or len(resolved) == 1)
+            for entry in _evaluate_task(wrapped, task, batch_size, show_progress)
+        ]
+    about = _describe(loaded, name or found_name, wrapped.mteb_model_meta.revision or "")
+    return _saved(Results(model=about, tasks=scores), output)
+
+
+def evaluate_run(
+    run: Mapping[str, Mapping[str, float]],
+    collection: Collection,
+    *,
+    split: str = "test",
+    name: str,
+    query_ids: Iterable[str] | None = None,
+    output: str | Path | None = None,
+) -> Results:
+    """Score a finished run, such as BM25's or a teacher's reranked lists, as `evaluate` scores a model.
+
+    Args:
+        run: Query id to document id to score, higher is better. Queries outside the split are ignored.
+        collection: What the run was made on.
+        split: Split of the judgements.
+        name: Name of the run in the results, such as `"BM25"`.
+        query_ids: Score these queries only, for example the sample that was reranked. None for all of the split.
+        output: A `.json` file or a folder (which gets `results.json`) to write the results to.
+
+    Returns:
+        Results that compare with those of `evaluate` on the same collection. Queries that the run misses count as 0,
+        with a counted warning.
+
+    Raises:
+        ValueError: If the run or `query_ids` names a query or document that is not in the collection, or a score is not
+            finite.
+
+    Example:
+        >>> evaluate_run({"q1": {"d7": 12.3, "d2": 4.5}}, collection, name="BM25").ndcg_at_10  # doctest: +SKIP
+    """
+    _check_run(run, collection, name)
+    qrels = relevant_qrels(collection, split)
+    if query_ids is not None:
+        wanted = list(query_ids)
+        unknown = [query for query in wanted if query not in qrels]
+        if unknown or not wanted:
+            raise ValueError(
+                f"query_ids: {len(unknown)} of {len(wanted)} ids have no relevant document in split {split!r} of "
+                f"{collection.name} (such as {', '.join(unknown[:5])}); give ids of queries that have one"
+            )
+        qrels = {query: qrels[query] for query in wanted}
+    missing = [query for query in qrels if not run.get(query)]
+    if missing:
+        warnings.warn(
+            f"run {name}: {len(missing)} of {len(qrels)} {split} queries of {collection.name} have no documents and "
+            f"count as 0, such as {', '.join(missing[:5])}",
+            stacklevel=2,
+        )
+    metrics, per_query = _score_run(qrels, {query: run.get(query, {}) for query in qrels})
+    scores = TaskScores(
+        task=collection.name,
+        split=split,
+        subset="default",
+        main_metric="ndcg_at_10",
+        metrics=metrics,
+        per_query=per_query,
+        dataset_revision=collection.fingerprint,
+        seconds=0.0,
+    )
+    digest = _hash(
+        {query: {document: float(score) for document, score in found.items()} for query, found in run.items()}
+    )
+    about = {"name": name, "revision": digest, "class": "run"}
+    return _saved(Results(model=about, tasks=[scores]), output)
+
+
+def relevant_qrels(collection: Collection, split: str) -> dict[str, dict[str, int]]:
+    """Return the judgements of the split's queries that have a relevant document, and warn of the number without.
+
+    Such a query cannot be answered, and MTEB would count it as 0.
+
+    Raises:
+        ValueError: If there is no such split, or no query is left.
+    """
+    judged = collection.judgements(split)
+    relevant = {query: dict(gains) for query, gains in judged.items() if any(gain > 0 for gain in gains.values())}
+    dropped = [query for query in judged if query not in relevant]
+    if not relevant:
+        raise ValueError(f"split {split!r} of collection {collection.name} has no query with a relevant document")
+    if dropped:
+        warnings.warn(
+            f"{len(dropped)} of {len(judged)} {split} queries of {collection.name} have no relevant document and are "
+            f"left out, such as {', '.join(dropped[:5])}",
+            stacklevel=3,
+        )
+    return relevant
+
+
+def _evaluate_task(model: MTEBModels, task: AbsTask, batch_size: int, show_progress: bool) -> list[TaskScores]:
+    """Run MTEB on one task and return an entry per split and subset."""
+    import mteb
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    borrowed = task.data_loaded  # data that the caller has loaded stays loaded
+    if not borrowed:
+        task.load_data()
+    try:
+        if isinstance(task, AbsTaskRetrieval):
+            task.convert_v1_dataset_format_to_v2(None)
+            _check_candidates(model, task)
+        with tempfile.TemporaryDirectory(prefix="st_wkl_") as folder:
+            outcome = mteb.evaluate(
+                model,
+                task,
+                co2_tracker=False,
+                encode_kwargs={"batch_size": batch_size, "show_progress_bar": show_progress},
+                cache=None,
+                prediction_folder=folder,
+                show_progress_bar=show_progress,
+            )
+            file = Path(folder) / task.prediction_file_name
+            runs = json.loads(file.read_text(encoding="utf-8")) if isinstance(task, AbsTaskRetrieval) else {}
+        result = outcome.task_results[0]
+        return [
+            _entry(task, split, scores, runs, result.evaluation_time or 0.0)
+            for split, subsets in result.scores.items()
+            for scores in subsets
+        ]
+    finally:
+        if not borrowed:
+            task.unload_data()
+
+
+def _entry(task: AbsTask, split: str, scores: Mapping[str, Any], runs: Mapping[str, Any], seconds: float) -> TaskScores:
+    """Return what MTEB says about one split and subset, with the score of every query."""
+    subset, main_metric = scores["hf_subset"], task.metadata.main_score
+    name, revision = task.metadata.name, task.metadata.dataset["revision"]
+    per_query: dict[str, float] = {}
+    if runs:
+        data = task.dataset[subset][split]  # type: ignore[index]
+        per_query = _score_run(data["relevant_docs"], _counted(runs[subset][split], task))[1]
+        # A task that was turned into reranking keeps its name; another first stage or depth is another task.
+        candidates = data["top_ranked"]
+        if candidates and task.metadata.type == "Retrieval":
+            first = scores.get("previous_results_model_meta", {}).get("model_name", "candidates").split("/")[-1]
+            name = f"{name}-rerank-{first}-top{max(map(len, candidates.values()))}"
+            revision = f"{revision}+candidates.{_hash(candidates)[:12]}"
+    return TaskScores(
+        task=name,
+        split=split,
+        subset=subset,
+        main_metric=main_metric,
+        metrics={metric: scores[metric] for metric in scores if metric == main_metric or metric.startswith(_KEPT)},
+        per_query=per_query,
+        dataset_revision=revision,
+        seconds=seconds,
+    )
+
+
+def _check_candidates(model: MTEBModels, task: Any) -> None:
+    """Stop before a reranker without lists, or a reranking task that would silently become full retrieval."""
+    from mteb.models import CrossEncoderWrapper
+
+    has_candidates = all(data.get("top_ranked") for subset in task.dataset.values() for data in subset.values())
+    if has_candidates:
+        return
+    if isinstance(model, CrossEncoderWrapper):
+        raise ValueError(
+            f"{task.metadata.name} has no candidates, and a cross-encoder can only rerank; make a retriever's run with "
+            "mteb.evaluate(..., prediction_folder=P) and pass task.convert_to_reranking(P, top_k=100), or score the "
+            "lists with CrossEncoderTeacher and use evaluate_run"
+        )
+    if "Reranking" in task.metadata.type:
+        raise ValueError(
+            f"{task.metadata.name} is a reranking task, but its lists of candidates were not found, as happens offline "
+            "with a warmed cache; download its dataset with huggingface_hub.snapshot_download and point "
+            "task.metadata.dataset['path'] at the folder"
+        )
+
+
+def _counted(run: Mapping[str, dict[str, float]], task: Any) -> Mapping[str, dict[str, float]]:
+    """Return the part of a run that MTEB counts."""
+    if task.ignore_identical_ids:
+        run = {query: {doc: score for doc, score in found.items() if doc != query} for query, found in run.items()}
+    if task.skip_first_result:
+        run = {
+            query: dict(sorted(found.items(), key=lambda item: item[1], reverse=True)[1:])
+            for query, found in run.items()
+        }
+    return run
+
+
+def _score_run(
+    qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the mean metrics under MTEB's names, and nDCG@10 of every query.
+
+    Raises:
+        ValueError: If a score is not finite.
+    """
+    import pytrec_eval
+
+    for query, found in run.items():
+        for document, score in found.items():
+            if not math.isfinite(score):
+                raise ValueError(f"query {query!r}, document {document!r}: the score is {score}, not a finite number")
+    cuts = ",".join(map(str, _CUTS))
+    evaluator = pytrec_eval.RelevanceEvaluator(
+        {query: dict(gains) for query, gains in qrels.items()},
+        {f"{measure}.{cuts}" for measure in _MEASURES} | {"recip_rank"},
+    )
+    scores = evaluator.evaluate({query: {doc: float(s) for doc, s in found.items()} for query, found in run.items()})
+    values = list(scores.values())
+    metrics = {
+        f"{name}_at_{cut}": math.fsum(v[f"{measure}_{cut}"] for v in values) / len(values)
+        for measure, name in _MEASURES.items()
+        for cut in _CUTS
+    }
+    for cut in _CUTS:  # the first relevant document is within the cut exactly when its reciprocal rank is 1/cut or more
+        within = [v["recip_rank"] for v in values if v["recip_rank"] >= 1 / cut - 1e-9]
+        metrics[f"mrr_at_{cut}"] = math.fsum(within) / len(values)
+    return metrics, {query: found["ndcg_cut_10"] for query, found in scores.items()}
+
+
+def _check_run(run: Mapping[str, Mapping[str, float]], collection: Collection, name: str) -> None:
+    """Stop where a run names what the collection does not have."""
+    if not run:
+        raise ValueError(f"run {name} is empty; it maps query ids to document ids to scores")
+    for query, found in run.items():
+        if query not in collection.queries:
+            raise ValueError(f"run {name}: query {query!r} is not in collection {collection.name}; wrong collection?")
+        for document in found:
+            if document not in collection.documents:
+                raise ValueError(
+                    f"run {name}, query {query!r}: document {document!r} is not in collection {collection.name}; "
+                    "wrong collection?"
+                )
+
+
+def _describe(model: Any, name: str, revision: str) -> dict[str, Any]:
+    """Return what the results say about the model."""
+    length = model.get_max_seq_length()
+    dimension = model.get_embedding_dimension() if hasattr(model, "get_embedding_dimension") else None
+    return {
+        "name": name,
+        "revision": revision,
+        "class": type(model).__name__,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "dimension": dimension,
+        "max_seq_length": length if length is not None and math.isfinite(length) else None,
+        "similarity": getattr(model, "similarity_fn_name", None),
+    }
+
+
+def _saved(results: Results, output: str | Path | None) -> Results:
+    """Write the results where the caller wants them; scores that cannot be written are shown in the error."""
+    if output is not None:
+        try:
+            logger.info("results written to %s", results.save(output))
+        except OSError as error:
+            error.add_note(f"The results could not be written to {output}. They are:\n{results.table()}")
+            raise
+    return results
+
+
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=20).hexdigest()
+
+
+def _is_for_users(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_UPSTREAM_LOGS)
+
+
+@contextmanager
+def _quiet(show_progress: bool) -> Iterator[None]:
+    """Hide upstream's messages about itself and, without progress, the bars of `datasets` that MTEB leaves on."""
+    import datasets
+
+    meta_logger = logging.getLogger("mteb.models.model_meta")
+    meta_logger.addFilter(_is_for_users)
+    hide_bars = not show_progress and not datasets.are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        for category, message in _UPSTREAM_WARNINGS:
+            warnings.filterwarnings("ignore", message=message, category=category)
+        if hide_bars:
+            datasets.disable_progress_bars()
+        try:
+            yield
+        finally:
+            meta_logger.removeFilter(_is_for_users)
+            if hide_bars:
+                datasets.enable_progress_bars()
