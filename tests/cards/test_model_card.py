@@ -1,0 +1,305 @@
+"""A card must hold every number with its context, nothing of the machine, and all that its owner wrote."""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
+
+from st_wkl.cards import write_model_card
+from st_wkl.cards.model_card import BEGIN, END
+from st_wkl.evaluation import Comparison, Results, TaskScores
+from st_wkl.training import TrainingRecord
+
+CITATION = """@misc{someone2026loss,
+  title = {A Loss},
+}"""
+
+
+def results(name: str, ndcg: float, **changes: Any) -> Results:
+    values: dict[str, Any] = {
+        "task": "squad-dev",
+        "split": "test",
+        "subset": "default",
+        "main_metric": "ndcg_at_10",
+        "metrics": {"ndcg_at_10": ndcg, "recall_at_100": 0.9, "precision_at_3": 0.1},
+        "per_query": {"q1": ndcg, "q2": ndcg},
+        "dataset_revision": "abc",
+        "seconds": 1.0,
+    }
+    return Results(model={"name": name, "revision": "r"}, tasks=[TaskScores(**{**values, **changes})])
+
+
+def record(**changes: Any) -> TrainingRecord:
+    values: dict[str, Any] = {
+        "student": "potion-base-8M",
+        "loss": "WeightedKLDistillationLoss",
+        "loss_config": {"gamma": 2.0, "alpha": 1.0, "beta": None},
+        "loss_citation": CITATION,
+        "teacher": {"model": "ms-marco|L12", "backend": "onnx", "max_length": 256, "activation": "identity"},
+        "dataset": {
+            "collection": {"name": "squad-dev", "fingerprint": "f00"},
+            "split": "train",
+            "teacher": {"model": "ms-marco|L12"},
+            "counts": {"queries": 700, "pairs": 5600},
+            "dropped": {"queries_without_positive": 0, "empty_documents": 3},
+            "report": {"precision_at_1": 0.8843},
+            "versions": {"bm25s": "1"},
+        },
+        "arguments": {"learning_rate": 0.03, "num_train_epochs": 8},
+        "seconds": 9.84,
+        "versions": {"st-wkl": "0.1.0"},
+    }
+    return TrainingRecord(**{**values, **changes})
+
+
+ALL: dict[str, Any] = {
+    "results": {"before": results("potion", 0.697), "after": results("student", 0.711), "BM25": results("BM25", 0.8)},
+    "comparison": Comparison(0.014, 0.008, 0.02, 1e-4, 2000, 400, 1300, 300),
+    "notes": ["Test questions are new, but their documents were seen in training."],
+    "command": "st-wkl demo",
+}
+
+
+@pytest.fixture(scope="module")
+def trained(static_student_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a student that the stock trainer has trained for one step, card and all."""
+    base = tmp_path_factory.mktemp("trained")
+    model = SentenceTransformer(str(static_student_path), device="cpu")
+    rows = {"query": ["cats", "dogs"], "positive": ["purr", "bark"], "negative": ["bark", "purr"]}
+    SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(
+            output_dir=str(base / "out"), max_steps=1, report_to="none", save_strategy="no", disable_tqdm=True
+        ),
+        train_dataset=Dataset.from_dict({**rows, "label": [[1.0, 0.0]] * 2}),
+        loss=DistillKLDivLoss(model),
+    ).train()
+    model.save_pretrained(str(base / "student"))
+    return base / "student"
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of the trained student's folder that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "student"))
+
+
+def front_matter(path: Path) -> dict[str, Any]:
+    """Return what the Hub's YAML reader sees; safe_load fails on numpy objects."""
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8").split("---\n")[1])
+    return loaded
+
+
+def test_the_block_says_how_and_how_well(folder: Path) -> None:
+    """A reader must find loss, parameters, teacher, data, cost and every number with its uncertainty."""
+    original = (folder / "README.md").read_text()
+    text = write_model_card(folder, record=record(), **ALL).read_text()
+    block = text[text.index(BEGIN) : text.index(END)]
+    for part in (
+        "`WeightedKLDistillationLoss`: gamma `2`, alpha `1`",
+        "`ms-marco\\|L12`: backend `onnx`, max_length `256`, activation `identity`",
+        "counts.queries `700`, counts.pairs `5600`, dropped.empty_documents `3`, report.precision_at_1 `0.8843`",
+        "learning_rate `0.03`",
+        "9.8 seconds",
+        "| squad-dev (test) | before | 2 | 0.6970 | 0.9000 |",
+        "| squad-dev (test) | after | 2 | 0.7110 | 0.9000 |",
+        "| squad-dev (test) | BM25 | 2 | 0.8000 | 0.9000 |",
+        "+0.0140 nDCG@10, 95 % interval [+0.0080, +0.0200], p = 0.0001, 2000 queries",
+        "Test questions are new, but their documents were seen in training.",
+        "```bash\nst-wkl demo\n```",
+        f"```bibtex\n{CITATION}\n```",
+    ):
+        assert part in block
+    assert "queries_without_positive" not in block, "what was not dropped needs no mention"
+    assert text.index("# SentenceTransformer") < text.index(BEGIN) < text.index(END) < text.index("## Model Details")
+    kept = text[: text.index(BEGIN)] + text[text.index(END) + len(END) + 2 :]
+    assert kept.split("---\n", 2)[2] == original.split("---\n", 2)[2], "sentence-transformers' own text was changed"
+
+
+def test_the_front_matter_is_valid_and_complete(folder: Path) -> None:
+    """The Hub's search, filters and result widgets read this part only."""
+    write_model_card(folder, record=record(student="minishlab/potion-base-8M"), **ALL)
+    data = front_matter(folder / "README.md")
+    assert {"st-wkl", "knowledge-distillation", "loss:WeightedKLDistillationLoss", "sentence-transformers"} <= set(
+        data["tags"]
+    )
+    assert data["base_model"] == "minishlab/potion-base-8M"
+    assert data["library_name"] == "sentence-transformers"
+    assert "datasets" not in data, "squad-dev is no dataset on the Hub"
+    entry = data["model-index"][0]
+    assert entry["name"] == "student"
+    assert entry["results"][0]["dataset"] == {"name": "squad-dev", "type": "squad-dev", "split": "test"}
+    metrics = {metric["type"]: metric["value"] for metric in entry["results"][0]["metrics"]}
+    assert metrics == {"ndcg_at_10": 0.711, "recall_at_100": 0.9}
+    card = ModelCard.load(folder / "README.md")
+    assert len(card.data.eval_results or []) == 2  # type: ignore[attr-defined]
+
+
+def test_hub_ids_and_only_those_are_linked(folder: Path, monkeypatch: Any) -> None:
+    """A folder that looks like an id would send readers to somebody else's model."""
+    dataset = {"collection": {"name": "mteb/nfcorpus"}}
+    path = write_model_card(folder, record=record(dataset=dataset), results={})
+    assert front_matter(path)["datasets"] == ["mteb/nfcorpus"]
+    monkeypatch.chdir(folder.parent)
+    write_model_card(folder, record=record(student="student/1_Normalize"), results={})
+    assert "base_model" not in front_matter(path)
+
+
+def test_writing_again_changes_nothing(folder: Path) -> None:
+    """A pipeline that is run twice must not grow the card or the model-index."""
+    first = write_model_card(folder, record=record(), **ALL).read_bytes()
+    assert write_model_card(folder, record=record(), **ALL).read_bytes() == first
+
+
+def test_the_owners_words_stay(folder: Path) -> None:
+    """Regenerating must only replace what this package wrote, in the text and in the front matter."""
+    path = write_model_card(folder, record=record(), **ALL)
+    text = path.read_text().replace("## Model Details", "## Mine\n\nDo not use for law.\n\n## Model Details")
+    text = text.replace("tags:\n", "license: mit\ntags:\n- legal\n") + "\nMy last word.\n"
+    path.write_text(text)
+    again = dict(ALL, results={"after": results("student", 0.9)})
+    new = write_model_card(folder, record=None, **again).read_text()
+    assert "Do not use for law." in new
+    assert new.endswith("My last word.\n")
+    assert new.count(BEGIN) == new.count(END) == 1
+    assert "0.7110" not in new
+    data = front_matter(path)
+    assert data["license"] == "mit"
+    assert data["tags"][0] == "legal"
+    assert [m["value"] for m in data["model-index"][0]["results"][0]["metrics"]] == [0.9, 0.9]
+
+
+def test_results_of_others_stay_in_the_model_index(folder: Path) -> None:
+    """An evaluator's entries in the model-index are not ours to delete."""
+    path = folder / "README.md"
+    foreign = {
+        "name": "theirs",
+        "results": [
+            {
+                "task": {"type": "sts"},
+                "dataset": {"name": "STS", "type": "sts"},
+                "metrics": [{"type": "spearman", "value": 0.8}],
+            }
+        ],
+    }
+    text = path.read_text().replace("---\n", "---\n" + yaml.safe_dump({"model-index": [foreign]}), 1)
+    path.write_text(text)
+    for _ in range(2):
+        write_model_card(folder, record=record(), **ALL)
+    entry = front_matter(path)["model-index"][0]
+    assert entry["name"] == "theirs"
+    assert [result["task"]["type"] for result in entry["results"]] == ["sts", "information-retrieval"]
+
+
+def test_nothing_of_the_machine_is_published(folder: Path) -> None:
+    """Paths carry user names, and mean nothing to a reader."""
+    home, work = Path.home() / "secret-project" / "teacher", tempfile.gettempdir() + "/scratch dir/x"
+    path = folder / "README.md"
+    text = path.read_text().replace(
+        "This is a [sentence-transformers]",
+        f"finetuned from [{folder}](https://huggingface.co/{folder})\n- `resume_from_checkpoint`: {home}/checkpoint-5\n"
+        "See https://example.org/home/page and and/or </details> and /usr/bin/env.\nThis is a [sentence-transformers]",
+    )
+    path.write_text(text.replace("---\n", f"---\nbase_model: {home}\n", 1))
+    teacher = {"model": str(home), "note": r"C:\Users\somebody\models\teacher"}
+    card = write_model_card(
+        folder,
+        record=record(student=str(folder), teacher=teacher),
+        results={"after": results(f"file://{home}", 0.5)},
+        notes=[f"Trained on {work}."],
+        command=f"st-wkl evaluate {folder} {home}/data --output={home}/results.json",
+    ).read_text()
+    for private in (
+        str(folder.parent),
+        str(Path.home()) + "/",
+        tempfile.gettempdir() + "/",
+        "somebody",
+        "secret-project",
+    ):
+        assert private not in card
+    if getpass.getuser() != "root":
+        assert getpass.getuser() not in card
+    assert "st-wkl evaluate student data --output=results.json" in card
+    assert "finetuned from `student`" in card
+    assert "`resume_from_checkpoint`: checkpoint-5" in card
+    assert "See https://example.org/home/page and and/or </details> and /usr/bin/env." in card
+    assert "base_model" not in front_matter(path)
+
+
+def test_the_loss_is_cited_once(folder: Path) -> None:
+    """sentence-transformers already cites a loss that carries a citation; twice would look careless."""
+    citation = DistillKLDivLoss.citation.fget(None)  # type: ignore[attr-defined]
+    text = write_model_card(folder, record=record(loss="DistillKLDivLoss", loss_citation=citation), **ALL).read_text()
+    assert text.count("@misc{lin2020distillingdense") == 1
+    assert front_matter(folder / "README.md")["tags"].count("loss:DistillKLDivLoss") == 1
+
+
+def test_a_card_without_model_details_gets_the_block_at_its_end(static_student_path: Path, tmp_path: Path) -> None:
+    """A model that was loaded and saved untrained keeps its old card, which may look like anything."""
+    shutil.copy(static_student_path / "README.md", tmp_path / "README.md")
+    text = write_model_card(tmp_path, record=None, results={"after": results("potion", 0.5)}).read_text()
+    assert text.endswith(f"{END}\n")
+    assert front_matter(tmp_path / "README.md")["library_name"] == "model2vec"
+
+
+def test_a_folder_without_a_card_gets_one(tmp_path: Path) -> None:
+    """sentence-transformers skips the card when its template fails; the results must still have a place."""
+    path = write_model_card(tmp_path, record=None, results={"after": results("student", 0.5)})
+    assert front_matter(path)["library_name"] == "sentence-transformers"
+    assert "| squad-dev (test) | after |" in path.read_text()
+    with pytest.raises(FileNotFoundError, match="save the model there first"):
+        write_model_card(tmp_path / "nothing", record=None, results={})
+
+
+def test_a_card_without_front_matter_gets_one(tmp_path: Path) -> None:
+    """A README written by hand is text only, and may use Windows line endings and a byte order mark."""
+    (tmp_path / "README.md").write_bytes(b"\xef\xbb\xbf# Mine\r\n\r\nHello.\r\n\r\n## Model Details\r\n")
+    content = write_model_card(tmp_path, record=None, results={"after": results("student", 0.5)}).read_bytes()
+    assert b"Hello.\r\n\r\n" + BEGIN.encode() + b"\r\n" in content
+    assert b"\n" not in content.replace(b"\r\n", b"")
+    assert write_model_card(tmp_path, record=None, results={"after": results("student", 0.5)}).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("---\ntags:\n- a\nlicense: [mit\n---\n# X\n", r"README\.md:[45]: the front matter is not valid YAML"),
+        ("---\ntags: a\n# X\n", r"README\.md:1: .*has no closing ---"),
+        ("---\n- a\n- b\n---\n# X\n", r"README\.md:1: the front matter cannot be read .*should be a dict"),
+        ("---\ntags: a\nmodel-index:\n- nam: x\n---\n# X\n", r"README\.md:3: the front matter cannot be read"),
+        (f"---\ntags: a\n---\n# X\n{BEGIN}\nmine\n", r"README\.md:5: the card needs .* once each"),
+        (f"---\ntags: a\n---\n# X\n{END}\n{BEGIN}\n", r"README\.md:5: .*\(found in lines 5, 6\)"),
+        (f"---\ntags: a\n---\n{BEGIN}\n{END}\n{BEGIN}\n{END}\n", r"README\.md:4: .*\(found in lines 4, 5, 6, 7\)"),
+    ],
+)
+def test_a_broken_card_is_left_alone(tmp_path: Path, content: str, message: str) -> None:
+    """What somebody wrote by hand must not be lost because a colon is missing."""
+    (tmp_path / "README.md").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        write_model_card(tmp_path, record=record(), **ALL)
+    assert (tmp_path / "README.md").read_text() == content
+    assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_full_disk_leaves_the_old_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a card would lose what the owner wrote."""
+    before = (folder / "README.md").read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        write_model_card(folder, record=record(), **ALL)
+    assert (folder / "README.md").read_bytes() == before
+    assert not list(folder.glob(".README*"))
