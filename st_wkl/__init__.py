@@ -9,11 +9,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from st_wkl.data.builder import DistillationDatasetBuilder
+    from st_wkl.data.collator import ListwiseCollator
     from st_wkl.data.collection import Collection
     from st_wkl.data.teachers import CrossEncoderTeacher
     from st_wkl.evaluation import compare, evaluate
+    from st_wkl.losses.in_batch import InBatchContrastiveLoss
     from st_wkl.losses.margin_kl import MarginKL
     from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
+    from st_wkl.losses.weighted_sum import WeightedSumLoss
     from st_wkl.training import distill
 
 # Where each public name lives. Importing torch and sentence-transformers takes seconds, so a name is only imported
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "WeightedKLDistillationLoss": "st_wkl.losses.weighted_kl",
     "MarginKL": "st_wkl.losses.margin_kl",
+    "InBatchContrastiveLoss": "st_wkl.losses.in_batch",
+    "WeightedSumLoss": "st_wkl.losses.weighted_sum",
+    "ListwiseCollator": "st_wkl.data.collator",
     "DistillationDatasetBuilder": "st_wkl.data.builder",
     "CrossEncoderTeacher": "st_wkl.data.teachers",
     "Collection": "st_wkl.data.collection",
@@ -32,6 +38,9 @@ _HOMES = {
 __all__ = [
     "WeightedKLDistillationLoss",
     "MarginKL",
+    "InBatchContrastiveLoss",
+    "WeightedSumLoss",
+    "ListwiseCollator",
     "DistillationDatasetBuilder",
     "CrossEncoderTeacher",
     "Collection",

@@ -1,0 +1,102 @@
+"""One loss, one dataset, four classes of students: dense, sparse, late interaction and cross-encoder.
+
+Run: python examples/model_classes.py FOLDER [CLASS …]    (a BEIR folder of SciFact; an hour on two cores for all)
+
+All students start from all-MiniLM-L6-v2. The dense one is a finished retriever; the heads of the others are new, and
+320 training queries are far too few for them: what this shows is that each learns, not how good it can become.
+"""
+
+import sys
+from pathlib import Path
+
+from sentence_transformers import (
+    CrossEncoder,
+    CrossEncoderTrainer,
+    CrossEncoderTrainingArguments,
+    MultiVectorEncoder,
+    MultiVectorEncoderTrainer,
+    MultiVectorEncoderTrainingArguments,
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+    SparseEncoder,
+    SparseEncoderTrainer,
+    SparseEncoderTrainingArguments,
+)
+from sentence_transformers.sparse_encoder.losses import SpladeLoss
+from torch import nn
+
+from st_wkl import (
+    Collection,
+    CrossEncoderTeacher,
+    DistillationDatasetBuilder,
+    ListwiseCollator,
+    WeightedKLDistillationLoss,
+    compare,
+    evaluate,
+)
+from st_wkl.data.candidates import bm25_candidates
+from st_wkl.evaluation import Results, evaluate_run, shared_document_queries
+from st_wkl.packaged import CROSS_ENCODER, MINILM, fetch
+
+CLASSES = {
+    "dense": (SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments, 2e-5),
+    "sparse": (SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments, 1e-4),
+    "multi-vector": (MultiVectorEncoder, MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments, 5e-5),
+    "cross-encoder": (CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments, 5e-5),
+}
+collection = Collection.load(sys.argv[1])
+output = Path("scifact-output")
+builder = DistillationDatasetBuilder(
+    collection,
+    CrossEncoderTeacher(fetch(CROSS_ENCODER), max_length=256),
+    query_ids=list(collection.qrels["train"])[:320],
+    num_negatives=7,
+    store=output / "scores.sqlite3",
+)
+dataset = builder.build().to_lists()
+candidates = bm25_candidates(collection, list(collection.qrels["test"]), top_k=20)
+
+
+def measured(model: nn.Module) -> Results:
+    if not isinstance(model, CrossEncoder):
+        return evaluate(model, collection, split="test", name="student", show_progress=False)
+    pairs = [(query, found.document_id) for query, list_ in candidates.items() for found in list_]
+    texts = [(collection.queries[query], collection.documents[document]) for query, document in pairs]
+    run: dict[str, dict[str, float]] = {query: {} for query in candidates}
+    for (query, document), score in zip(pairs, model.predict(texts, activation_fn=nn.Identity()), strict=True):
+        run[query][document] = float(score)
+    return evaluate_run(run, collection, name="student, reranking BM25 top 20")
+
+
+trained_on = {d for judged in collection.qrels["train"].values() for d, gain in judged.items() if gain}
+_, unseen = shared_document_queries(collection.qrels["test"], trained_on)
+for kind in sys.argv[2:] or CLASSES:
+    student_class, trainer_class, arguments_class, learning_rate = CLASSES[kind]
+    student = student_class(str(fetch(MINILM)), **({"num_labels": 1} if kind == "cross-encoder" else {}))
+    student.max_seq_length = 128 if kind != "cross-encoder" else 192
+    before = measured(student)
+    loss: nn.Module = WeightedKLDistillationLoss(student, gamma=2.0, mini_batch_size=16 if kind != "sparse" else None)
+    if kind == "sparse":
+        loss = SpladeLoss(student, loss, document_regularizer_weight=1e-4, query_regularizer_weight=1e-4)
+    args = arguments_class(
+        output_dir=str(output / kind),
+        per_device_train_batch_size=16 if kind != "sparse" else 4,
+        num_train_epochs=2,
+        learning_rate=learning_rate,
+        warmup_steps=0.1,
+        seed=0,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        dataloader_pin_memory=False,
+    )
+    trainer_class(student, args, dataset, loss=loss, data_collator=ListwiseCollator(student)).train()
+    after = measured(student)
+    everything, new = compare(before, after), compare(before, after, query_ids=unseen)
+    print(
+        f"{kind:14} {before.ndcg_at_10:.3f} → {after.ndcg_at_10:.3f}, difference {everything.mean:+.3f} "
+        f"[{everything.low:+.3f}, {everything.high:+.3f}]; unseen documents: {new.mean:+.3f} "
+        f"[{new.low:+.3f}, {new.high:+.3f}] on {new.queries} queries",
+        flush=True,
+    )
