@@ -1,0 +1,137 @@
+"""The command line as a user runs it: output for people and machines, errors in one line, work that goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from st_wkl import demo as demo_module
+from st_wkl.cli import app
+from tests.test_package import small_collection
+
+
+def st_wkl(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def beir_folder(tmp_path: Path) -> Path:
+    collection, folder = small_collection(), tmp_path / "animals"
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", collection.documents), ("queries", collection.queries)):
+        lines = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for split, judged in collection.qrels.items():
+        rows = ["query-id\tcorpus-id\tscore"]
+        rows += [f"{query}\t{document}\t{gain}" for query, found in judged.items() for document, gain in found.items()]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(rows), encoding="utf-8")
+    return folder
+
+
+def test_build_train_evaluate(
+    beir_folder: Path, static_student_path: Path, cross_encoder_onnx_path: Path, tmp_path: Path
+) -> None:
+    """The stages have to fit together through nothing but the files that they leave."""
+    scored, student, before = tmp_path / "scored", tmp_path / "student", tmp_path / "before.json"
+    common = ["--json", "--quiet"]
+    build = ["build", beir_folder, "--teacher", cross_encoder_onnx_path, "--output", scored, "--num-negatives", 4]
+    code, out, err = st_wkl(*build, "--limit", 12, "--store", tmp_path / "scores.sqlite3", *common)
+    assert code == 0, err
+    assert json.loads(out)["counts"]["queries"] == 12
+    train = ["train", scored, "--student", static_student_path, "--output", student, "--epochs", 1, "--gamma", 2]
+    code, out, err = st_wkl(*train, *common)
+    assert code == 0, err
+    assert json.loads(out)["loss_config"]["gamma"] == 2.0
+    card = (student / "README.md").read_text(encoding="utf-8")
+    assert "WeightedKLDistillationLoss" in card
+    assert str(tmp_path) not in card
+    code, out, err = st_wkl("evaluate", static_student_path, beir_folder, "--output", before, *common)
+    assert code == 0, err
+    code, out, err = st_wkl("evaluate", student, beir_folder, "--against", before, *common)
+    assert code == 0, err
+    answer = json.loads(out)
+    assert 0 < answer["tasks"]["animals"]["ndcg_at_10"] <= 1
+    assert answer["difference"]["animals"]["queries"] == 40
+    code, out, err = st_wkl("evaluate", student, beir_folder, "--against", before, "--quiet")
+    assert re.search(r"animals: [+-]0\.\d+ nDCG@10 against .*before\.json, 95 % interval \[", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "nowhere", "--teacher", "x", "--output", "out"], "is neither a folder nor a Hub id"),
+        (["train", "nowhere", "--student", "x", "--output", "out"], "nowhere"),
+        (["train", "nowhere", "--student", "x", "--output", "out", "--loss", "kl"], "must be weighted-kl or margin-kl"),
+        (["evaluate", "x/y/z", "NoSuchTask", "--against", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace of forty lines hides the one that says what to do."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = st_wkl(*arguments, "--quiet")
+    assert code == 1
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_existing_output_is_refused_before_any_work(beir_folder: Path, tmp_path: Path) -> None:
+    """Scoring takes hours; that its result has nowhere to go must be known before."""
+    code, _, err = st_wkl("build", beir_folder, "--teacher", "x", "--output", tmp_path)
+    assert code == 1
+    assert "exists already" in err
+
+
+def test_demo_resumes_and_prints_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo is the first contact: its numbers have to be complete, and a second run must only read them."""
+    sizes = {"TRAIN_QUESTIONS": 40, "TEST_QUESTIONS": 60, "TEACHER_QUESTIONS": 5, "EPOCHS": 1, "NUM_NEGATIVES": 3}
+    for name, value in sizes.items():
+        monkeypatch.setattr(demo_module, name, value)
+    code, out, err = st_wkl("demo", "--output", tmp_path / "demo", "--json")
+    assert code == 0, err
+    answer: dict[str, Any] = json.loads(out)
+    assert answer["ndcg_at_10"].keys() == {"student_before", "student_after", "bm25", "teacher"}
+    assert answer["difference"].keys() == {"mean", "low", "high", "p_value"}
+    assert (answer["queries"], answer["teacher_queries"]) == (60, 5)
+    difference = answer["ndcg_at_10"]["student_after"] - answer["ndcg_at_10"]["student_before"]
+    assert difference == pytest.approx(answer["difference"]["mean"], abs=1e-4)
+    monkeypatch.setattr("st_wkl.data.teachers.CrossEncoderTeacher.score", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr("st_wkl.training.distill", lambda *_, **__: pytest.fail("trained again"))
+    code, again, err = st_wkl("demo", "--output", tmp_path / "demo", "--json", "--quiet")
+    assert code == 0, err
+    assert json.loads(again)["ndcg_at_10"] == answer["ndcg_at_10"]
+    code, table, _ = st_wkl("demo", "--output", tmp_path / "demo", "--quiet")
+    assert "The training and the test questions differ, but both ask about the same" in table
+    assert all(label in table for label in ("student before", "weighted KL", "MarginKL", "BM25", "teacher"))
+    cards = list((tmp_path / "demo" / "students").glob("*/README.md"))
+    assert len(cards) == 3
+    assert all("st-wkl demo" in card.read_text(encoding="utf-8") for card in cards)
+    code, _, err = st_wkl("demo", "--output", tmp_path / "demo", "--hub")
+    assert code == 1
+    assert "another version or source" in err
+
+
+def test_help_needs_no_heavy_import() -> None:
+    """`--help` of every command is how people find their way; it must come at once."""
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from st_wkl.cli import app\n"
+        "for command in ([], ['demo'], ['build'], ['train'], ['evaluate']):\n"
+        "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
+        "assert not {'torch', 'mteb', 'datasets', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

