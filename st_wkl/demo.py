@@ -367,5 +367,6 @@ def _write_card(folder: Path, result: DemoResult, label: str) -> None:
         record=TrainingRecord.load(folder),
         results={"before": result.before, "after": result.after[label], "BM25": result.bm25},
         comparison=result.comparison(label),
+        notes=[SETTING],
         command="st-wkl demo",
     )

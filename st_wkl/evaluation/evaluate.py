@@ -133,14 +133,7 @@ def evaluate_run(
     _check_run(run, collection, name)
     qrels = relevant_qrels(collection, split)
     if query_ids is not None:
-        wanted = list(query_ids)
-        unknown = [query for query in wanted if query not in qrels]
-        if unknown or not wanted:
-            raise ValueError(
-                f"query_ids: {len(unknown)} of {len(wanted)} ids have no relevant document in split {split!r} of "
-                f"{collection.name} (such as {', '.join(unknown[:5])}); give ids of queries that have one"
-            )
-        qrels = {query: qrels[query] for query in wanted}
+        qrels = _only(qrels, list(query_ids), f"split {split!r} of {collection.name}")
     missing = [query for query in qrels if not run.get(query)]
     if missing:
         warnings.warn(
@@ -312,6 +305,17 @@ def _score_run(
         within = [v["recip_rank"] for v in values if v["recip_rank"] >= 1 / cut - 1e-9]
         metrics[f"mrr_at_{cut}"] = math.fsum(within) / len(values)
     return metrics, {query: found["ndcg_cut_10"] for query, found in scores.items()}
+
+
+def _only(qrels: Mapping[str, dict[str, int]], wanted: list[str], where: str) -> dict[str, dict[str, int]]:
+    """Return the judgements of the wanted queries, each of which must have a relevant document."""
+    unknown = [query for query in wanted if query not in qrels]
+    if unknown or not wanted:
+        raise ValueError(
+            f"query_ids: {len(unknown)} of {len(wanted)} ids have no relevant document in {where} (such as "
+            f"{', '.join(unknown[:5])}); give ids of queries that have one"
+        )
+    return {query: qrels[query] for query in wanted}
 
 
 def _check_run(run: Mapping[str, Mapping[str, float]], collection: Collection, name: str) -> None:
