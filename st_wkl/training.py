@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from sentence_transformers.base.losses.gradcache import has_static_embedding_inp
 from torch import nn
 
 from st_wkl._files import write_text
+from st_wkl.evaluation.results import package_versions
 from st_wkl.losses import WeightedKLDistillationLoss
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def distill(
         dataset={**dataset.provenance, "rows_trained": len(columns)},
         arguments=_arguments_that_matter(args),
         seconds=round(time.perf_counter() - start, 1),
-        versions=versions(),
+        versions=package_versions(("sentence-transformers", "transformers", "torch", "peft")),
     )
     student.save_pretrained(str(output_dir))
     record.save(output_dir)
@@ -177,11 +177,6 @@ def distill(
 def _config(loss: nn.Module) -> dict[str, Any]:
     describe: Callable[[], dict[str, Any]] | None = getattr(loss, "get_config_dict", None)  # type: ignore[assignment]
     return {} if describe is None else describe()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that a result depends on."""
-    return {name: version(name) for name in ("st-wkl", "sentence-transformers", "transformers", "torch", "mteb")}
 
 
 def _arguments_that_matter(args: SentenceTransformerTrainingArguments) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from st_wkl.evaluation.compare import compare, shared_document_queries
+from st_wkl.evaluation.compare import compare
 from st_wkl.evaluation.evaluate import evaluate, evaluate_run
+from st_wkl.evaluation.qrels import shared_document_queries
 from st_wkl.evaluation.results import Comparison, Results, TaskScores
 
 __all__ = [

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import collections.abc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -66,36 +65,6 @@ def compare(
         ties=int((differences == 0).sum()),
         losses=int((differences < 0).sum()),
     )
-
-
-def shared_document_queries(
-    qrels: Mapping[str, Mapping[str, int]], training_documents: collections.abc.Collection[str]
-) -> tuple[list[str], list[str]]:
-    """Split test queries by whether training has shown one of their relevant documents as a positive.
-
-    A gain on the shared queries is real only for someone who searches the very corpus that was trained on; a gain on
-    the others is one that carries over to new documents.
-
-    Args:
-        qrels: Test query id to document id to gain.
-        training_documents: Ids of the documents that were positives in training.
-
-    Returns:
-        Ids of the queries with a relevant document (gain above 0) among `training_documents`, and of the other queries.
-        Queries without any relevant document are in neither, as they are not evaluated either.
-
-    Example:
-        >>> shared_document_queries({"q1": {"d1": 1}, "q2": {"d2": 2, "d1": 0}}, {"d1"})
-        (['q1'], ['q2'])
-    """
-    seen = set(training_documents)
-    shared: list[str] = []
-    unseen: list[str] = []
-    for query, judgements in qrels.items():
-        relevant = {document for document, gain in judgements.items() if gain > 0}
-        if relevant:
-            (shared if relevant & seen else unseen).append(query)
-    return shared, unseen
 
 
 def _same_task(before: Results, after: Results, task: str | None) -> tuple[TaskScores, TaskScores]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from st_wkl.evaluation.qrels import relevant_qrels
 from st_wkl.evaluation.results import Results, TaskScores, results_file
 
 if TYPE_CHECKING:
@@ -157,28 +158,6 @@ def evaluate_run(
     )
     about = {"name": name, "revision": digest, "class": "run"}
     return _saved(Results(model=about, tasks=[scores]), output)
-
-
-def relevant_qrels(collection: Collection, split: str) -> dict[str, dict[str, int]]:
-    """Return the judgements of the split's queries that have a relevant document, and warn of the number without.
-
-    Such a query cannot be answered, and MTEB would count it as 0.
-
-    Raises:
-        ValueError: If there is no such split, or no query is left.
-    """
-    judged = collection.judgements(split)
-    relevant = {query: dict(gains) for query, gains in judged.items() if any(gain > 0 for gain in gains.values())}
-    dropped = [query for query in judged if query not in relevant]
-    if not relevant:
-        raise ValueError(f"split {split!r} of collection {collection.name} has no query with a relevant document")
-    if dropped:
-        warnings.warn(
-            f"{len(dropped)} of {len(judged)} {split} queries of {collection.name} have no relevant document and are "
-            f"left out, such as {', '.join(dropped[:5])}",
-            stacklevel=3,
-        )
-    return relevant
 
 
 def _evaluate_task(model: MTEBModels, task: AbsTask, batch_size: int, show_progress: bool) -> list[TaskScores]:

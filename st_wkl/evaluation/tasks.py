@@ -20,7 +20,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from st_wkl.data.collection import Collection
-from st_wkl.evaluation.evaluate import relevant_qrels
+from st_wkl.evaluation.qrels import relevant_qrels
 
 
 class CollectionTask(AbsTaskRetrieval):
