@@ -17,7 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Reduction = Literal["batchmean", "mean", "none"]
+from st_wkl._scores import (
+    Reduction,
+    check_at_least_zero,
+    check_ranks,
+    check_shape,
+    masked_log_softmax,
+    prepare,
+    reduce,
+    reduce_rows,
+)
 
 
 def weighted_kl(
@@ -87,9 +96,9 @@ def weighted_kl(
         1.1436
     """
     check_at_least_zero(gamma=gamma, alpha=alpha)
-    student, teacher, mask = _prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
-    positives = _check_shape("positives", positives, student).bool() & mask
-    log_p, log_q = _masked_log_softmax(teacher, mask), _masked_log_softmax(student, mask)
+    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
+    positives = check_shape("positives", positives, student).bool() & mask
+    log_p, log_q = masked_log_softmax(teacher, mask), masked_log_softmax(student, mask)
     terms = log_p.exp() * (log_p - log_q)
     if gamma != 0 or alpha != 0 or beta:
         log_weighted_by = log_q.detach() if detach_weights else log_q
@@ -99,7 +108,7 @@ def weighted_kl(
         if not first:
             exponent = torch.where(positives, gamma, exponent)
         terms = terms * _contrastive_weights(log_weighted_by, exponent, positives)
-    return _reduce(torch.where(mask, terms, 0.0), mask, reduction)
+    return reduce(torch.where(mask, terms, 0.0), mask, reduction)
 
 
 def kl_divergence(
@@ -137,9 +146,9 @@ def kl_divergence(
         >>> kl_divergence(scores, scores + 7).item()
         0.0
     """
-    student, teacher, mask = _prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
-    log_p, log_q = _masked_log_softmax(teacher, mask), _masked_log_softmax(student, mask)
-    return _reduce(torch.where(mask, log_p.exp() * (log_p - log_q), 0.0), mask, reduction)
+    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
+    log_p, log_q = masked_log_softmax(teacher, mask), masked_log_softmax(student, mask)
+    return reduce(torch.where(mask, log_p.exp() * (log_p - log_q), 0.0), mask, reduction)
 
 
 def margin_kl(
@@ -190,8 +199,8 @@ def margin_kl(
     """
     if pairs not in ("positive-negative", "all"):
         raise ValueError(f"pairs must be 'positive-negative' or 'all', got {pairs!r}.")
-    student, teacher, mask = _prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
-    positives = _check_shape("positives", positives, student).bool() & mask
+    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
+    positives = check_shape("positives", positives, student).bool() & mask
     if pairs == "all":
         compared = (mask[:, :, None] & mask[:, None, :]).triu(diagonal=1)
     else:
@@ -203,7 +212,7 @@ def margin_kl(
     if reduction == "mean":
         return terms.sum() / counts.sum().clamp_min(1)
     rows = terms.sum(dim=(1, 2)) / counts.clamp_min(1)
-    return _reduce_rows(rows, reduction)
+    return reduce_rows(rows, reduction)
 
 
 def _bernoulli_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -221,7 +230,7 @@ def _rank_bias(
         return torch.zeros_like(student)
     if ranks is None:
         ranks = student_ranks(student, mask)
-    inverse = 1.0 / _check_ranks(ranks, student, mask)
+    inverse = 1.0 / check_ranks(ranks, student, mask)
     # The best-ranked positive has the largest inverse rank; argmax finds the first True of a row.
     best = inverse.masked_fill(~positives, 0.0).amax(dim=1, keepdim=True)
     anchor = inverse.gather(1, positives.int().argmax(dim=1, keepdim=True)) if first else best
@@ -263,84 +272,3 @@ def _contrastive_weights(log_q: Tensor, exponent: Tensor, positives: Tensor) -> 
     # −expm1 keeps 1 − q exact for q near 0; the clamp keeps the slope of x^γ finite at q = 1, where γ < 1 has none.
     rest = (-torch.expm1(log_q)).clamp_min(torch.finfo(log_q.dtype).tiny)
     return torch.where(positives, rest**exponent, (exponent * log_q).exp())
-
-
-def _masked_log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    # A row without a document gets finite scores: the gradient of a log-softmax over nothing is NaN.
-    nothing = torch.where(mask.any(dim=1, keepdim=True), -math.inf, 0.0).to(scores.dtype)
-    log_probabilities = torch.where(mask, scores, nothing).log_softmax(dim=1)
-    return torch.where(mask, log_probabilities, 0.0)
-
-
-def _prepare(
-    student_scores: Tensor,
-    teacher_scores: Tensor,
-    mask: Tensor | None,
-    student_temperature: float,
-    teacher_temperature: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Check both score tensors and bring them to one dtype, divided by temperature, with 0 at masked places."""
-    for name, temperature in (
-        ("student_temperature", student_temperature),
-        ("teacher_temperature", teacher_temperature),
-    ):
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"{name} must be a positive finite number, got {temperature}.")
-    if student_scores.ndim != 2:
-        raise ValueError(f"student_scores must be (B, N), got the shape {tuple(student_scores.shape)}.")
-    dtype = torch.promote_types(student_scores.dtype, torch.float32)
-    student = student_scores.to(dtype)
-    teacher = _check_shape("teacher_scores", teacher_scores, student).to(dtype)
-    mask = torch.ones_like(student, dtype=torch.bool) if mask is None else _check_shape("mask", mask, student).bool()
-    bad = mask & ~teacher.isfinite()
-    if bool(bad.any()):
-        row, column = bad.nonzero()[0].tolist()
-        raise ValueError(
-            f"teacher_scores[{row}, {column}] is {teacher[row, column].item()} ({int(bad.sum())} such values in this "
-            "batch). One of them makes every weight of the student NaN. Score the pair again, drop it from the "
-            "dataset, or set mask to False there to leave the document out."
-        )
-    return (
-        torch.where(mask, student, 0.0) / student_temperature,
-        torch.where(mask, teacher, 0.0) / teacher_temperature,
-        mask,
-    )
-
-
-def _check_shape(name: str, tensor: Tensor, student: Tensor) -> Tensor:
-    if tensor.shape != student.shape:
-        raise ValueError(
-            f"{name} must have the shape of student_scores, {tuple(student.shape)}, but has {tuple(tensor.shape)}."
-        )
-    return tensor.to(student.device)
-
-
-def _check_ranks(ranks: Tensor, student: Tensor, mask: Tensor) -> Tensor:
-    ranks = torch.where(mask, _check_shape("ranks", ranks, student).to(student.dtype), 1.0)
-    if not bool((ranks >= 1).all()):
-        row, column = (~(ranks >= 1)).nonzero()[0].tolist()
-        raise ValueError(f"ranks[{row}, {column}] is {ranks[row, column].item()}; ranks count from 1, the best.")
-    return ranks
-
-
-def check_at_least_zero(**parameters: float) -> None:
-    """Raise a ValueError that names the first parameter which is negative, infinite or NaN."""
-    for name, value in parameters.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
-
-
-def _reduce(terms: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
-    if reduction == "none":
-        return terms
-    if reduction == "mean":
-        return terms.sum() / mask.sum().clamp_min(1)
-    return _reduce_rows(terms.sum(dim=1), reduction)
-
-
-def _reduce_rows(rows: Tensor, reduction: Reduction) -> Tensor:
-    if reduction == "none":
-        return rows
-    if reduction == "batchmean":
-        return rows.sum() / max(len(rows), 1)
-    raise ValueError(f"reduction must be 'batchmean', 'mean' or 'none', got {reduction!r}.")

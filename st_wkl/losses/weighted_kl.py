@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from torch import Tensor
 
 from st_wkl import functional
+from st_wkl._scores import check_at_least_zero
 from st_wkl.losses.base import CandidateListLoss, ListLossOptions
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         super().__init__(model, **options)
         if reduction not in ("batchmean", "mean"):
             raise ValueError(f"reduction must be 'batchmean' or 'mean', got {reduction!r}.")
-        functional.check_at_least_zero(gamma=gamma, alpha=alpha)
+        check_at_least_zero(gamma=gamma, alpha=alpha)
         self.gamma = gamma
         self.alpha = alpha
         self.beta = beta
