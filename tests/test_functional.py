@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,20 @@ from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 from sentence_transformers.util import pairwise_dot_score
 from torch import Tensor
 
-from st_wkl.functional import kl_divergence, margin_kl, student_ranks, weighted_kl
+from st_wkl.functional import (
+    adaptive_relevance_margin,
+    kl_divergence,
+    margin_kl,
+    margin_mse,
+    pairwise_kl,
+    pearson,
+    rank_net,
+    student_ranks,
+    weighted_kl,
+)
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text(encoding="utf-8"))
+SIDES = ("query", "positive", "negative")
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "weighted_kl": weighted_kl,
@@ -29,6 +41,9 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "kl_divergence": lambda s, t, p, **k: kl_divergence(s, t, **k),
     "margin_kl": margin_kl,
     "margin_kl_all": lambda *a, **k: margin_kl(*a, pairs="all", **k),
+    "margin_mse": margin_mse,
+    "rank_net": lambda s, t, p, **k: rank_net(s, t, **k),
+    "pearson": lambda s, t, p, **k: pearson(s, t, **k),
 }
 
 
@@ -116,6 +131,152 @@ def test_margin_kl_equals_plain_loop(pairs: Any) -> None:
         mask = torch.rand(student.shape, generator=torch.Generator().manual_seed(seed)) < 0.7
         value = margin_kl(student, teacher, relevant, pairs=pairs, mask=mask).item()
         assert value == pytest.approx(plain_margin_kl(student, teacher, relevant, mask, pairs == "all"), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["margin_mse", "rank_net", "pearson"])
+def test_other_losses_equal_plain_loops(name: str) -> None:
+    """The baselines of every comparison deserve the same suspicion as our own losses."""
+    for seed in range(5):
+        student, teacher, relevant = batch(seed, positives=2)
+        mask = torch.rand(student.shape, generator=torch.Generator().manual_seed(seed)) < 0.7
+        rows = []
+        for b in range(len(student)):
+            places = [n for n in range(student.shape[1]) if mask[b, n]]
+            s, t = ([scores[b, n].item() for n in places] for scores in (student, teacher))
+            positive = [bool(relevant[b, n]) for n in places]
+            pairs = [(i, j) for i in range(len(places)) for j in range(len(places)) if i != j]
+            if name == "margin_mse":
+                terms = [((s[i] - s[j]) - (t[i] - t[j])) ** 2 for i, j in pairs if positive[i] and not positive[j]]
+            elif name == "rank_net":
+                terms = [math.log(1 + math.exp(s[j] - s[i])) for i, j in pairs if t[i] > t[j]]
+            else:
+                terms = [1 - statistics.correlation(s, t)] if len(places) > 1 else []
+            rows.append(sum(terms) / max(len(terms), 1))
+        value = LOSSES[name](student, teacher, relevant, mask=mask).item()
+        assert value == pytest.approx(sum(rows) / len(rows), abs=1e-10)
+
+
+def test_pearson_of_constant_lists() -> None:
+    """A list of equal scores has no correlation; 0/0 would make the whole batch NaN."""
+    student = torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]], requires_grad=True)
+    teacher = torch.tensor([[7.0, 7.0, 7.0], [1.0, 2.0, 3.0]])
+    rows = pearson(student, teacher, reduction="none")
+    assert rows.tolist() == [0.0, 1.0]
+    rows.sum().backward()
+    assert student.grad is not None
+    assert torch.equal(student.grad, torch.zeros(2, 3))
+
+
+def plain_pairwise_kl(student: Tensor, pairs: Tensor, probabilities: Tensor) -> Tensor:
+    terms = []
+    for (row, i, j), p in zip(pairs.tolist(), probabilities.tolist(), strict=True):
+        log_q = torch.stack([student[row, i], student[row, j]]).log_softmax(dim=0)
+        entropy = sum(-value * math.log(value) for value in (p, 1 - p) if value > 0)
+        terms.append(-p * log_q[0] - (1 - p) * log_q[1] - entropy)
+    return torch.stack(terms).mean()
+
+
+def test_pairwise_kl_equals_plain_loop() -> None:
+    """Vectorised indexing can pick the wrong row or document and still train to a plausible loss."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(5, 7, generator=generator, dtype=torch.float64)
+    pairs = torch.stack([torch.randint(0, n, (40,), generator=generator) for n in (5, 7, 7)], dim=1)
+    pairs = pairs[pairs[:, 1] != pairs[:, 2]]
+    probabilities = torch.rand(len(pairs), generator=generator, dtype=torch.float64)
+    probabilities[:2] = torch.tensor([0.0, 1.0])
+    value, gradient = value_and_gradient(pairwise_kl, student, pairs, probabilities)
+    expected, expected_gradient = value_and_gradient(plain_pairwise_kl, student, pairs, probabilities)
+    assert value == pytest.approx(expected, abs=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient)
+    student.requires_grad_()
+    probabilities = probabilities.clamp(0.05, 0.95)
+    assert torch.autograd.gradcheck(lambda s: pairwise_kl(s, pairs, probabilities), (student,))
+    assert torch.autograd.gradgradcheck(lambda s: pairwise_kl(s, pairs, probabilities), (student,))
+
+
+@pytest.mark.parametrize(
+    ("pair", "probability", "message"),
+    [
+        ((0, 0, 9), 0.5, "no document"),
+        ((9, 0, 1), 0.5, "no document"),
+        ((-1, 0, 1), 0.5, "no document"),
+        ((0, 0, 2), 0.5, "no document"),
+        ((0, 0, 1), 1.5, r"outside \[0, 1\]"),
+        ((0, 0, 1), math.nan, r"outside \[0, 1\]"),
+    ],
+)
+def test_bad_pairs_are_named(pair: tuple[int, int, int], probability: float, message: str) -> None:
+    """An index past the end reads another query's document, and a NaN preference trains NaN weights."""
+    mask = torch.tensor([[True, True, False]])
+    pairs, probabilities = torch.tensor([(0, 0, 1), pair]), torch.tensor([0.5, probability])
+    with pytest.raises(ValueError, match=f"pair 1, .*{message}"):
+        pairwise_kl(torch.zeros(1, 3), pairs, probabilities, mask=mask)
+
+
+def test_no_pairs_count_zero() -> None:
+    """A batch whose queries have no preferences must not divide by zero."""
+    student = torch.zeros(2, 3, requires_grad=True)
+    loss = pairwise_kl(student, torch.zeros(0, 3, dtype=torch.long), torch.zeros(0))
+    loss.backward()
+    assert loss.item() == 0
+
+
+@pytest.mark.parametrize("case", range(len(GOLDEN["cases"])))
+def test_neighbours_agree_with_their_authors_code(case: int) -> None:
+    """PairDistill's pair term and adaptive relevance margins, in value and in gradient."""
+    inputs = GOLDEN["cases"][case]
+    expected = inputs["expected"]
+    pairs = torch.tensor(inputs["pairs"], dtype=torch.float64)
+    arguments = (float64(inputs["student_scores"]), pairs[:, :3].long(), pairs[:, 3])
+    value, gradient = value_and_gradient(pairwise_kl, *arguments)
+    assert value == pytest.approx(expected["pairdistill"]["loss"], abs=1e-9)
+    torch.testing.assert_close(gradient, float64(expected["pairdistill"]["grad"]), rtol=0, atol=1e-9)
+    for name, found in expected.items():
+        if not name.startswith("arm_") or name.endswith("as_published"):
+            continue
+        _, target, error = name.split("_")
+        embeddings = [
+            float64(inputs[f"{side}_embeddings"]).requires_grad_() for side in ("query", "positive", "negative")
+        ]
+        goal: Any = target if target in ("adaptive", "distributed") else float(target)
+        loss = adaptive_relevance_margin(*embeddings, target=goal, error=error)  # type: ignore[arg-type]
+        assert loss.item() == pytest.approx(found["loss"], abs=1e-9), name
+        for side, gradient in zip(
+            ("query", "positive", "negative"), torch.autograd.grad(loss, embeddings), strict=True
+        ):
+            torch.testing.assert_close(gradient, float64(found["grad"][side]), rtol=0, atol=1e-9, msg=f"{name} {side}")
+
+
+def test_arm_in_batch_is_as_meant_not_as_published() -> None:
+    """The published code broadcasts the positive over the wrong axis; ours must differ from it in exactly that."""
+    inputs = GOLDEN["cases"][1]
+    query, positive, negative = (float64(inputs[f"{side}_embeddings"]) for side in SIDES)
+    ours = adaptive_relevance_margin(query, positive, negative, target="adaptive", in_batch=True)
+    unit = [embeddings / embeddings.norm(dim=1, keepdim=True) for embeddings in (query, positive, negative)]
+    own, goal = (unit[0] * unit[1]).sum(dim=1), unit[1] @ unit[2].T / 2 + 0.5
+    published = ((own[None, :] - unit[0] @ unit[2].T - goal) ** 2).mean()
+    assert published.item() == pytest.approx(
+        inputs["expected"]["arm_adaptive_l2_in_batch_as_published"]["loss"], abs=1e-9
+    )
+    errors = [
+        (own[i] - unit[0][i] @ unit[2][j] - goal[i, j]) ** 2 for i in range(len(query)) for j in range(len(query))
+    ]
+    assert ours.item() == pytest.approx(torch.stack(errors).mean().item(), abs=1e-12)
+    assert ours.item() != pytest.approx(published.item(), abs=1e-3)
+
+
+def test_arm_refuses_what_has_no_cosine() -> None:
+    """A zero vector gives NaN gradients, and the row that made it is what the user needs to know."""
+    good, zero = torch.ones(3, 4), torch.ones(3, 4)
+    zero[1] = 0
+    with pytest.raises(ValueError, match="the negative embedding of row 1 has length 0"):
+        adaptive_relevance_margin(good, good, zero)
+    with pytest.raises(ValueError, match="positive_embeddings must be"):
+        adaptive_relevance_margin(good, good[:2], good)
+    with pytest.raises(ValueError, match="target must be"):
+        adaptive_relevance_margin(good, good, good, target="static")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="error must be"):
+        adaptive_relevance_margin(good, good, good, error="huber")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", range(len(GOLDEN["cases"])))
@@ -311,7 +472,8 @@ def test_detached_weights_change_the_gradient_only() -> None:
 def test_reductions_relate_as_documented() -> None:
     """A learning rate is tied to the reduction, so their ratio has to be the number of candidates, padding aside."""
     student, teacher, positives = batch(7, rows=3, candidates=5)
-    for loss in (weighted_kl, lambda s, t, p, **k: kl_divergence(s, t, **k)):
+    for name in ("weighted_kl", "kl_divergence"):
+        loss = LOSSES[name]
         total = loss(student, teacher, positives)
         torch.testing.assert_close(loss(student, teacher, positives, reduction="mean") * 5, total)
         terms = loss(student, teacher, positives, reduction="none")

@@ -176,5 +176,6 @@ def _sorted_by_length(features: dict[str, Any]) -> tuple[dict[str, Any], Tensor 
     tensors = {k: v for k, v in features.items() if isinstance(v, Tensor) and v.ndim > 0 and k != "prompt_length"}
     if any(len(value) != rows for value in tensors.values()):
         return features, None  # flattened images or sequences, whose rows are not these rows
-    order = attention_mask.sum(dim=1).argsort(stable=True)
+    # Longest first: later mini-batches fit into the memory that earlier ones gave back, and a lack of it shows at once.
+    order = attention_mask.sum(dim=1).argsort(stable=True, descending=True)
     return {**features, **{key: value[order] for key, value in tensors.items()}}, order.argsort()

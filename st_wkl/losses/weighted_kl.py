@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from torch import Tensor
 
 from st_wkl import functional
-from st_wkl._scores import check_at_least_zero
+from st_wkl.functional._scores import check_at_least_zero
 from st_wkl.losses.base import CandidateListLoss, ListLossOptions
 
 if TYPE_CHECKING:

@@ -1,11 +1,4 @@
-"""Distillation losses as pure functions of score tensors: `(B, N)` in, a scalar out, no model and no I/O.
-
-All functions share their conventions. Row `b` of a `(B, N)` tensor is a query, column `n` one of its candidate
-documents. `mask` is True where a place holds a document; a masked place may hold anything, NaN and infinities
-included, and neither a value nor a gradient depends on it. Half-precision scores are computed in float32, float32 and
-float64 stay as they are. Gradients flow into the student scores, and into the teacher scores as well unless they are
-detached; everything is twice differentiable.
-"""
+"""Losses that compare whole lists: weighted KL, KL, and correlation."""
 
 from __future__ import annotations
 
@@ -14,10 +7,9 @@ import warnings
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from st_wkl._scores import (
+from st_wkl.functional._scores import (
     Reduction,
     check_at_least_zero,
     check_ranks,
@@ -151,90 +143,53 @@ def kl_divergence(
     return reduce(torch.where(mask, log_p.exp() * (log_p - log_q), 0.0), mask, reduction)
 
 
-def margin_kl(
+def pearson(
     student_scores: Tensor,
     teacher_scores: Tensor,
-    positives: Tensor,
     *,
-    pairs: Literal["positive-negative", "all"] = "positive-negative",
     mask: Tensor | None = None,
-    student_temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
     reduction: Reduction = "batchmean",
 ) -> Tensor:
-    """KL divergence between teacher and student on who wins each pair of documents (MarginKL).
+    """One minus the Pearson correlation of student and teacher scores in each list.
 
-    For a pair (i, j), with P = σ(teacher margin) and Q = σ(student margin), the term is
-    KL(Bernoulli(P) ‖ Bernoulli(Q)). A softmax over the margins to the positive would not do: softmax ignores a common
-    shift, so the positive would receive no gradient at all.
+    Neither the scale nor the offset of either side matters, so there is no temperature to choose.
 
     Args:
         student_scores: `(B, N)` student scores.
-        teacher_scores: `(B, N)` teacher scores, raw logits.
-        positives: `(B, N)` boolean, True for relevant documents.
-        pairs: `"positive-negative"` compares every positive with every negative; `"all"` every two documents.
+        teacher_scores: `(B, N)` teacher scores.
         mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
-        student_temperature: Divides the student margins. Margins of cosines need about 0.02 to 0.05.
-        teacher_temperature: Divides the teacher margins.
-        reduction: `"batchmean"` averages the pairs of each row, then the rows; a row without a pair counts 0.
-            `"mean"` averages over all pairs of the batch. `"none"` gives the `(B,)` row values.
+        reduction: `"batchmean"` and `"mean"` average the rows, `"none"` gives them.
 
     Returns:
-        The loss: a scalar ≥ 0, or `(B,)` for `reduction="none"`.
+        The loss: a scalar between 0 and 2, or `(B,)` for `reduction="none"`. A list whose teacher scores are all equal,
+        or which has fewer than two documents, has no correlation and counts 0; one whose student scores are all equal
+        counts 1 and passes no gradient.
 
     Raises:
-        ValueError: If shapes differ, a parameter is out of range, or an unmasked teacher score is not finite.
+        ValueError: If shapes differ, or an unmasked teacher score is not finite.
 
     Source:
-        Defined by this project, as no standard form exists: soft RankNet (Burges et al., ICML 2005) less the teacher's
-        entropy. PairDistill's pair term (https://arxiv.org/abs/2410.01383) is the same with P from a pairwise teacher.
+        The row term of DIST, Huang et al., NeurIPS 2022, https://arxiv.org/abs/2205.10536; its column term has no
+        meaning for candidate lists.
 
     Example:
         >>> import torch
-        >>> teacher, positives = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[True, False, False]])
-        >>> student = torch.zeros(1, 3, requires_grad=True)
-        >>> margin_kl(student, teacher, positives).backward()
-        >>> bool(student.grad[0, 0] < 0)  # the positive is pushed up
-        True
+        >>> round(pearson(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[10.0, 20.0, 30.0]])).item(), 4)
+        0.0
     """
-    if pairs not in ("positive-negative", "all"):
-        raise ValueError(f"pairs must be 'positive-negative' or 'all', got {pairs!r}.")
-    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
-    positives = check_shape("positives", positives, student).bool() & mask
-    if pairs == "all":
-        compared = (mask[:, :, None] & mask[:, None, :]).triu(diagonal=1)
-    else:
-        compared = positives[:, :, None] & (mask & ~positives)[:, None, :]
-    student_margins = student[:, :, None] - student[:, None, :]
-    teacher_margins = teacher[:, :, None] - teacher[:, None, :]
-    terms = torch.where(compared, _bernoulli_kl(teacher_margins, student_margins), 0.0)
-    counts = compared.sum(dim=(1, 2))
-    if reduction == "mean":
-        return terms.sum() / counts.sum().clamp_min(1)
-    rows = terms.sum(dim=(1, 2)) / counts.clamp_min(1)
-    return reduce_rows(rows, reduction)
-
-
-def _bernoulli_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """KL(Bernoulli(σ(teacher)) ‖ Bernoulli(σ(student))), elementwise, without ever leaving log space."""
-    return torch.sigmoid(teacher_logits) * (F.logsigmoid(teacher_logits) - F.logsigmoid(student_logits)) + (
-        torch.sigmoid(-teacher_logits) * (F.logsigmoid(-teacher_logits) - F.logsigmoid(-student_logits))
+    student, teacher, mask = prepare(student_scores, teacher_scores, mask)
+    counts = mask.sum(dim=1, keepdim=True).clamp_min(1)
+    student, teacher = (
+        torch.where(mask, scores - scores.sum(dim=1, keepdim=True) / counts, 0.0) for scores in (student, teacher)
     )
-
-
-def _rank_bias(
-    student: Tensor, positives: Tensor, mask: Tensor, alpha: float, ranks: Tensor | None, first: bool
-) -> Tensor:
-    """Compute β_i = α (1/r_i − 1/r_pos), 0 in rows without a positive."""
-    if alpha == 0:
-        return torch.zeros_like(student)
-    if ranks is None:
-        ranks = student_ranks(student, mask)
-    inverse = 1.0 / check_ranks(ranks, student, mask)
-    # The best-ranked positive has the largest inverse rank; argmax finds the first True of a row.
-    best = inverse.masked_fill(~positives, 0.0).amax(dim=1, keepdim=True)
-    anchor = inverse.gather(1, positives.int().argmax(dim=1, keepdim=True)) if first else best
-    return torch.where(positives.any(dim=1, keepdim=True), alpha * (inverse - anchor), 0.0)
+    tiny = torch.finfo(student.dtype).eps ** 2
+    student_power, teacher_power = (student**2).sum(dim=1), (teacher**2).sum(dim=1)
+    varied = (student_power > tiny) & (teacher_power > tiny)
+    # The square root has no slope at 0, so where nothing varies it is taken of 1 instead.
+    scale = torch.where(varied, student_power * teacher_power, 1.0).sqrt()
+    correlation = torch.where(varied, (student * teacher).sum(dim=1) / scale, 0.0)
+    rows = torch.where(teacher_power > tiny, 1 - correlation, 0.0)
+    return reduce_rows(rows, "batchmean" if reduction == "mean" else reduction)
 
 
 def student_ranks(scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -258,6 +213,21 @@ def student_ranks(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     descending = (-scores).sort(dim=1).values
     ranks = torch.searchsorted(descending.contiguous(), (-scores).contiguous(), right=False) + 1
     return torch.where(mask, ranks, 1)
+
+
+def _rank_bias(
+    student: Tensor, positives: Tensor, mask: Tensor, alpha: float, ranks: Tensor | None, first: bool
+) -> Tensor:
+    """Compute β_i = α (1/r_i − 1/r_pos), 0 in rows without a positive."""
+    if alpha == 0:
+        return torch.zeros_like(student)
+    if ranks is None:
+        ranks = student_ranks(student, mask)
+    inverse = 1.0 / check_ranks(ranks, student, mask)
+    # The best-ranked positive has the largest inverse rank; argmax finds the first True of a row.
+    best = inverse.masked_fill(~positives, 0.0).amax(dim=1, keepdim=True)
+    anchor = inverse.gather(1, positives.int().argmax(dim=1, keepdim=True)) if first else best
+    return torch.where(positives.any(dim=1, keepdim=True), alpha * (inverse - anchor), 0.0)
 
 
 def _contrastive_weights(log_q: Tensor, exponent: Tensor, positives: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ def prepare(
     student_scores: Tensor,
     teacher_scores: Tensor,
     mask: Tensor | None,
-    student_temperature: float,
-    teacher_temperature: float,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check both score tensors and bring them to one dtype, divided by temperature, with 0 at masked places."""
     for name, temperature in (

@@ -1,0 +1,26 @@
+"""Distillation losses as pure functions of score tensors: `(B, N)` in, a scalar out, no model and no I/O.
+
+All functions share their conventions. Row `b` of a `(B, N)` tensor is a query, column `n` one of its candidate
+documents. `mask` is True where a place holds a document; a masked place may hold anything, NaN and infinities
+included, and neither a value nor a gradient depends on it. Half-precision scores are computed in float32, float32 and
+float64 stay as they are. Gradients flow into the student scores, and into the teacher scores as well unless they are
+detached; everything is twice differentiable.
+"""
+
+from __future__ import annotations
+
+from st_wkl.functional.listwise import kl_divergence, pearson, student_ranks, weighted_kl
+from st_wkl.functional.margins import adaptive_relevance_margin
+from st_wkl.functional.pairwise import margin_kl, margin_mse, pairwise_kl, rank_net
+
+__all__ = [
+    "weighted_kl",
+    "kl_divergence",
+    "margin_kl",
+    "pairwise_kl",
+    "margin_mse",
+    "rank_net",
+    "pearson",
+    "adaptive_relevance_margin",
+    "student_ranks",
+]

@@ -1,0 +1,239 @@
+"""Losses that compare documents two by two."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from st_wkl.functional._scores import (
+    Reduction,
+    check_shape,
+    prepare,
+    reduce_rows,
+)
+
+
+def margin_kl(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    positives: Tensor,
+    *,
+    pairs: Literal["positive-negative", "all"] = "positive-negative",
+    mask: Tensor | None = None,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """KL divergence between teacher and student on who wins each pair of documents (MarginKL).
+
+    For a pair (i, j), with P = σ(teacher margin) and Q = σ(student margin), the term is
+    KL(Bernoulli(P) ‖ Bernoulli(Q)). A softmax over the margins to the positive would not do: softmax ignores a common
+    shift, so the positive would receive no gradient at all.
+
+    Args:
+        student_scores: `(B, N)` student scores.
+        teacher_scores: `(B, N)` teacher scores, raw logits.
+        positives: `(B, N)` boolean, True for relevant documents.
+        pairs: `"positive-negative"` compares every positive with every negative; `"all"` every two documents.
+        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
+        student_temperature: Divides the student margins. Margins of cosines need about 0.02 to 0.05.
+        teacher_temperature: Divides the teacher margins.
+        reduction: `"batchmean"` averages the pairs of each row, then the rows; a row without a pair counts 0.
+            `"mean"` averages over all pairs of the batch. `"none"` gives the `(B,)` row values.
+
+    Returns:
+        The loss: a scalar ≥ 0, or `(B,)` for `reduction="none"`.
+
+    Raises:
+        ValueError: If shapes differ, a parameter is out of range, or an unmasked teacher score is not finite.
+
+    Source:
+        Defined by this project, as no standard form exists: soft RankNet (Burges et al., ICML 2005) less the teacher's
+        entropy. PairDistill's pair term (https://arxiv.org/abs/2410.01383) is the same with P from a pairwise teacher.
+
+    Example:
+        >>> import torch
+        >>> teacher, positives = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[True, False, False]])
+        >>> student = torch.zeros(1, 3, requires_grad=True)
+        >>> margin_kl(student, teacher, positives).backward()
+        >>> bool(student.grad[0, 0] < 0)  # the positive is pushed up
+        True
+    """
+    if pairs not in ("positive-negative", "all"):
+        raise ValueError(f"pairs must be 'positive-negative' or 'all', got {pairs!r}.")
+    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
+    positives = check_shape("positives", positives, student).bool() & mask
+    if pairs == "all":
+        compared = (mask[:, :, None] & mask[:, None, :]).triu(diagonal=1)
+    else:
+        compared = positives[:, :, None] & (mask & ~positives)[:, None, :]
+    return _mean_over_pairs(_bernoulli_kl(_margins(teacher), _margins(student)), compared, reduction)
+
+
+def margin_mse(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    positives: Tensor,
+    *,
+    mask: Tensor | None = None,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """Mean squared error between the student's and the teacher's margins of positives over negatives.
+
+    The temperatures put both margins on one scale, which this loss needs more than any other: it has no softmax that
+    would forgive. A teacher whose scores went through a sigmoid has margins below 1 and hardly moves a student of dot
+    products; `teacher_temperature=0.05` makes them comparable to logits again.
+
+    Args:
+        student_scores: `(B, N)` student scores.
+        teacher_scores: `(B, N)` teacher scores.
+        positives: `(B, N)` boolean, True for relevant documents.
+        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
+        student_temperature: Divides the student margins.
+        teacher_temperature: Divides the teacher margins.
+        reduction: As for `margin_kl`.
+
+    Returns:
+        The loss: a scalar ≥ 0, or `(B,)` for `reduction="none"`.
+
+    Raises:
+        ValueError: If shapes differ, a temperature is not positive, or an unmasked teacher score is not finite.
+
+    Source:
+        Hofstätter et al., https://arxiv.org/abs/2010.02666.
+
+    Example:
+        >>> import torch
+        >>> teacher, positives = torch.tensor([[4.0, 1.0]]), torch.tensor([[True, False]])
+        >>> margin_mse(torch.tensor([[1.0, 0.0]]), teacher, positives).item()
+        4.0
+    """
+    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
+    positives = check_shape("positives", positives, student).bool() & mask
+    compared = positives[:, :, None] & (mask & ~positives)[:, None, :]
+    return _mean_over_pairs((_margins(student) - _margins(teacher)) ** 2, compared, reduction)
+
+
+def rank_net(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    *,
+    mask: Tensor | None = None,
+    student_temperature: float = 1.0,
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """Logistic loss on every pair of documents, for the order that the teacher gives them.
+
+    Args:
+        student_scores: `(B, N)` student scores.
+        teacher_scores: `(B, N)` teacher scores; only their order counts, and equal scores make no pair.
+        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
+        student_temperature: Divides the student margins. Margins of cosines need about 0.02 to 0.05.
+        reduction: As for `margin_kl`.
+
+    Returns:
+        The loss: a scalar ≥ 0, or `(B,)` for `reduction="none"`.
+
+    Raises:
+        ValueError: If shapes differ, the temperature is not positive, or an unmasked teacher score is not finite.
+
+    Source:
+        RankNet, Burges et al., ICML 2005.
+
+    Example:
+        >>> import torch
+        >>> round(rank_net(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 1.0]])).item(), 4)
+        0.6931
+    """
+    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature)
+    compared = mask[:, :, None] & mask[:, None, :] & (_margins(teacher) > 0)
+    return _mean_over_pairs(F.softplus(-_margins(student)), compared, reduction)
+
+
+def pairwise_kl(
+    student_scores: Tensor,
+    pairs: Tensor,
+    probabilities: Tensor,
+    *,
+    mask: Tensor | None = None,
+    student_temperature: float = 1.0,
+) -> Tensor:
+    """KL divergence between a pairwise teacher's preferences and the student's, averaged over pairs.
+
+    Args:
+        student_scores: `(B, N)` student scores.
+        pairs: `(P, 3)` long; each row is (list, i, j), two candidates of one list. Lists may have any number of pairs.
+        probabilities: `(P,)` the teacher's probability that i is the better document.
+        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
+        student_temperature: Divides the student margins. Margins of cosines need about 0.02 to 0.05.
+
+    Returns:
+        The loss, a scalar ≥ 0; 0 if there are no pairs.
+
+    Raises:
+        ValueError: If a pair points outside the lists or at a masked place, or a probability is not within [0, 1].
+
+    Source:
+        PairDistill, EMNLP 2024, https://arxiv.org/abs/2410.01383, and its published code, without the loop over pairs.
+
+    Example:
+        >>> import torch
+        >>> student = torch.tensor([[0.0, 0.0, 2.0]])
+        >>> round(pairwise_kl(student, torch.tensor([[0, 0, 1], [0, 2, 1]]), torch.tensor([0.5, 0.9])).item(), 4)
+        0.0009
+    """
+    student, _, mask = prepare(
+        student_scores, student_scores.new_zeros(student_scores.shape), mask, student_temperature
+    )
+    probabilities = probabilities.to(student)
+    if pairs.ndim != 2 or pairs.shape[1] != 3 or probabilities.shape != pairs.shape[:1]:
+        raise ValueError(
+            f"pairs must be (P, 3) and probabilities (P,), got {tuple(pairs.shape)} and {tuple(probabilities.shape)}."
+        )
+    rows, first, second = pairs.to(student.device).unbind(dim=1)
+    batch, candidates = student.shape
+    inside = (
+        (rows >= 0) & (rows < batch) & (torch.minimum(first, second) >= 0) & (torch.maximum(first, second) < candidates)
+    )
+    held = inside.clone()
+    held[inside] = mask[rows[inside], first[inside]] & mask[rows[inside], second[inside]]
+    for name, bad in (
+        ("points at a place that holds no document", ~held),
+        ("has a probability outside [0, 1]", ~((probabilities >= 0) & (probabilities <= 1))),
+    ):
+        if bool(bad.any()):
+            place = int(bad.nonzero()[0])
+            raise ValueError(
+                f"pair {place}, (list, i, j) = {tuple(pairs[place].tolist())} with probability "
+                f"{probabilities[place].item()}, {name} ({int(bad.sum())} such pairs in this batch). Drop it, or make "
+                "the preferences again from these lists."
+            )
+    margins = student[rows, first] - student[rows, second]
+    entropy = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+    cross_entropy = -probabilities * F.logsigmoid(margins) - (1 - probabilities) * F.logsigmoid(-margins)
+    return (cross_entropy - entropy).sum() / max(len(pairs), 1)
+
+
+def _bernoulli_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """KL(Bernoulli(σ(teacher)) ‖ Bernoulli(σ(student))), elementwise, without ever leaving log space."""
+    return torch.sigmoid(teacher_logits) * (F.logsigmoid(teacher_logits) - F.logsigmoid(student_logits)) + (
+        torch.sigmoid(-teacher_logits) * (F.logsigmoid(-teacher_logits) - F.logsigmoid(-student_logits))
+    )
+
+
+def _margins(scores: Tensor) -> Tensor:
+    return scores[:, :, None] - scores[:, None, :]
+
+
+def _mean_over_pairs(terms: Tensor, compared: Tensor, reduction: Reduction) -> Tensor:
+    """Average `(B, N, N)` terms over the compared pairs of each row, then over the rows."""
+    terms = torch.where(compared, terms, 0.0)
+    counts = compared.sum(dim=(1, 2))
+    if reduction == "mean":
+        return terms.sum() / counts.sum().clamp_min(1)
+    return reduce_rows(terms.sum(dim=(1, 2)) / counts.clamp_min(1), reduction)
