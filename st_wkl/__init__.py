@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from st_wkl.data.collection import Collection
     from st_wkl.data.teachers import CrossEncoderTeacher
     from st_wkl.evaluation import compare, evaluate
+    from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
     from st_wkl.losses.in_batch import InBatchContrastiveLoss
     from st_wkl.losses.margin_kl import MarginKL
+    from st_wkl.losses.pair_distill import PairDistillLoss
+    from st_wkl.losses.pearson import PearsonDistillLoss
     from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
     from st_wkl.losses.weighted_sum import WeightedSumLoss
     from st_wkl.training import distill
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "WeightedKLDistillationLoss": "st_wkl.losses.weighted_kl",
     "MarginKL": "st_wkl.losses.margin_kl",
+    "PairDistillLoss": "st_wkl.losses.pair_distill",
+    "AdaptiveRelevanceMarginLoss": "st_wkl.losses.adaptive_margin",
+    "PearsonDistillLoss": "st_wkl.losses.pearson",
     "InBatchContrastiveLoss": "st_wkl.losses.in_batch",
     "WeightedSumLoss": "st_wkl.losses.weighted_sum",
     "ListwiseCollator": "st_wkl.data.collator",
@@ -38,6 +44,9 @@ _HOMES = {
 __all__ = [
     "WeightedKLDistillationLoss",
     "MarginKL",
+    "PairDistillLoss",
+    "AdaptiveRelevanceMarginLoss",
+    "PearsonDistillLoss",
     "InBatchContrastiveLoss",
     "WeightedSumLoss",
     "ListwiseCollator",

@@ -14,7 +14,7 @@ from st_wkl.losses.lists import pack
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
-QUERY, DOCUMENTS, SCORES, LABELS = "query", "documents", "scores", "labels"
+QUERY, DOCUMENTS, SCORES, LABELS, PAIRS = "query", "documents", "scores", "labels", "pairs"
 
 
 @dataclass
@@ -23,7 +23,8 @@ class ListwiseCollator(BaseDataCollator):
 
     A row holds `query`, `documents` (a list of texts), `scores` (the teacher's, in the same order; only needed by
     losses that listen to a teacher) and `labels` (judged gains). `DistillationDataset.to_lists()` makes such rows. A
-    document that stands in several lists of a batch is embedded once.
+    document that stands in several lists of a batch is embedded once. For `PairDistillLoss`, a row also holds `pairs`:
+    a pairwise teacher's preferences as `[i, j, probability]`, saying that document i of the list is better than j.
 
     Pass it as `data_collator=ListwiseCollator(model)` to the trainer of any of the four model classes. For an
     `IterableDataset`, also set `accelerator_config={"dispatch_batches": False}` in the training arguments: otherwise
@@ -67,6 +68,9 @@ class ListwiseCollator(BaseDataCollator):
         queries = [row[QUERY] for row in features]
         scores = [row[SCORES] for row in features] if SCORES in features[0] else None
         gains = [row[LABELS] for row in features]
+        pairs = None
+        if PAIRS in features[0]:
+            pairs = [[(int(i), int(j), p) for i, j, p in row[PAIRS]] for row in features]
         if self.texts_only:
             # Each pair is read anew, so nothing is shared between lists: number the places list by list.
             texts = [text for row in features for text in row[DOCUMENTS]]
@@ -81,7 +85,7 @@ class ListwiseCollator(BaseDataCollator):
             texts = list(unique)
             self._tokenize(batch, "query", queries)
             self._tokenize(batch, "document", texts)
-        batch["label"] = pack(indices, texts, scores, gains)
+        batch["label"] = pack(indices, texts, scores, gains, pairs)
         return batch
 
     def _tokenize(self, batch: dict[str, Any], side: str, texts: list[str]) -> None:
@@ -118,4 +122,11 @@ def _check(row: dict[str, Any]) -> None:
             raise ValueError(
                 f"the score of document {place} of the query {query!r} is {score}. One such score makes every weight "
                 "of the student NaN: score the pair again, or drop the document from the list."
+            )
+    for i, j, probability in row.get(PAIRS) or []:
+        documents = len(row[DOCUMENTS])
+        if not (0 <= i < documents and 0 <= j < documents and 0 <= probability <= 1):
+            raise ValueError(
+                f"the preference [{i}, {j}, {probability}] of the query {query!r} does not fit its {documents} "
+                "documents, which count from 0, or is no probability. Drop it, or ask the pairwise teacher again."
             )

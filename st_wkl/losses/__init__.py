@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
 from st_wkl.losses.in_batch import InBatchContrastiveLoss
 from st_wkl.losses.margin_kl import MarginKL
+from st_wkl.losses.pair_distill import PairDistillLoss, PairwisePreferenceLoss
+from st_wkl.losses.pearson import PearsonDistillLoss
 from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
 from st_wkl.losses.weighted_sum import WeightedSumLoss
 
-__all__ = ["InBatchContrastiveLoss", "MarginKL", "WeightedKLDistillationLoss", "WeightedSumLoss"]
+__all__ = [
+    "AdaptiveRelevanceMarginLoss",
+    "InBatchContrastiveLoss",
+    "MarginKL",
+    "PairDistillLoss",
+    "PairwisePreferenceLoss",
+    "PearsonDistillLoss",
+    "WeightedKLDistillationLoss",
+    "WeightedSumLoss",
+]

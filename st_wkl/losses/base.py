@@ -11,7 +11,7 @@ from sentence_transformers.util import similarity_fct_name
 from torch import Tensor
 
 from st_wkl.losses.cached import StudentLoss
-from st_wkl.losses.lists import CHANNELS, CandidateLists, from_columns, unpack
+from st_wkl.losses.lists import CandidateLists, from_columns, holds_lists, unpack
 from st_wkl.losses.scoring import (
     BOUNDED_TEMPERATURE,
     LARGEST_SENSIBLE_BOUNDED_TEMPERATURE,
@@ -131,7 +131,7 @@ class CandidateListLoss(StudentLoss):
                 f"{name} needs the teacher's scores: add a column 'label' that holds, for each row, a list with one "
                 "float per candidate column, in their order. DistillationDatasetBuilder makes it."
             )
-        if labels.ndim == 3 and labels.shape[-1] == CHANNELS:
+        if holds_lists(labels):
             return unpack(labels)
         rows, candidates = len(embeddings[0]), len(embeddings) - 1
         if self.output == "score":

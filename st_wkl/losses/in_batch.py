@@ -18,7 +18,7 @@ from sentence_transformers.util import (
 from torch import Tensor
 
 from st_wkl.losses.cached import StudentLoss
-from st_wkl.losses.lists import CHANNELS, CandidateLists, from_columns, unpack
+from st_wkl.losses.lists import CandidateLists, from_columns, holds_lists, unpack
 from st_wkl.losses.scoring import BOUNDED_TEMPERATURE, concatenate
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class InBatchContrastiveLoss(StudentLoss):
-    """InfoNCE of each positive against every other document of the batch, own hard negatives included.
+    """InfoNCE of each positive against every other document of the batch.
 
     Unlike `MultipleNegativesRankingLoss` it takes lists of any length with several positives, and leaves out of the
     denominator what is no negative: the query's other positives, copies of its positives in other rows, and all but
@@ -40,6 +40,8 @@ class InBatchContrastiveLoss(StudentLoss):
         similarity_fct: Similarity of all queries with all documents. Default: the one that the model ranks with.
         temperature: Divides the scores. Default: 0.05 for similarities within [-1, 1], 1 for any other.
         positive_threshold: In lists with judged gains, the smallest gain that makes a document a positive.
+        own_negatives: Take the query's own hard negatives as negatives, too. PairDistill leaves them to its other
+            terms.
         gather_across_devices: Take the documents of all processes as negatives.
         mini_batch_size: Rows that are embedded at once; default: the whole batch.
 
@@ -63,6 +65,7 @@ class InBatchContrastiveLoss(StudentLoss):
         similarity_fct: Any = None,
         temperature: float | None = None,
         positive_threshold: float = 1.0,
+        own_negatives: bool = True,
         gather_across_devices: bool = False,
         mini_batch_size: int | None = None,
     ) -> None:
@@ -80,6 +83,7 @@ class InBatchContrastiveLoss(StudentLoss):
             raise ValueError(f"temperature must be a positive finite number, got {temperature}.")
         self.temperature = temperature
         self.positive_threshold = positive_threshold
+        self.own_negatives = own_negatives
         self.gather_across_devices = gather_across_devices
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
@@ -94,7 +98,7 @@ class InBatchContrastiveLoss(StudentLoss):
             The mean over queries of the mean over their positives, a scalar; 0 if the batch has no positive.
         """
         query, documents = embeddings[0], concatenate(embeddings[1:])
-        if labels is not None and labels.ndim == 3 and labels.shape[-1] == CHANNELS:
+        if labels is not None and holds_lists(labels):
             lists = unpack(labels)
         else:
             lists = from_columns(torch.zeros(len(query), len(embeddings) - 1, device=query.device))
@@ -107,8 +111,11 @@ class InBatchContrastiveLoss(StudentLoss):
         columns = own[lists.index[rows, places]]
         # Which columns hold a text that is a positive of the row, wherever that text stands.
         copies = (identity[columns].unsqueeze(1) == identity).to(scores.dtype)
-        relevant = torch.zeros_like(scores).index_add(0, rows, copies) > 0
-        negatives = scores.masked_fill(relevant | _repeats(identity), -torch.inf).logsumexp(dim=1)
+        excluded = (torch.zeros_like(scores).index_add(0, rows, copies) > 0) | _repeats(identity)
+        if not self.own_negatives:
+            list_rows, list_places = lists.mask.nonzero(as_tuple=True)
+            excluded[list_rows, own[lists.index[list_rows, list_places]]] = True
+        negatives = scores.masked_fill(excluded, -torch.inf).logsumexp(dim=1)
         positive_scores = scores[rows, columns]
         losses = torch.logaddexp(positive_scores, negatives[rows]) - positive_scores
         # Every query counts the same, however many positives it has.
@@ -149,6 +156,7 @@ class InBatchContrastiveLoss(StudentLoss):
         return {
             "similarity_fct": similarity_fct_name(self.similarity_fct),
             "temperature": self.temperature,
+            "own_negatives": self.own_negatives,
             "gather_across_devices": self.gather_across_devices,
         }
 

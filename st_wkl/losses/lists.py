@@ -2,8 +2,9 @@
 
 A trainer hands a loss nothing but features and `labels`. Columns (query, positive, negative_1, …) come with `(B, N)`
 teacher scores. Lists of any length come as two columns, all queries and all different documents of the batch, with
-`(B, N, 4)` labels that say which document stands where. Four channels also keep the tensor from being mistaken: some
-wrapper losses read two-dimensional labels whose last size is the embedding dimension as embeddings.
+`(B, N, C)` labels that say which document stands where. C is 5, or 5 + N and more where a pairwise teacher's
+preferences ride along, but always odd: wrapper losses read labels whose last size is the embedding dimension as
+embeddings, and no model has an odd one.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 
 SCORE, GAIN, INDEX, IDENTITY = range(4)
-CHANNELS = 4
+CHANNELS = 5
 ABSENT = -1.0
+# (i, j, probability that document i is better than document j), places in one list.
+Preference = tuple[int, int, float]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class CandidateLists:
         index: Which of the batch's embedded documents stands here; 0 where there is none.
         mask: False where there is no document.
         identity: A number per document text, equal for equal texts on every process; None where only embeddings tell.
+        preferences: `(B, N, N)` a pairwise teacher's probability that document i is better than document j, NaN where
+            it was not asked; None where no pairwise teacher took part.
     """
 
     scores: Tensor
@@ -37,6 +42,12 @@ class CandidateLists:
     index: Tensor
     mask: Tensor
     identity: Tensor | None
+    preferences: Tensor | None = None
+
+
+def holds_lists(labels: Tensor | None) -> bool:
+    """Tell whether labels are packed lists rather than the scores of columns."""
+    return labels is not None and labels.ndim == 3
 
 
 def pack(
@@ -44,24 +55,27 @@ def pack(
     texts: Sequence[str],
     scores: Sequence[Sequence[float]] | None,
     gains: Sequence[Sequence[float]],
+    pairs: Sequence[Sequence[Preference]] | None = None,
 ) -> Tensor:
-    """Pack ragged lists into the `(B, N, 4)` label tensor.
+    """Pack ragged lists into the label tensor.
 
     Args:
         indices: For each row, which of `texts` stand in its list.
         texts: The different documents of the batch.
         scores: Teacher scores of each list, or None where no teacher took part.
         gains: Judged gains of each list.
+        pairs: A pairwise teacher's preferences within each list, or None where there is none.
 
     Returns:
-        float32 tensor, padded with NaN scores and gains, and index −1.
+        float32 tensor `(B, N, C)`, padded with NaN scores and gains, and index −1.
     """
     # 24 bits are what float32 holds exactly. Two documents that share them by chance, one pair in 17 million, only
     # cost the contrastive term one negative.
     identities = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=3).digest(), "big") for text in texts]
     width = max((len(row) for row in indices), default=0)
-    labels = torch.full((len(indices), width, CHANNELS), float("nan"))
-    labels[:, :, INDEX:] = ABSENT
+    channels = CHANNELS if pairs is None else CHANNELS + width + width % 2
+    labels = torch.full((len(indices), width, channels), float("nan"))
+    labels[:, :, INDEX:CHANNELS] = ABSENT
     for row, places in enumerate(indices):
         here = labels[row, : len(places)]
         if scores is not None:
@@ -69,18 +83,22 @@ def pack(
         here[:, GAIN] = torch.as_tensor(gains[row], dtype=torch.float32)
         here[:, INDEX] = torch.as_tensor(places, dtype=torch.float32)
         here[:, IDENTITY] = torch.as_tensor([identities[place] for place in places], dtype=torch.float32)
+        for first, second, probability in () if pairs is None else pairs[row]:
+            here[first, CHANNELS + second] = probability
     return labels
 
 
 def unpack(labels: Tensor) -> CandidateLists:
-    """Read the lists of a batch from a `(B, N, 4)` label tensor."""
+    """Read the lists of a batch from its label tensor."""
     mask = labels[..., INDEX] >= 0
+    width = labels.shape[1]
     return CandidateLists(
         scores=labels[..., SCORE],
         gains=torch.where(mask, labels[..., GAIN], 0.0),
         index=labels[..., INDEX].clamp_min(0).long(),
         mask=mask,
         identity=labels[..., IDENTITY].long(),
+        preferences=labels[..., CHANNELS : CHANNELS + width] if labels.shape[2] > CHANNELS else None,
     )
 
 

@@ -180,7 +180,7 @@ def test_masked_places_never_leak(kind: str, junk: float, tiny_bert_path: Path) 
     dirty = labels.clone()
     dirty[..., 0][absent] = junk
     dirty[..., 1][absent] = junk
-    wider = torch.cat([dirty, dirty.new_full((len(dirty), 2, 4), junk)], dim=1)
+    wider = torch.cat([dirty, dirty.new_full((len(dirty), 2, dirty.shape[2]), junk)], dim=1)
     wider[:, -2:, 2] = -1.0
     again, found = gradients(make_loss("sum", model), model, features, wider)
     assert again == pytest.approx(value, abs=EXACT[kind])

@@ -189,7 +189,7 @@ def test_equal_documents_are_embedded_once(tiny_bert_path: Path) -> None:
     features, labels = listwise_batch(make_student("dense", tiny_bert_path), "dense", rows)
     unique = {text for row in rows for text in row["documents"]}
     assert len(features[1]["input_ids"]) == len(unique) < sum(len(row["documents"]) for row in rows)
-    assert labels.shape == (6, max(len(row["documents"]) for row in rows), 4)
+    assert labels.shape == (6, max(len(row["documents"]) for row in rows), 5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,130 @@
+"""Adaptive relevance margins as a loss for the sentence-transformers trainers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from st_wkl import functional
+from st_wkl.losses.cached import StudentLoss
+from st_wkl.losses.lists import holds_lists, unpack
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer, SparseEncoder
+
+
+class AdaptiveRelevanceMarginLoss(StudentLoss):
+    """Margins between positive and negative that follow from how similar the two documents are; no teacher needed.
+
+    Takes the columns query, positive, negative_1, …, with or without labels, each negative being compared in turn; or
+    the lists of `ListwiseCollator`, where the first positive is compared with each negative.
+
+    Args:
+        model: The student, a `SentenceTransformer` or `SparseEncoder`.
+        target: `"distributed"`, the authors' best; `"adaptive"`; or a number for one margin for all.
+        error: `"l2"`, as in the published runs, `"l1"` or `"soft"`.
+        in_batch: Compare every query with the negatives of all rows.
+        positive_threshold: In lists with judged gains, the smallest gain that makes a document a positive.
+        mini_batch_size: Rows that are embedded at once; default: the whole batch.
+
+    Raises:
+        ValueError: If the student has no single embedding per text, or at training time if there is no negative or an
+            embedding has length 0.
+
+    Source:
+        https://arxiv.org/abs/2407.21515 (ICTIR 2025); `st_wkl.functional.adaptive_relevance_margin` says what differs.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> student = SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> loss = AdaptiveRelevanceMarginLoss(student)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer | SparseEncoder,
+        target: float | Literal["adaptive", "distributed"] = "distributed",
+        error: Literal["l2", "l1", "soft"] = "l2",
+        *,
+        in_batch: bool = False,
+        positive_threshold: float = 1.0,
+        mini_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(model, mini_batch_size)
+        if self.output != "embedding":
+            raise ValueError(
+                f"AdaptiveRelevanceMarginLoss compares single embeddings, which a {type(model).__name__} does not have."
+            )
+        self.target = target
+        self.error = error
+        self.in_batch = in_batch
+        self.positive_threshold = positive_threshold
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
+        """Compute the loss from the embeddings of a batch.
+
+        Args:
+            embeddings: One tensor per column, the query first: query, positive, negative_1, …, or query and all
+                documents of the lists.
+            labels: What `ListwiseCollator` made; anything else is ignored.
+
+        Returns:
+            The mean over negatives, a scalar; 0 if no list has both a positive and a negative.
+
+        Raises:
+            ValueError: If there are fewer than three columns, or an embedding has length 0.
+        """
+        if labels is not None and holds_lists(labels):
+            triples = self._triples(embeddings, labels)
+        else:
+            query, *documents = embeddings
+            if len(documents) < 2:
+                raise ValueError(
+                    "AdaptiveRelevanceMarginLoss expects the columns query, positive, negative_1, … but got "
+                    f"{len(embeddings)}. Add a column of negatives."
+                )
+            triples = [(query, documents[0], negative) for negative in documents[1:]]
+        losses = [
+            len(triple[0])
+            * functional.adaptive_relevance_margin(
+                *triple, target=self.target, error=self.error, in_batch=self.in_batch
+            )
+            for triple in triples
+        ]
+        if not losses:
+            return torch.stack([embedding.sum() for embedding in embeddings]).sum() * 0.0
+        return torch.stack(losses).sum() / sum(len(triple[0]) for triple in triples)
+
+    def _triples(self, embeddings: list[Tensor], labels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Take the k-th negatives of all lists that have one, for each k, with the first positive of each list."""
+        query, documents = embeddings
+        lists = unpack(labels)
+        positives = (lists.gains >= self.positive_threshold) & lists.mask
+        negatives = lists.mask & ~positives & positives.any(dim=1, keepdim=True)
+        first = lists.index.gather(1, positives.int().argmax(dim=1, keepdim=True)).squeeze(1)
+        number = negatives.cumsum(dim=1) * negatives
+        triples = []
+        for k in range(1, int(number.max()) + 1 if number.numel() else 1):
+            rows, places = (number == k).nonzero(as_tuple=True)
+            triples.append((query[rows], documents[first[rows]], documents[lists.index[rows, places]]))
+        return triples
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the parameters for the model card."""
+        return {"target": self.target, "error": self.error, "in_batch": self.in_batch}
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper, for the model card."""
+        return """
+@misc{arm2024,
+    title = {Learning Effective Representations for Retrieval Using Self-Distillation with Adaptive Relevance Margins},
+    year = {2024},
+    eprint = {2407.21515},
+    archivePrefix = {arXiv},
+    primaryClass = {cs.IR},
+    url = {https://arxiv.org/abs/2407.21515},
+}
+"""

@@ -1,0 +1,207 @@
+"""PairDistill, adaptive relevance margins and Pearson as modules: in every class, layout and memory setting."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers.base.data_collator import BaseDataCollator
+
+from st_wkl.data.collator import ListwiseCollator
+from st_wkl.functional import adaptive_relevance_margin, pairwise_kl, pearson
+from st_wkl.losses import (
+    AdaptiveRelevanceMarginLoss,
+    InBatchContrastiveLoss,
+    PairDistillLoss,
+    PearsonDistillLoss,
+    WeightedKLDistillationLoss,
+)
+from st_wkl.losses.lists import unpack
+from tests.losses.students import (
+    CLASSES,
+    assert_same,
+    column_rows,
+    features_and_labels,
+    gradients,
+    listwise_batch,
+    make_student,
+    ragged_rows,
+)
+from tests.losses.test_students import EXACT, one_score
+from tests.losses.test_trainers import moved, trained, weights
+
+
+def paired_rows(n: int = 6) -> list[dict[str, Any]]:
+    """Ragged rows with preferences between neighbours; every third row has none."""
+    rows = ragged_rows(n)
+    for number, row in enumerate(rows):
+        neighbours = itertools.pairwise(range(len(row["documents"])))
+        row["pairs"] = [] if number % 3 == 2 else [[i, j, 0.1 + 0.8 * (i % 2)] for i, j in neighbours]
+    return rows
+
+
+def make(name: str, model: Any, **options: Any) -> Any:
+    classes = {"pair": PairDistillLoss, "arm": AdaptiveRelevanceMarginLoss, "pearson": PearsonDistillLoss}
+    return classes[name](model, **options)
+
+
+COMBINATIONS = [
+    (kind, name)
+    for kind in CLASSES
+    for name in ("pair", "arm", "pearson")
+    if name != "arm" or kind in ("dense", "sparse")
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), COMBINATIONS)
+def test_gradient_cache_changes_nothing(kind: str, name: str, tiny_bert_path: Path) -> None:
+    """Preferences and triples index documents, which sorting and slicing must not move under them."""
+    model = make_student(kind, tiny_bert_path).double()
+    batch = listwise_batch(model, kind, paired_rows())
+    value, plain = gradients(make(name, model), model, *batch)
+    again, cached = gradients(make(name, model, mini_batch_size=2), model, *batch)
+    assert again == pytest.approx(value, abs=EXACT[kind])
+    assert_same(plain, cached, EXACT[kind])
+
+
+@pytest.mark.parametrize(("kind", "name"), COMBINATIONS)
+def test_every_class_trains(kind: str, name: str, tiny_bert_path: Path, tmp_path: Path) -> None:
+    """The promise is one family for all classes; the trainers differ in what they hand over."""
+    model = make_student(kind, tiny_bert_path)
+    before = weights(model)
+    dataset = Dataset.from_list(paired_rows(9))
+    trainer = trained(kind, model, make(name, model), tmp_path, dataset, eval_dataset=dataset)
+    assert moved(before, weights(model))
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+
+def test_pair_distill_is_the_sum_of_its_published_terms(tiny_bert_path: Path) -> None:
+    """Listwise KL + λ · pairwise KL + in-batch cross entropy against the other queries' candidates only."""
+    model = make_student("dense", tiny_bert_path).double()
+    rows = paired_rows(4)
+    for row in rows:
+        row["labels"] = [1] + [0] * (len(row["documents"]) - 1)
+    terms = PairDistillLoss(model, pair_weight=3.0)(*listwise_batch(model, "dense", rows))
+    scores = [[one_score(model, "dense", row["query"], d).item() / 0.05 for d in row["documents"]] for row in rows]
+    pairs = [(i, int(a), int(b), p) for i, row in enumerate(rows) for a, b, p in row["pairs"]]
+    width = max(len(row["documents"]) for row in rows)
+    student = torch.tensor([row + [0.0] * (width - len(row)) for row in scores], dtype=torch.float64)
+    preferred = pairwise_kl(student, torch.tensor([p[:3] for p in pairs]), torch.tensor([p[3] for p in pairs]))
+    assert terms["PairwisePreferenceLoss"].item() == pytest.approx(3 * preferred.item(), abs=1e-6)
+    documents = dict.fromkeys(d for row in rows for d in row["documents"])
+    contrast = []
+    for row in rows:
+        others = [d for d in documents if d not in row["documents"]]
+        positive, *negatives = [
+            one_score(model, "dense", row["query"], d).item() / 0.05 for d in (row["documents"][0], *others)
+        ]
+        contrast.append(math.log(math.exp(positive) + sum(math.exp(n) for n in negatives)) - positive)
+    assert terms["InBatchContrastiveLoss"].item() == pytest.approx(sum(contrast) / len(contrast), abs=1e-9)
+    listwise = WeightedKLDistillationLoss(model, gamma=0, alpha=0)(*listwise_batch(model, "dense", rows))
+    assert terms["WeightedKLDistillationLoss"].item() == pytest.approx(listwise.item(), abs=1e-12)
+
+
+def test_pair_distill_needs_preferences(tiny_bert_path: Path) -> None:
+    """Without them two thirds of the loss would be missing, and nothing but the result would show it."""
+    model = make_student("dense", tiny_bert_path)
+    with pytest.raises(ValueError, match="needs a pairwise teacher's preferences"):
+        PairDistillLoss(model)(*listwise_batch(model, "dense", ragged_rows()))
+
+
+@pytest.mark.parametrize("bad", [[0, 99, 0.5], [-1, 0, 0.5], [0, 1, 1.5], [0, 1, math.nan]])
+def test_bad_preferences_are_named(bad: list[float], tiny_bert_path: Path) -> None:
+    """A place outside the list would silently become another document's preference."""
+    rows = paired_rows(3)
+    rows[1]["pairs"] = [[0, 1, 0.5], bad]
+    with pytest.raises(ValueError, match=r"the preference .* of the query .* does not fit"):
+        ListwiseCollator(make_student("dense", tiny_bert_path))(rows)
+
+
+def test_labels_never_look_like_embeddings(tiny_bert_path: Path) -> None:
+    """MatryoshkaLoss cuts labels whose last size is the embedding dimension; no dimension is odd."""
+    model = make_student("dense", tiny_bert_path)
+    for longest in (3, 4, 5, 6):
+        _, labels = listwise_batch(model, "dense", ragged_rows(4, longest=longest))
+        assert labels.shape[2] % 2 == 1
+    rows = paired_rows()
+    _, labels = listwise_batch(model, "dense", rows)
+    assert labels.shape[2] % 2 == 1
+    preferences = unpack(labels).preferences
+    assert preferences is not None
+    found = [[i, j, round(preferences[0, i, j].item(), 4)] for i, j in (~preferences[0].isnan()).nonzero().tolist()]
+    assert found == [[i, j, round(p, 4)] for i, j, p in rows[0]["pairs"]]
+
+
+def test_pearson_knows_no_temperature(tiny_bert_path: Path) -> None:
+    """A parameter in the card that has no effect would be read as one that has."""
+    model = make_student("dense", tiny_bert_path).double()
+    rows = ragged_rows()
+    loss = PearsonDistillLoss(model)
+    assert loss.get_config_dict() == {"similarity_fct": "pairwise_cos_sim"}
+    values = []
+    for row in rows:
+        scores = torch.tensor([[one_score(model, "dense", row["query"], d).item() for d in row["documents"]]])
+        values.append(pearson(scores.double(), torch.tensor([row["scores"]])).item())
+    assert loss(*listwise_batch(model, "dense", rows)).item() == pytest.approx(sum(values) / len(values), abs=1e-6)
+
+
+def test_margins_train_without_any_label(tiny_bert_path: Path, tmp_path: Path) -> None:
+    """Plain (query, positive, negative) data is all that this method needs, and all that many users have."""
+    model = make_student("dense", tiny_bert_path)
+    before = weights(model)
+    rows = [{key: value for key, value in row.items() if key != "label"} for row in column_rows(6, candidates=3)]
+    trained("dense", model, AdaptiveRelevanceMarginLoss(model), tmp_path, Dataset.from_list(rows), data_collator=None)
+    assert moved(before, weights(model))
+
+
+@pytest.mark.parametrize("target", [0.5, "adaptive", "distributed"])
+def test_margins_over_columns_and_lists(target: Any, tiny_bert_path: Path) -> None:
+    """Several negatives are compared in turn; lists take the k-th negatives together, as columns do."""
+    model = make_student("dense", tiny_bert_path).double()
+    rows = column_rows(4, candidates=3)
+    loss = AdaptiveRelevanceMarginLoss(model, target=target)
+    columns = features_and_labels(BaseDataCollator(model.preprocess), rows, "dense", model)
+    embeddings = [model(dict(feature))["sentence_embedding"] for feature in columns[0]]
+    expected = [adaptive_relevance_margin(*embeddings[:2], negative, target=target) for negative in embeddings[2:]]
+    value = loss(*columns).item()
+    assert value == pytest.approx(torch.stack(expected).mean().item(), abs=1e-9)
+    lists = [
+        {"query": r["query"], "documents": [r["positive"], r["negative_1"], r["negative_2"]], "labels": [1, 0, 0]}
+        for r in rows
+    ]
+    assert loss(*listwise_batch(model, "dense", lists)).item() == pytest.approx(value, abs=1e-9)
+
+
+def test_margins_of_lists_without_a_pair_count_zero(tiny_bert_path: Path) -> None:
+    """A query whose positives are its only candidates has no margin; it must not stop or poison the batch."""
+    model = make_student("dense", tiny_bert_path)
+    rows = [
+        {"query": "a", "documents": ["b", "c"], "labels": [1, 1]},
+        {"query": "d", "documents": ["e"], "labels": [0]},
+    ]
+    value, found = gradients(AdaptiveRelevanceMarginLoss(model), model, *listwise_batch(model, "dense", rows))
+    assert value == 0
+    assert all(not gradient.any() for gradient in found.values())
+
+
+def test_margins_need_single_embeddings_and_a_negative(tiny_bert_path: Path) -> None:
+    """Token embeddings have no one cosine, and without a negative there is no margin."""
+    with pytest.raises(ValueError, match="which a MultiVectorEncoder does not have"):
+        AdaptiveRelevanceMarginLoss(make_student("multi-vector", tiny_bert_path))  # type: ignore[arg-type]
+    model = make_student("dense", tiny_bert_path)
+    with pytest.raises(ValueError, match="Add a column of negatives"):
+        AdaptiveRelevanceMarginLoss(model).compute_loss_from_embeddings([torch.ones(2, 4)] * 2, None)
+
+
+def test_a_batch_of_one_has_no_foreign_documents(tiny_bert_path: Path) -> None:
+    """The last batch of an epoch may hold one row; a softmax over no negatives must be 0, not NaN."""
+    model = make_student("dense", tiny_bert_path)
+    loss = InBatchContrastiveLoss(model, own_negatives=False)
+    value, found = gradients(loss, model, *listwise_batch(model, "dense", ragged_rows(1)))
+    assert value == 0
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
