@@ -1,9 +1,9 @@
 """One loss, one dataset, four classes of students: dense, sparse, late interaction and cross-encoder.
 
-Run: python examples/model_classes.py FOLDER [CLASS …]    (a BEIR folder of SciFact; an hour on two cores for all)
+Run: python examples/model_classes.py FOLDER [CLASS …]    (a BEIR folder of SciFact; half an hour on two cores for all)
 
 All students start from all-MiniLM-L6-v2. The dense one is a finished retriever; the heads of the others are new, and
-320 training queries are far too few for them: what this shows is that each learns, not how good it can become.
+160 training queries are far too few for them: what this shows is that each learns, not how good it can become.
 """
 
 import sys
@@ -50,12 +50,12 @@ output = Path("scifact-output")
 builder = DistillationDatasetBuilder(
     collection,
     CrossEncoderTeacher(fetch(CROSS_ENCODER), max_length=256),
-    query_ids=list(collection.qrels["train"])[:320],
+    query_ids=list(collection.qrels["train"])[:160],
     num_negatives=7,
     store=output / "scores.sqlite3",
 )
 dataset = builder.build().to_lists()
-candidates = bm25_candidates(collection, list(collection.qrels["test"]), top_k=20)
+candidates = bm25_candidates(collection, list(collection.qrels["test"]), top_k=10)
 
 
 def measured(model: nn.Module) -> Results:
@@ -66,7 +66,7 @@ def measured(model: nn.Module) -> Results:
     run: dict[str, dict[str, float]] = {query: {} for query in candidates}
     for (query, document), score in zip(pairs, model.predict(texts, activation_fn=nn.Identity()), strict=True):
         run[query][document] = float(score)
-    return evaluate_run(run, collection, name="student, reranking BM25 top 20")
+    return evaluate_run(run, collection, name="student, reranking BM25 top 10")
 
 
 trained_on = {d for judged in collection.qrels["train"].values() for d, gain in judged.items() if gain}
@@ -74,7 +74,7 @@ _, unseen = shared_document_queries(collection.qrels["test"], trained_on)
 for kind in sys.argv[2:] or CLASSES:
     student_class, trainer_class, arguments_class, learning_rate = CLASSES[kind]
     student = student_class(str(fetch(MINILM)), **({"num_labels": 1} if kind == "cross-encoder" else {}))
-    student.max_seq_length = 128 if kind != "cross-encoder" else 192
+    student.max_seq_length = 96 if kind != "cross-encoder" else 160
     before = measured(student)
     loss: nn.Module = WeightedKLDistillationLoss(student, gamma=2.0, mini_batch_size=16 if kind != "sparse" else None)
     if kind == "sparse":
