@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from abc import abstractmethod
@@ -23,6 +24,9 @@ from st_wkl.losses.scoring import (
 
 if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
+
+
+logger = logging.getLogger(__name__)
 
 
 class ListLossOptions(TypedDict, total=False):
@@ -118,6 +122,16 @@ class CandidateListLoss(StudentLoss):
         kept = positives.any(dim=1)
         missing = int((~kept).sum())
         if missing:
+            if not self.rows_without_positive:
+                logger.warning(
+                    "%s: %d of %d lists of this batch have no positive (gain of at least %g). They are %s; "
+                    "without_positive chooses. rows_without_positive goes on counting.",
+                    type(self).__name__,
+                    missing,
+                    len(kept),
+                    self.positive_threshold,
+                    "left out" if self.without_positive == "skip" else "trained on as all-negative",
+                )
             self.rows_without_positive += missing
             if self.without_positive == "skip":
                 student_scores, positives = student_scores[kept], positives[kept]

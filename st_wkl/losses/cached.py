@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sentence_transformers.base.losses import CachedLossMixin, RandContext, has_static_embedding_input
 from sentence_transformers.base.losses.merged_forward import merge_feature_batches
+from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from st_wkl._compat import create_minibatch
@@ -86,14 +87,11 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
             ValueError: If labels are missing, of another shape, or not finite.
         """
         columns = list(sentence_features)
+        if isinstance(labels, list):  # what the collator of cross-encoders makes of a column of lists
+            labels = _stacked(labels, len(columns) - 1).to(self.model.device)
         if self.output == "score":
-            device = self.model.device
-            if isinstance(labels, list):
-                labels = _stacked(labels, len(columns) - 1)
-            labels = labels if labels is None else labels.to(device)
             features = pair_features(self.model, columns, prompt, task)
-            columns = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}]
-        assert not isinstance(labels, list)
+            columns = [batch_to_device(features, self.model.device)]
         columns, merged = _merge_candidates(columns)
         if self.mini_batch_size is None:
             embeddings = [embed(self.model, features, self.output) for features in columns]
