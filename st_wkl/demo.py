@@ -204,7 +204,7 @@ def run_demo(output_dir: str | Path, *, hub: bool = False, show_progress: bool =
         teacher = CROSS_ENCODER.hub_id if hub else str(fetch(CROSS_ENCODER))
     collection = squad_collection(articles)
     with clock("candidates"):
-        candidates = _candidates(collection)
+        candidates = _candidates(collection, show_progress)
     with clock("score"):
         dataset = _dataset(collection, candidates, teacher, output, show_progress)
     with clock("teacher"):
@@ -258,10 +258,10 @@ class _Stages:
         write_text(self.path, json.dumps(self.state, indent=2) + "\n")
 
 
-def _candidates(collection: Collection) -> Candidates:
+def _candidates(collection: Collection, show_progress: bool) -> Candidates:
     from st_wkl.data.candidates import bm25_candidates
 
-    return bm25_candidates(collection, top_k=100)
+    return bm25_candidates(collection, top_k=100, show_progress=show_progress)
 
 
 def _dataset(

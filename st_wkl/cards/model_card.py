@@ -152,13 +152,11 @@ def _block(
 def _about_training(record: TrainingRecord) -> list[str]:
     """Return a sentence and a table on how the model was trained."""
     teacher, collection = _name_of(record.teacher), _name_of(record.dataset)
-    data = {key: value for key, value in record.dataset.items() if key not in ("teacher", "versions")}
-    data["dropped"] = {what: number for what, number in (data.get("dropped") or {}).items() if number}
     rows = [
         ("Student", f"`{record.student}`"),
         ("Loss", _listed(record.loss, record.loss_config)),
         ("Teacher", _listed(teacher, record.teacher)),
-        ("Data", _listed(collection, data)),
+        ("Data", _about_data(collection, record.dataset)),
         ("Training", _listed(None, record.arguments)),
         ("Training time", f"{record.seconds:.1f} seconds"),
         ("Versions", _listed(None, record.versions)),
@@ -169,6 +167,30 @@ def _about_training(record: TrainingRecord) -> list[str]:
         f"`{teacher}` does, on queries of `{collection}`. It was made with st_wkl on top of sentence-transformers.",
         f"| | |\n| :-- | :-- |\n{table}",
     ]
+
+
+def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:
+    """Return a line on where the training lists came from, how many there are, and how good the teacher is on them."""
+    counts, report = provenance.get("counts") or {}, provenance.get("report") or {}
+    sources = (provenance.get("candidates") or {}).get("sources") or {}
+    dropped = {what: number for what, number in (provenance.get("dropped") or {}).items() if number}
+    parts = [f"`{collection}`" + (f", split `{provenance['split']}`" if "split" in provenance else "")]
+    parts += [f"{counts[what]:,} {what}" for what in ("queries", "documents") if what in counts]
+    if "pairs" in counts:
+        parts.append(f"{counts['pairs']:,} scored pairs")
+    if sources:
+        parts.append(f"candidates of {', '.join(sources)}")
+    if "num_negatives" in provenance:
+        parts.append(f"up to {provenance['num_negatives']} negatives a query")
+    if "precision_at_1" in report:
+        parts.append(
+            f"the teacher's best document is judged relevant for {report['precision_at_1']:.1%} of the queries"
+        )
+    if dropped:
+        parts.append(
+            "left out: " + ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in dropped.items())
+        )
+    return "; ".join(parts)
 
 
 def _name_of(description: Mapping[str, Any]) -> str:
