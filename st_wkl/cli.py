@@ -141,7 +141,6 @@ def train(
 
     from sentence_transformers import SentenceTransformer
 
-    from st_wkl.cards.model_card import write_model_card
     from st_wkl.data.dataset import DistillationDataset
     from st_wkl.losses import MarginKL, WeightedKLDistillationLoss
     from st_wkl.training import TrainingRecord, default_arguments, distill
@@ -166,7 +165,6 @@ def train(
     name = Path(student).name if Path(student).exists() else student
     distill(model, data, chosen, args, output_dir=output, base_name=name)
     record = TrainingRecord.load(output)
-    write_model_card(output, record=record, results={})
     return asdict(record), f"The student is in {output}, trained in {record.seconds:.0f} s."
 
 

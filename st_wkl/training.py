@@ -16,6 +16,7 @@ from sentence_transformers.base.losses.gradcache import has_static_embedding_inp
 from torch import nn
 
 from st_wkl._files import write_text
+from st_wkl.cards.model_card import write_model_card
 from st_wkl.evaluation.results import package_versions
 from st_wkl.losses import WeightedKLDistillationLoss
 
@@ -129,7 +130,7 @@ def distill(
         base_name: What the record calls the model that training started from. Default: its Hub id or folder name.
 
     Returns:
-        The trained student.
+        The trained student. Its card gains a results table from `st_wkl.cards.model_card.write_model_card`.
 
     Raises:
         FileExistsError: If `output_dir` holds something already.
@@ -170,6 +171,7 @@ def distill(
         versions=package_versions(("sentence-transformers", "transformers", "torch", "peft")),
     )
     student.save_pretrained(str(output_dir))
+    write_model_card(output_dir, record=record, results={})
     record.save(output_dir)
     return student
 

@@ -48,7 +48,10 @@ def test_distilled_student_is_saved_with_its_record(
     assert record.teacher == {"model": "word-overlap"}
     assert record.dataset["rows_trained"] == len(dataset.to_columns())
     assert record.arguments["learning_rate"] == 3e-2
-    assert str(tmp_path) not in (tmp_path / "student" / RECORD_FILE).read_text(encoding="utf-8")
+    for file in (RECORD_FILE, "README.md"):
+        content = (tmp_path / "student" / file).read_text(encoding="utf-8")
+        assert str(tmp_path) not in content
+        assert "word-overlap" in content
 
 
 def test_loss_and_arguments_can_be_the_users(
