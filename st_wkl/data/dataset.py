@@ -101,6 +101,14 @@ class DistillationDataset:
             f"{len(self.documents):,} documents)"
         )
 
+    def positives(self) -> dict[str, dict[str, int]]:
+        """Return `{query_id: {document_id: gain}}` of all documents with a gain above 0."""
+        relevant: dict[str, dict[str, int]] = {}
+        for row in self._rows():
+            judged = zip(row["document_ids"], row["labels"], strict=True)
+            relevant.setdefault(row["query_id"], {}).update((key, gain) for key, gain in judged if gain > 0)
+        return relevant
+
     def to_columns(self, n: int | None = None) -> Dataset:
         """Return the columns that sentence-transformers' stock trainers and distillation losses take.
 
