@@ -24,8 +24,10 @@ from st_wkl.functional import (
     margin_mse,
     pairwise_kl,
     pearson,
+    raise_positives,
     rank_net,
     student_ranks,
+    swap_positives,
     weighted_kl,
 )
 
@@ -245,6 +247,21 @@ def test_neighbours_agree_with_their_authors_code(case: int) -> None:
             ("query", "positive", "negative"), torch.autograd.grad(loss, embeddings), strict=True
         ):
             torch.testing.assert_close(gradient, float64(found["grad"][side]), rtol=0, atol=1e-9, msg=f"{name} {side}")
+
+
+@pytest.mark.parametrize("case", range(len(GOLDEN["cases"])))
+def test_collective_labels_agree_with_their_authors_code(case: int) -> None:
+    """The labelled positive raised to the row's best, and a sharpened teacher: CollectiveKD's target."""
+    inputs = GOLDEN["cases"][case]
+    labelled = torch.zeros(float64(inputs["positives"]).shape, dtype=torch.bool)
+    labelled[:, 0] = True  # theirs raises the one labelled positive, the first
+    corrected = raise_positives(float64(inputs["teacher_scores"]), labelled)
+    expected = inputs["expected"]["collective_label_correction_T0.25"]
+    value, gradient = value_and_gradient(
+        kl_divergence, float64(inputs["student_scores"]), corrected, teacher_temperature=0.25
+    )
+    assert value == pytest.approx(expected["loss"], abs=1e-9)
+    torch.testing.assert_close(gradient, float64(expected["grad"]), rtol=0, atol=1e-9)
 
 
 def test_arm_in_batch_is_as_meant_not_as_published() -> None:
@@ -540,3 +557,34 @@ def test_bad_arguments_are_refused() -> None:
         weighted_kl(student, teacher, positives, ranks=torch.zeros_like(student))
     with pytest.raises(ValueError, match="pairs must be"):
         margin_kl(student, teacher, positives, pairs="some")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("correct", [raise_positives, swap_positives])
+def test_label_corrections_against_a_loop(correct: Callable[..., Tensor]) -> None:
+    """Row by row in plain Python, with several positives, none, ties, and padding that holds NaN."""
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randint(-3, 4, (200, 6), generator=generator).float()
+    positives = torch.rand(200, 6, generator=generator) < 0.3
+    mask = torch.rand(200, 6, generator=generator) < 0.8
+    scores[~mask] = math.nan
+    expected = scores.tolist()
+    for row, (values, relevant, real) in enumerate(
+        zip(scores.tolist(), positives.tolist(), mask.tolist(), strict=True)
+    ):
+        places = [n for n in range(6) if real[n]]
+        right = [n for n in places if relevant[n]]
+        if not right:
+            continue
+        top, best = max(places, key=lambda n: values[n]), max(right, key=lambda n: values[n])
+        if correct is raise_positives:
+            for n in right:
+                expected[row][n] = values[top]
+        elif values[best] < values[top]:
+            expected[row][top], expected[row][best] = values[best], values[top]
+    before = scores.clone()
+    torch.testing.assert_close(correct(scores, positives, mask), torch.tensor(expected), equal_nan=True, rtol=0, atol=0)
+    torch.testing.assert_close(scores, before, equal_nan=True)
+    with pytest.raises(ValueError, match=r"positives must have the shape of teacher_scores, \(200, 6\)"):
+        correct(scores, positives[:, :2])
+    assert correct(scores[:0], positives[:0]).shape == (0, 6)
+    assert correct(scores[:, :0], positives[:, :0]).shape == (200, 0)

@@ -164,7 +164,8 @@ def _about_training(record: TrainingRecord) -> list[str]:
     table = "\n".join(f"| {name} | {markdown_cell(value)} |" for name, value in rows if value)
     return [
         f"This model is `{record.student}`, taught with `{record.loss}` to rank documents as the "
-        f"{record.teacher.get('kind') or 'teacher'} `{teacher}` does, on queries of `{collection}`. It was made with st_wkl on top of sentence-transformers.",
+        f"{record.teacher.get('kind') or 'teacher'} `{teacher}` does, on queries of `{collection}`. It was made with "
+        "st_wkl on top of sentence-transformers.",
         f"| | |\n| :-- | :-- |\n{table}",
     ]
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,11 @@ import numpy as np
 from st_wkl.data.candidates import Candidates, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset, features
+from st_wkl.data.leaks import document_disjoint, find_leaks, near_texts
+from st_wkl.data.report import TeacherReport, report_on_lists
 from st_wkl.data.score_store import ScoreStore, default_store_path
 from st_wkl.data.scoring import score_pairs
+from st_wkl.data.selection import Selection, choose, duplicates, false_negatives
 from st_wkl.data.teachers import CrossEncoderTeacher, Teacher
 
 if TYPE_CHECKING:
@@ -29,12 +33,29 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("st-wkl", "sentence-transformers", "transformers", "torch", "onnxruntime", "datasets", "bm25s", "numba")
 
 
+# What is counted while the lists are made, in the order in which it happens.
+_DUPLICATES = ("copies_of_positives", "near_copies_of_positives", "repeated_documents")
+_DROPPED = (
+    "queries_without_positive",
+    "queries_without_candidate",
+    "queries_without_negative",
+    "leaked_queries",
+    "leaked_positives",
+    "empty_documents",
+    "unusable_documents",
+    *_DUPLICATES,
+    "further_positives",
+    "false_negatives",
+)
+
+
 class DistillationDatasetBuilder:
     """Mine candidates, add the judged positives, score all of it with a teacher, and lay it out for training.
 
-    A row holds all judged positives of a query (gain above 0), whether the first stage found them or not, and then the
-    first `num_negatives` candidates that are not judged relevant. Documents judged as not relevant (gain 0) may be
-    among these. Unjudged candidates may be relevant in truth; their teacher scores say how much.
+    A row holds all judged positives of a query (gain above 0), whether the first stage found them or not, and then
+    `num_negatives` candidates that are not judged relevant, by default the first ones. Documents judged as not relevant
+    (gain 0) may be among these, documents with a gain below 0 are not. Unjudged candidates may be relevant in truth;
+    their teacher scores say how much. Copies of a positive and of another candidate are left out.
 
     Args:
         collection: A `Collection`, a BEIR folder, or a folder or Hub dataset in MTEB's layout.
@@ -45,9 +66,14 @@ class DistillationDatasetBuilder:
         num_negatives: Negatives of a row at most. 15 beside a positive is a common size of distillation lists.
         store: Where scores are kept: a file, a `ScoreStore`, or `":memory:"` for nowhere. `None` takes
             `default_store_path()` in the user's cache folder, since scoring is what takes hours.
+        selection: How negatives are filtered and chosen and labels corrected; `None` for the defaults of `Selection`.
+        against: Test split of the collection that the dataset is compared with, see `find_leaks`: the result is
+            warned about and kept in the provenance. Where there is no split of the default's name, nothing is compared.
+        drop_leaks: Leave out queries that are, or nearly are, queries of `against`, and do not use any document that
+            is relevant there as a positive, see `document_disjoint`.
 
     Raises:
-        ValueError: The split or a query does not exist, or candidates name unknown documents.
+        ValueError: A split or a query does not exist, or candidates name unknown documents.
 
     Example:
         >>> teacher = CrossEncoderTeacher("cross-encoder/ms-marco-MiniLM-L12-v2")  # doctest: +SKIP
@@ -65,6 +91,9 @@ class DistillationDatasetBuilder:
         candidates: Candidates | None = None,
         num_negatives: int = 15,
         store: ScoreStore | str | os.PathLike[str] | None = None,
+        selection: Selection | None = None,
+        against: str | None = "test",
+        drop_leaks: bool = False,
     ) -> None:
         if num_negatives < 1:
             raise ValueError(f"num_negatives must be 1 or more, got {num_negatives}: a list of one teaches nothing.")
@@ -73,6 +102,13 @@ class DistillationDatasetBuilder:
         self.num_negatives = num_negatives
         self.candidates = candidates
         self.store = store
+        self.selection = selection or Selection()
+        self.drop_leaks = drop_leaks
+        self.against = None if against == split or (against == "test" and not self._has(against)) else against
+        if self.against is not None:
+            self.collection.judgements(self.against)  # an error now, not after hours
+        elif drop_leaks:
+            raise ValueError(f"drop_leaks needs a split of {self.collection.name!r} other than {split!r} as against.")
         judged = self.collection.judgements(split)
         self.query_ids = list(judged) if query_ids is None else list(dict.fromkeys(query_ids))
         if absent := [query_id for query_id in self.query_ids if query_id not in self.collection.queries]:
@@ -94,26 +130,49 @@ class DistillationDatasetBuilder:
             ValueError: No query is left, or the teacher returns something that is not a score.
         """
         candidates, source = self._candidates(show_progress)
-        rows, dropped = self._select(candidates)
-        texts, queries = self.collection.documents, self.collection.queries
-        pairs = [(queries[row.query_id], texts[document_id]) for row in rows for document_id in row.document_ids]
+        dropped = dict.fromkeys(_DROPPED, 0)
+        pools = self._pools(candidates, dropped)
+        pairs = [(self.collection.queries[pool.query_id], text) for pool in pools for text in self._texts(pool)]
         with self._opened_store() as store:
             flat = score_pairs(self.teacher, pairs, store=store, show_progress=show_progress)
-        ends = np.cumsum([len(row.document_ids) for row in rows])
-        scores = np.split(flat, ends[:-1])
-        report = _teacher_report(rows, scores)
-        provenance = {
+        probabilities = bool(len(flat)) and float(flat.min()) >= 0 and float(flat.max()) <= 1
+        ends = np.cumsum([len(pool.positives) + len(pool.negatives) for pool in pools])
+        rows = [
+            self._row(pool, scores, probabilities, dropped)
+            for pool, scores in zip(pools, np.split(flat, ends[:-1]), strict=True)
+        ]
+        rows = [row for row in rows if len(row.labels) > row.num_positives]
+        self._say_dropped(len(rows), dropped)
+        report = report_on_lists([row.scores for row in rows], [row.labels for row in rows])
+        _warn_of_useless(report)
+        corrected = self._correct(rows)
+        provenance: dict[str, Any] = {
             "collection": {"name": self.collection.name, "fingerprint": self.collection.fingerprint},
             "split": self.split,
             "num_negatives": self.num_negatives,
             "candidates": source,
+            "selection": dataclasses.asdict(self.selection),
             "teacher": self.teacher.identity,
             "counts": {"queries": len(rows), "pairs": len(pairs), "different_pairs": len(set(pairs))},
             "dropped": dropped,
-            "report": report,
+            "report": report.to_dict(),
             "versions": _versions(),
         }
-        return self._assemble(rows, scores, provenance)
+        if self.selection.label_correction:
+            provenance["counts"]["corrected_lists"] = corrected
+        dataset = self._assemble(rows, provenance)
+        if self.against is not None:
+            leaks = find_leaks(dataset, self.collection, self.against)
+            provenance["leaks"] = leaks.to_dict()
+            if leaks:
+                warnings.warn(str(leaks), stacklevel=2)
+        return dataset
+
+    def _has(self, split: str) -> bool:
+        return split in self.collection.qrels
+
+    def _texts(self, pool: _Pool) -> Iterator[str]:
+        return (self.collection.documents[document_id] for document_id in (*pool.positives, *pool.negatives))
 
     @contextmanager
     def _opened_store(self) -> Iterator[ScoreStore]:
@@ -127,54 +186,149 @@ class DistillationDatasetBuilder:
         if self.candidates is None:
             positives = self.collection.positives(self.split)
             most = max((len(positives.get(query_id, ())) for query_id in self.query_ids), default=0)
-            # Deep enough even if every positive of a query stands before its negatives.
-            parameters: dict[str, Any] = {"top_k": self.num_negatives + most}
+            # Deep enough even if every positive of a query stands before its negatives, and a few copies do.
+            parameters: dict[str, Any] = {"top_k": self.selection.pool(self.num_negatives) + most + 5}
             query_ids = [query_id for query_id in self.query_ids if query_id in positives]
             found = bm25_candidates(self.collection, query_ids, show_progress=show_progress, **parameters)
         else:
             found, parameters = self.candidates, {}
-        sources = Counter(hit.source for query_id in self.query_ids for hit in found.get(query_id, ()))
+        hits = (hit for query_id in self.query_ids for hit in found.get(query_id, ()))
+        sources = Counter(origin.source for hit in hits for origin in (hit.origins or (hit,)))
         return found, {"sources": dict(sorted(sources.items())), **parameters}
 
-    def _select(self, candidates: Candidates) -> tuple[list[_Row], dict[str, int]]:
-        judgements, texts = self.collection.judgements(self.split), self.collection.documents
-        dropped = dict.fromkeys(
-            ("queries_without_positive", "queries_without_candidate", "queries_without_negative", "empty_documents"), 0
+    def _judgements(self, dropped: dict[str, int]) -> tuple[list[str], Mapping[str, Mapping[str, int]]]:
+        """Return the queries to use and their judgements, without the leaks if these are to be dropped."""
+        judgements = self.collection.judgements(self.split)
+        if not self.drop_leaks or self.against is None:
+            return self.query_ids, judgements
+        texts = self.collection.queries
+        test = {query_id: texts[query_id] for query_id in self.collection.judgements(self.against)}
+        leaked = {
+            query_id for hits in near_texts({key: texts[key] for key in self.query_ids}, test) for query_id in hits
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # counted here, for the queries that are asked for
+            kept = document_disjoint(self.collection, self.split, self.against).qrels[self.split]
+        query_ids = [query_id for query_id in self.query_ids if query_id not in leaked]
+        dropped["leaked_queries"] = len(leaked)
+        dropped["leaked_positives"] = sum(
+            gain > 0 and kept.get(query_id, {}).get(document_id, 0) <= 0
+            for query_id in query_ids
+            for document_id, gain in judgements.get(query_id, {}).items()
         )
-        rows = []
-        for query_id in self.query_ids:
-            judged = judgements.get(query_id, {})
-            ranked = list(dict.fromkeys(hit.document_id for hit in candidates.get(query_id, ())))
-            place = {document_id: rank for rank, document_id in enumerate(ranked)}
-            relevant = [document_id for document_id, gain in judged.items() if gain > 0]
-            relevant.sort(key=lambda document_id: (-judged[document_id], place.get(document_id, len(place))))
-            others = [document_id for document_id in ranked if judged.get(document_id, 0) <= 0]
-            positives = [document_id for document_id in relevant if texts[document_id].strip()]
-            negatives = [document_id for document_id in others if texts[document_id].strip()]
-            dropped["empty_documents"] += len(relevant) - len(positives) + len(others) - len(negatives)
-            if not positives:
+        return query_ids, kept
+
+    def _pools(self, candidates: Candidates, dropped: dict[str, int]) -> list[_Pool]:
+        """Return what is to be scored for each query: its positives, and its negatives as far as they matter."""
+        query_ids, judgements = self._judgements(dropped)
+        pools = []
+        for query_id in query_ids:
+            hits = list(dict.fromkeys(hit.document_id for hit in candidates.get(query_id, ())))
+            pool = self._pool(query_id, judgements.get(query_id, {}), hits, dropped)
+            if not pool.positives:
                 dropped["queries_without_positive"] += 1
-            elif not ranked:
+            elif not hits:
                 dropped["queries_without_candidate"] += 1
-            elif not negatives:
+            elif not pool.negatives:
                 dropped["queries_without_negative"] += 1
             else:
-                document_ids = positives + negatives[: self.num_negatives]
-                rows.append(_Row(query_id, document_ids, [judged.get(document_id, 0) for document_id in document_ids]))
+                pools.append(pool)
+        if not pools:
+            self._say_dropped(0, dropped)
+        return pools
+
+    def _pool(self, query_id: str, judged: Mapping[str, int], ranked: list[str], dropped: dict[str, int]) -> _Pool:
+        texts, options = self.collection.documents, self.selection
+        place = {document_id: rank for rank, document_id in enumerate(ranked)}
+        relevant = [document_id for document_id, gain in judged.items() if gain > 0]
+        relevant.sort(key=lambda document_id: (-judged[document_id], place.get(document_id, len(place))))
+        others = [document_id for document_id in ranked if judged.get(document_id, 0) == 0]
+        dropped["unusable_documents"] += sum(judged.get(document_id, 0) < 0 for document_id in ranked)
+        positives = [document_id for document_id in relevant if texts[document_id].strip()]
+        negatives = [document_id for document_id in others if texts[document_id].strip()]
+        dropped["empty_documents"] += len(relevant) - len(positives) + len(others) - len(negatives)
+        if positives:
+            # Twice the pool is deep enough to fill it; copies further down cannot be chosen.
+            negatives = negatives[: 2 * options.pool(self.num_negatives)]
+            found = duplicates(
+                {document_id: texts[document_id] for document_id in negatives},
+                {document_id: texts[document_id] for document_id in positives},
+                options.near_duplicates,
+            )
+            for name, ids in zip(_DUPLICATES, found, strict=True):
+                dropped[name] += len(ids)
+            gone = set().union(*found)
+            negatives = [document_id for document_id in negatives if document_id not in gone]
+        dropped["further_positives"] += len(positives[options.max_positives or len(positives) :])
+        positives = positives[: options.max_positives]
+        negatives = negatives[: options.pool(self.num_negatives)]
+        if not options.needs_scores:
+            chosen = choose(len(negatives), self.num_negatives, options.choice, seed=options.seed, key=query_id)
+            negatives = [negatives[place] for place in chosen]
+        return _Pool(query_id, positives, negatives, [judged[document_id] for document_id in positives])
+
+    def _row(self, pool: _Pool, scores: np.ndarray, probabilities: bool, dropped: dict[str, int]) -> _Row:
+        """Filter and choose by the teacher's scores, if the selection asks for it."""
+        options, split = self.selection, len(pool.positives)
+        places = np.arange(len(pool.negatives))
+        if options.filters:
+            removed = false_negatives(
+                scores[split:],
+                scores[:split],
+                relative_margin=options.relative_margin,
+                absolute_margin=options.absolute_margin,
+                reference=options.reference,
+                probabilities=probabilities,
+            )
+            dropped["false_negatives"] += int(removed.sum())
+            places = places[~removed]
+            dropped["queries_without_negative"] += not len(places)
+        if options.needs_scores:
+            chosen = choose(
+                len(places),
+                self.num_negatives,
+                options.choice,
+                scores=scores[split:][places],
+                seed=options.seed,
+                key=pool.query_id,
+            )
+            places = places[chosen]
+        return _Row(
+            pool.query_id,
+            [*pool.positives, *(pool.negatives[place] for place in places)],
+            [*pool.gains, *[0] * len(places)],
+            np.concatenate([scores[:split], scores[split:][places]]),
+        )
+
+    def _say_dropped(self, kept: int, dropped: Mapping[str, int]) -> None:
         total = len(self.query_ids)
         lost = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in dropped.items() if count)
-        if not rows:
+        if not kept:
             raise ValueError(
                 f"None of {total:,} queries of split {self.split!r} of {self.collection.name!r} can be used: {lost}. "
                 "A query needs a document with a gain above 0 and a candidate that is none of these."
             )
         if lost:
-            warnings.warn(f"{total - len(rows):,} of {total:,} queries are dropped; in all: {lost}.", stacklevel=3)
-        return rows, dropped
+            warnings.warn(f"{total - kept:,} of {total:,} queries are dropped; in all: {lost}.", stacklevel=3)
 
-    def _assemble(
-        self, rows: Sequence[_Row], scores: Sequence[np.ndarray], provenance: dict[str, Any]
-    ) -> DistillationDataset:
+    def _correct(self, rows: Sequence[_Row]) -> int:
+        """Change scores that contradict the judgements, and return in how many rows."""
+        if self.selection.label_correction is None:
+            return 0
+        import torch
+
+        from st_wkl import functional
+
+        correct = getattr(functional, self.selection.label_correction)
+        changed = 0
+        for row in rows:
+            before = torch.from_numpy(row.scores)[None]
+            after = correct(before, torch.tensor([row.labels]) > 0)
+            changed += not torch.equal(before, after)
+            row.scores = after[0].numpy()
+        return changed
+
+    def _assemble(self, rows: Sequence[_Row], provenance: dict[str, Any]) -> DistillationDataset:
         from datasets import Dataset
 
         used = list(dict.fromkeys(document_id for row in rows for document_id in row.document_ids))
@@ -183,7 +337,7 @@ class DistillationDatasetBuilder:
             "train": {
                 "query_id": [row.query_id for row in rows],
                 "document_ids": [row.document_ids for row in rows],
-                "scores": list(scores),
+                "scores": [row.scores for row in rows],
                 "labels": [row.labels for row in rows],
             },
             "queries": {
@@ -198,10 +352,23 @@ class DistillationDatasetBuilder:
 
 
 @dataclass(frozen=True)
+class _Pool:
+    query_id: str
+    positives: list[str]
+    negatives: list[str]
+    gains: list[int]
+
+
+@dataclass
 class _Row:
     query_id: str
     document_ids: list[str]
     labels: list[int]
+    scores: np.ndarray
+    num_positives: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_positives = sum(label > 0 for label in self.labels)
 
 
 def _check_candidates(candidates: Candidates, query_ids: Iterable[str], collection: Collection) -> None:
@@ -218,44 +385,21 @@ def _check_candidates(candidates: Candidates, query_ids: Iterable[str], collecti
         )
 
 
-def _teacher_report(rows: Sequence[_Row], scores: Sequence[np.ndarray]) -> dict[str, float]:
-    """Return how far the teacher agrees with the judgements, and how sharply it tells documents apart."""
-    margins, spreads = [], []
-    for row, values in zip(rows, scores, strict=True):
-        relevant = np.asarray(row.labels) > 0
-        margins.append(float(values[relevant].max() - values[~relevant].max()))
-        spreads.append(float(values.max() - values.min()))
-    everything = np.concatenate(scores)
-    constant = sum(spread == 0 for spread in spreads)
-    if constant:
+def _warn_of_useless(report: TeacherReport) -> None:
+    """Say in time that there is little to learn from these scores."""
+    if report.constant_lists:
         warnings.warn(
-            f"The teacher gives all documents of {constant:,} of {len(rows):,} queries one score. Such lists teach "
-            "nothing. Check that it is a reranker and that the texts are not cut to nothing.",
+            f"The teacher gives all documents of {report.constant_lists:,} of {report.lists:,} queries one score. Such "
+            "lists teach nothing. Check that it is a reranker and that the texts are not cut to nothing.",
             stacklevel=3,
         )
-    elif everything.min() >= 0 and everything.max() <= 1:
+    elif report.lowest_score >= 0 and report.highest_score <= 1:
         warnings.warn(
             "All teacher scores lie between 0 and 1, as after a sigmoid, which flattens the differences between good "
             "documents. Use raw logits, or a low teacher temperature.",
             stacklevel=3,
         )
-    report = {
-        # A tie counts as wrong: a teacher that gives everything the same score is not right.
-        "precision_at_1": float(np.mean([margin > 0 for margin in margins])),
-        "mean_spread": float(np.mean(spreads)),
-        "mean_margin": float(np.mean(margins)),
-        "lowest_score": float(everything.min()),
-        "highest_score": float(everything.max()),
-    }
-    logger.info(
-        "The teacher's best document is judged relevant for %.1f %% of %d queries; mean spread of a list %.2f, best "
-        "positive minus best negative %.2f.",
-        100 * report["precision_at_1"],
-        len(rows),
-        report["mean_spread"],
-        report["mean_margin"],
-    )
-    return report
+    logger.info("%s", report)
 
 
 def _versions() -> dict[str, str]:

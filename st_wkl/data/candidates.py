@@ -23,12 +23,14 @@ class Candidate(NamedTuple):
         score: The first stage's score; scores of different sources do not compare.
         rank: Place in the list, from 1.
         source: Which first stage found it, e.g. `"bm25"`.
+        origins: What the lists said that a fused candidate comes from, see `reciprocal_rank_fusion`.
     """
 
     document_id: str
     score: float
     rank: int
     source: str
+    origins: tuple[Candidate, ...] = ()
 
 
 Candidates = dict[str, list[Candidate]]

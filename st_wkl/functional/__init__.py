@@ -9,6 +9,7 @@ detached; everything is twice differentiable.
 
 from __future__ import annotations
 
+from st_wkl.functional.labels import raise_positives, swap_positives
 from st_wkl.functional.listwise import kl_divergence, pearson, student_ranks, weighted_kl
 from st_wkl.functional.margins import adaptive_relevance_margin
 from st_wkl.functional.pairwise import margin_kl, margin_mse, pairwise_kl, rank_net
@@ -22,5 +23,7 @@ __all__ = [
     "rank_net",
     "pearson",
     "adaptive_relevance_margin",
+    "raise_positives",
+    "swap_positives",
     "student_ranks",
 ]

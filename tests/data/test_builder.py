@@ -19,6 +19,7 @@ from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.candidates import Candidate, Candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset, features
+from st_wkl.data.selection import Selection
 
 DOCUMENTS = {
     "cat": "cats purr softly",
@@ -120,11 +121,10 @@ def test_dropped_queries_are_counted() -> None:
     with pytest.warns(UserWarning, match=message):
         dataset = builder.build(show_progress=False)
     assert dataset.train["query_id"] == ["q1"]
-    assert dataset.provenance["dropped"] == {
+    assert {what: count for what, count in dataset.provenance["dropped"].items() if count} == {
         "queries_without_positive": 1,
         "queries_without_candidate": 1,
         "queries_without_negative": 1,
-        "empty_documents": 0,
     }
     with pytest.raises(ValueError, match=r"None of 2 queries of split 'train' of 'mine' can be used.*A query needs"):
         build(query_ids=["q2", "q3"], candidates=candidates)
@@ -136,7 +136,7 @@ def test_queries_without_a_bm25_candidate_are_counted() -> None:
     assert dataset.train["query_id"] == ["q1"]  # all that BM25 finds for q2 is its positive
     dropped = dataset.provenance["dropped"]
     assert (dropped["queries_without_candidate"], dropped["queries_without_negative"]) == (1, 1)
-    assert dataset.provenance["candidates"] == {"sources": {"bm25": 5}, "top_k": 18}
+    assert dataset.provenance["candidates"] == {"sources": {"bm25": 5}, "top_k": 23}
 
 
 def test_empty_documents_teach_nothing() -> None:
@@ -192,7 +192,131 @@ def test_teacher_report() -> None:
     report = build(query_ids=["q1", "q2"], candidates=candidates).provenance["report"]
     # q1: cat2 22, hidden 19, cat 16, engine 20, bird 10 characters; q2: bird 10, dog 16.
     expected = {"precision_at_1": 0.5, "mean_spread": 9.0, "mean_margin": -2.0, "lowest_score": 0, "highest_score": 12}
-    assert report == pytest.approx(expected)
+    assert {name: report[name] for name in expected} == pytest.approx(expected)
+
+
+def kept(**options: Any) -> tuple[list[str], dict[str, int]]:
+    """Return the documents of q1's list and what was dropped."""
+    dataset = build(query_ids=["q1"], candidates=HAND, **options)
+    dropped = {what: count for what, count in dataset.provenance["dropped"].items() if count}
+    return dataset.train[0]["document_ids"], dropped
+
+
+def test_false_negatives_are_filtered() -> None:
+    """Candidates that score like the best positive are no negatives; how many went is counted."""
+    # Scores: cat2 12 (best positive), hidden 9, cat 6; engine 10, dog 6, unused 4, bird 0.
+    margin = Selection(absolute_margin=3.0)
+    assert kept(selection=margin, num_negatives=2) == (["cat", "cat2", "hidden", "dog", "bird"], {"false_negatives": 1})
+    worst = Selection(absolute_margin=3.0, reference="worst")
+    assert kept(selection=worst)[0] == ["cat", "cat2", "hidden", "bird"]
+    with pytest.raises(ValueError, match=r"1 queries without negative, 4 false negatives.*A query needs"):
+        kept(selection=Selection(absolute_margin=50.0))
+    # 0.1 (len - 10): sigmoid(1.2) = .77, so 0.9 of it takes out what is at .69 or above: engine at 0.73.
+    relative = Selection(relative_margin=0.9)
+    assert kept(selection=relative, teacher=LengthTeacher(0.1))[1] == {"false_negatives": 1}
+
+
+def test_probabilities_are_not_squashed_again() -> None:
+    """A teacher with a sigmoid gives probabilities: a second one would call everything a false negative."""
+    teacher = LengthTeacher(1 / 12)  # cat2 1.0, engine 0.83, dog 0.5
+    documents, _ = kept(selection=Selection(relative_margin=0.6), teacher=teacher)
+    assert documents == ["cat", "cat2", "hidden", "dog", "bird", "unused"]
+
+
+def test_choice_of_negatives_is_seeded_and_recorded() -> None:
+    """Another seed is another dataset; the same seed is the same, whatever other queries there are."""
+    options = [Selection(choice=choice, seed=seed) for choice in ("random", "quantiles") for seed in range(8)]
+    rows = {option: build(candidates=HAND, num_negatives=2, selection=option) for option in options}
+    for option, dataset in rows.items():
+        alone = build(query_ids=["q1"], candidates=HAND, num_negatives=2, selection=option)
+        assert alone.train[0] == dataset.train[0]
+        assert dataset.provenance["selection"]["seed"] == option.seed
+    assert len({tuple(dataset.train[0]["document_ids"][3:]) for dataset in rows.values()}) > 3
+    strata = [{"engine", "dog"}, {"unused", "bird"}]
+    for dataset in (rows[option] for option in options[8:]):
+        assert sorted(len(stratum & set(dataset.train[0]["document_ids"])) for stratum in strata) == [1, 1]
+
+
+def test_copies_of_positives_are_no_negatives() -> None:
+    """The same text under another id is relevant, whatever the judgements say; so is nearly the same text."""
+    documents = {
+        **DOCUMENTS,
+        "copy": "Cats  PURR softly",
+        "near": "softly, cats purr!",
+        "dog2": "Dogs do not purr",
+    }
+    candidates = ranked(q1="copy near engine dog dog2 bird")
+    options: dict[str, Any] = {"collection": collection(documents=documents), "query_ids": ["q1"]}
+    dataset = build(candidates=candidates, **options)
+    assert dataset.train[0]["document_ids"][3:] == ["engine", "dog", "bird"]
+    dropped = dataset.provenance["dropped"]
+    assert [dropped[f"{name}copies_of_positives"] for name in ("", "near_")] == [1, 1]
+    assert dropped["repeated_documents"] == 1
+    exact = build(candidates=candidates, selection=Selection(near_duplicates=None), **options)
+    assert exact.train[0]["document_ids"][3:] == ["near", "engine", "dog", "bird"]
+
+
+def test_further_positives_never_become_negatives() -> None:
+    """Leaving out a positive for space must not teach that it is irrelevant."""
+    documents, dropped = kept(selection=Selection(max_positives=1))
+    assert documents == ["cat", "engine", "dog", "bird", "unused"]
+    assert dropped == {"further_positives": 2}
+
+
+@pytest.mark.parametrize(("correction", "scores"), [("raise_positives", [30, 30, 30]), ("swap_positives", [30, 6, 9])])
+def test_label_corrections(correction: Any, scores: list[float]) -> None:
+    """Stored scores follow the judgements where the teacher contradicts them; the report is of the teacher itself."""
+    documents = {**DOCUMENTS, "long": "x" * 40}
+    dataset = build(
+        collection=collection(documents=documents),
+        query_ids=["q1", "q2"],
+        candidates=ranked(q1="long dog", q2="unused"),
+        selection=Selection(label_correction=correction),
+    )
+    assert dataset.train[0]["scores"][:3] == scores
+    assert dataset.provenance["counts"]["corrected_lists"] == 2
+    assert dataset.provenance["report"]["precision_at_1"] == 0
+
+
+def leaking() -> Collection:
+    """Return the small collection with a test split that shares a query and documents."""
+    queries = {**QUERIES, "t1": "What animal  purrs", "t2": "melodious animals"}
+    qrels = {**QRELS, "test": {"t1": {"dog": 1}, "t2": {"bird": 1, "cat": 1}}}
+    return collection(queries=queries, qrels=qrels)
+
+
+def test_leaks_are_always_reported() -> None:
+    """Who evaluates on the test split must hear of it before training, and readers of the dataset too."""
+    builder = DistillationDatasetBuilder(leaking(), LengthTeacher(), candidates=HAND, store=":memory:")
+    with pytest.warns(UserWarning, match=r"Of 2 queries of mine, test, 1 \(50\.0%\) have a relevant document"):
+        dataset = builder.build(show_progress=False)
+    leaks = dataset.provenance["leaks"]
+    assert (leaks["equal_queries"], leaks["shared_judgements"], leaks["test_judgements"]) == (1, 2, 3)
+    assert "leaks" not in build().provenance, "no test split, nothing to compare"
+    assert (
+        "leaks"
+        not in build(
+            collection=leaking(), split="test", query_ids=["t1", "t2"], candidates=ranked(t1="cat", t2="dog")
+        ).provenance
+    )
+
+
+def test_leaks_are_dropped_on_request() -> None:
+    """No test query and no test document as a positive is left, nor a known relevant one as a negative."""
+    qrels = {**leaking().qrels, "train": {**QRELS["train"], "q3": {"cat": 1, "unused": 1}}}
+    whole = collection(queries=leaking().queries, qrels=qrels)
+    candidates = {**HAND, **ranked(q3="cat engine dog")}
+    dataset = build(collection=whole, candidates=candidates, drop_leaks=True)
+    assert dataset.train.to_list() == [
+        {"query_id": "q3", "document_ids": ["unused", "engine", "dog"], "scores": [4, 10, 6], "labels": [1, 0, 0]}
+    ]
+    leaks, dropped = dataset.provenance["leaks"], dataset.provenance["dropped"]
+    assert (leaks["equal_queries"], leaks["near_queries"], leaks["shared_judgements"]) == (0, 0, 0)
+    assert (dropped["leaked_queries"], dropped["leaked_positives"], dropped["unusable_documents"]) == (1, 2, 1)
+    with pytest.raises(ValueError, match="drop_leaks needs a split"):
+        build(drop_leaks=True)
+    with pytest.raises(ValueError, match="has no split 'validation'"):
+        build(against="validation")
 
 
 def test_useless_teachers_are_reported() -> None:

@@ -1,0 +1,247 @@
+"""Which documents make a training list: duplicates, false negatives, and the choice of N among the rest."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal
+
+import numpy as np
+
+from st_wkl.data.leaks import jaccard, plain_text, text_words
+
+Choice = Literal["top", "random", "quantiles"]
+Reference = Literal["best", "worst"]
+Correction = Literal["raise_positives", "swap_positives"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How a list is made of the judged positives and the candidates of a query.
+
+    The defaults take the candidates as the first stage ranked them, without copies of what is already in the list.
+
+    Args:
+        choice: `"top"`: the first candidates. `"random"`: any of the pool. `"quantiles"`: one of each stratum of the
+            pool by the teacher's score, from the hardest to the easiest, which beat random and top in one study
+            (arXiv:2604.04734) and needs a score for the whole pool.
+        pool_size: Candidates that are looked at for a query. `None` takes as many as negatives are wanted, four times
+            as many if some are filtered or drawn. Filters and quantiles score the whole pool.
+        relative_margin: Keep a negative only if it is less than this share as relevant as the positive, such as 0.95
+            (NV-Retriever); see `false_negatives`.
+        absolute_margin: Keep a negative only if its score is at least this far below the positive's, such as 3.0 for
+            logits.
+        reference: Which positive the margins are measured from, the `"best"` or the `"worst"` by the teacher's score.
+            The worst is the stricter one, and empties the list where the teacher misjudges one positive.
+        label_correction: Change the stored scores where the teacher contradicts the judgements:
+            `st_wkl.functional.raise_positives` or `swap_positives`.
+        max_positives: Positives of a list at most, those with the highest gain and rank first. The others are left
+            out; they are never negatives.
+        near_duplicates: Candidates whose words have at least this Jaccard coefficient with those of a positive are
+            left out: unjudged versions of a relevant document. `None` for exact copies only.
+        seed: For `"random"` and `"quantiles"`. The draw of a query depends on nothing else than this and its id.
+
+    Raises:
+        ValueError: A value is out of range.
+
+    References:
+        Moreira et al.: NV-Retriever: Improving text embedding models with effective hard-negative mining.
+        arXiv:2407.15831.
+    """
+
+    choice: Choice = "top"
+    pool_size: int | None = None
+    relative_margin: float | None = None
+    absolute_margin: float | None = None
+    reference: Reference = "best"
+    label_correction: Correction | None = None
+    max_positives: int | None = None
+    near_duplicates: float | None = 0.9
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        options = {
+            "choice": ("top", "random", "quantiles"),
+            "reference": ("best", "worst"),
+            "label_correction": (None, "raise_positives", "swap_positives"),
+        }
+        for name, allowed in options.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        for name in ("pool_size", "max_positives"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}.")
+        _check_margins(self.relative_margin, self.absolute_margin)
+        if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
+            raise ValueError(f"near_duplicates is a Jaccard coefficient in (0, 1], got {self.near_duplicates}.")
+
+    @property
+    def filters(self) -> bool:
+        """Whether negatives are filtered by the teacher's score."""
+        return self.relative_margin is not None or self.absolute_margin is not None
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the whole pool must be scored before the choice."""
+        return self.filters or self.choice == "quantiles"
+
+    def pool(self, num_negatives: int) -> int:
+        """Return the size of the pool for lists of `num_negatives`."""
+        if self.pool_size is not None:
+            return max(self.pool_size, num_negatives)
+        return num_negatives * (4 if self.filters or self.choice != "top" else 1)
+
+
+def false_negatives(
+    scores: Sequence[float] | np.ndarray,
+    positive_scores: Sequence[float] | np.ndarray,
+    *,
+    relative_margin: float | None = None,
+    absolute_margin: float | None = None,
+    reference: Reference = "best",
+    probabilities: bool = False,
+) -> np.ndarray:
+    """Say which candidates the teacher takes for about as relevant as a judged positive: probably unjudged positives.
+
+    With `s⁺` the score of the reference, a candidate with score `s` is kept if
+
+        s ≤ s⁺ − absolute_margin    and    p(s) < relative_margin · p(s⁺),   p = sigmoid
+
+    A share of a logit has no meaning: for a negative one, 0.95·s⁺ lies above s⁺. So the relative margin compares
+    probabilities. Below a probability of a few percent it is a margin of −ln(relative_margin) between logits; close to
+    1 it takes any candidate out that the teacher is nearly sure of, however far below the positive.
+
+    Args:
+        scores: `(n,)` teacher scores of the candidates, raw logits.
+        positive_scores: `(m,)` teacher scores of the positives of the same query, m ≥ 1.
+        relative_margin: In (0, 1]; `None` for no such filter.
+        absolute_margin: From 0, in the unit of the scores; `None` for no such filter.
+        reference: The `"best"` or the `"worst"` of the positives by their scores.
+        probabilities: The scores are probabilities already, so no sigmoid is applied.
+
+    Returns:
+        `(n,)` boolean, True for probable false negatives.
+
+    Raises:
+        ValueError: There is no positive, or a margin is out of range.
+
+    Example:
+        >>> false_negatives([4.0, 1.5, -3.0], [4.5, 0.0], absolute_margin=3.0)
+        array([ True, False, False])
+        >>> false_negatives([4.0, 1.5, -3.0], [-1.0], relative_margin=0.95)
+        array([ True,  True, False])
+    """
+    _check_margins(relative_margin, absolute_margin)
+    values, positives = np.asarray(scores, dtype=np.float64), np.asarray(positive_scores, dtype=np.float64)
+    if not len(positives):
+        raise ValueError("There is no positive to compare with.")
+    limit = positives.max() if reference == "best" else positives.min()
+    removed = np.zeros(len(values), dtype=bool)
+    if absolute_margin is not None:
+        removed |= values > limit - absolute_margin
+    if relative_margin is not None:
+        if probabilities:
+            removed |= values >= relative_margin * limit
+        else:  # logarithms: the sigmoid of a logit below -745 is 0
+            removed |= -np.logaddexp(0, -values) >= math.log(relative_margin) - np.logaddexp(0, -limit)
+    return removed
+
+
+def choose(
+    count: int,
+    n: int,
+    choice: Choice = "top",
+    *,
+    scores: Sequence[float] | np.ndarray | None = None,
+    seed: int = 0,
+    key: str = "",
+) -> list[int]:
+    """Choose `n` of `count` candidates.
+
+    Args:
+        count: Number of candidates, which stand in the order of the first stage.
+        n: How many to choose; all if there are no more.
+        choice: `"top"`, `"random"` or `"quantiles"`, see `Selection`.
+        scores: `(count,)` teacher scores, for `"quantiles"`.
+        seed: Seed of the draw.
+        key: Id of the query, so that each query has its own draw whatever the others are.
+
+    Returns:
+        Places. `"top"` keeps their order; the others come in random order, so that the first k are a random choice
+        (of the strata) too.
+
+    Raises:
+        ValueError: `"quantiles"` without one score for each candidate.
+
+    Example:
+        >>> choose(5, 2)
+        [0, 1]
+        >>> sorted(place // 2 for place in choose(6, 3, "quantiles", scores=[6, 5, 4, 3, 2, 1]))
+        [0, 1, 2]
+    """
+    if choice == "top":
+        return list(range(min(n, count)))
+    rng = np.random.default_rng([seed, int.from_bytes(blake2b(key.encode(), digest_size=8).digest())])
+    if choice == "random":
+        return [int(place) for place in rng.permutation(count)[:n]]
+    if scores is None or len(scores) != count:
+        raise ValueError(f"Quantiles need the teacher's score of each of the {count} candidates.")
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    strata = np.array_split(order, max(min(n, count), 1))
+    chosen = [int(rng.choice(stratum)) for stratum in strata if len(stratum)]
+    return [chosen[place] for place in rng.permutation(len(chosen))]
+
+
+def duplicates(
+    candidates: Mapping[str, str], positives: Mapping[str, str], near: float | None = 0.9
+) -> tuple[list[str], list[str], list[str]]:
+    """Find candidates that repeat a positive or another candidate.
+
+    Args:
+        candidates: `{id: text}`, best first.
+        positives: `{id: text}` of everything that is judged relevant for the query.
+        near: Jaccard coefficient of the sets of words from which a candidate is a version of a positive; `None` for
+            exact copies only. Case, white space and Unicode's ways of writing one letter never count.
+
+    Returns:
+        Ids of copies of a positive, of near copies of a positive, and of copies of an earlier candidate.
+
+    Example:
+        >>> duplicates({"a": "Cats purr.", "b": "cats PURR!", "c": "x", "d": "X"}, {"p": "cats purr."})
+        (['a'], ['b'], ['d'])
+    """
+    known = {plain_text(text) for text in positives.values()}
+    word_sets = [frozenset(text_words(text)) for text in positives.values()] if near is not None else []
+    by_size: dict[int, list[frozenset[str]]] = defaultdict(list)
+    for unique in word_sets:
+        by_size[len(unique)].append(unique)
+    copies, versions, repeated = [], [], []
+    seen: set[str] = set()
+    for key, text in candidates.items():
+        plain = plain_text(text)
+        if plain in known:
+            copies.append(key)
+        elif plain in seen:
+            repeated.append(key)
+        elif near is not None and _is_near(frozenset(text_words(text)), by_size, near):
+            versions.append(key)
+        seen.add(plain)
+    return copies, versions, repeated
+
+
+def _is_near(unique: frozenset[str], by_size: Mapping[int, list[frozenset[str]]], near: float) -> bool:
+    """Compare only with sets of a size that can reach the coefficient."""
+    sizes = range(math.ceil(near * len(unique) - 1e-9), math.floor(len(unique) / near + 1e-9) + 1)
+    return any(jaccard(unique, other) >= near for size in sizes for other in by_size.get(size, ()))
+
+
+def _check_margins(relative: float | None, absolute: float | None) -> None:
+    if relative is not None and not 0 < relative <= 1:
+        raise ValueError(f"relative_margin is a share of the positive's probability in (0, 1], got {relative}.")
+    if absolute is not None and not 0 <= absolute < math.inf:
+        raise ValueError(f"absolute_margin is a finite distance of 0 or more, got {absolute}.")
