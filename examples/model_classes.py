@@ -1,6 +1,6 @@
 """One loss, one dataset, four classes of students: dense, sparse, late interaction and cross-encoder.
 
-Run: python examples/model_classes.py FOLDER [CLASS …]    (a BEIR folder of Cranfield; 20 minutes on two cores for all)
+Run: python examples/model_classes.py FOLDER [CLASS …]    (a BEIR folder of Cranfield; 10 minutes on two cores for all)
 
 Two thirds of the judged queries train, the others test, on the same documents: adaptation, not generalisation. All
 students start from all-MiniLM-L6-v2. The dense one is a finished retriever; the heads of the others are new, and 150
@@ -37,13 +37,14 @@ from st_wkl import (
     evaluate,
 )
 from st_wkl.data.candidates import bm25_candidates
+from st_wkl.data.selection import Selection
 from st_wkl.evaluation import Results, evaluate_run
 from st_wkl.packaged import CROSS_ENCODER, MINILM, fetch
 
 CLASSES = {
     "dense": (SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments, 2e-5),
     "sparse": (SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments, 1e-4),
-    "multi-vector": (MultiVectorEncoder, MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments, 5e-5),
+    "multi-vector": (MultiVectorEncoder, MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments, 1e-4),
     "cross-encoder": (CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments, 5e-5),
 }
 loaded = Collection.load(sys.argv[1])
@@ -54,7 +55,8 @@ output = Path("model-classes-output")
 builder = DistillationDatasetBuilder(
     collection,
     CrossEncoderTeacher(fetch(CROSS_ENCODER), max_length=256),
-    num_negatives=7,
+    num_negatives=5,
+    selection=Selection(max_positives=1),
     store=output / "scores.sqlite3",
 )
 dataset = builder.build().to_lists()
@@ -75,7 +77,7 @@ def measured(model: nn.Module) -> Results:
 for kind in sys.argv[2:] or CLASSES:
     student_class, trainer_class, arguments_class, learning_rate = CLASSES[kind]
     student = student_class(str(fetch(MINILM)), **({"num_labels": 1} if kind == "cross-encoder" else {}))
-    student.max_seq_length = 96 if kind != "cross-encoder" else 160
+    student.max_seq_length = 64 if kind != "cross-encoder" else 96
     before = measured(student)
     loss: nn.Module = WeightedKLDistillationLoss(student, gamma=2.0, mini_batch_size=16 if kind != "sparse" else None)
     if kind == "sparse":
