@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm.auto import tqdm
+
+from st_wkl.data.engines import Engine, score_chunks, shown
 
 if TYPE_CHECKING:
     from st_wkl.data.score_store import Pair, ScoreStore
@@ -23,12 +27,15 @@ def score_pairs(
     store: ScoreStore | None = None,
     show_progress: bool = True,
     chunk_size: int = 512,
+    engine: Engine = "process",
+    workers: int | None = None,
 ) -> np.ndarray:
     """Score text pairs, each different pair once, and keep every score as soon as it is there.
 
     Pairs are sorted by length across all queries, longest first (little padding; a lack of memory shows at once), and
-    handed to the teacher in chunks that are committed to the store one by one. A run that is killed loses one chunk at
-    most, and the next run scores nothing twice.
+    handed to the teacher in chunks that are committed to the store one by one. A run that is killed loses one chunk of
+    each worker at most, and the next run scores nothing twice. The length is in tokens where the teacher has
+    `token_lengths`, else in characters.
 
     Args:
         teacher: Anything with the two members of `Teacher`.
@@ -37,14 +44,18 @@ def score_pairs(
         show_progress: Show a bar in pairs, with rate and remaining time.
         chunk_size: Pairs in one call of the teacher and one commit. 512 are about 15 s of a small cross-encoder on a
             CPU: little to lose, and enough for sorted batches.
+        engine: `"process"` (here), `"pool"` (processes on this machine) or `"ray"` (Ray Data, extra `ray`); see
+            `st_wkl.data.engines.score_chunks`. This process alone writes to the store.
+        workers: Workers of the pool or of Ray; `None` takes 2.
 
     Returns:
         Raw scores, float32 of shape (n,), in the order of `pairs`.
 
     Raises:
-        TypeError: A pair is not two texts.
+        TypeError: A pair is not two texts, or the teacher cannot be sent to the workers.
         ValueError: The teacher returns the wrong number of scores, or NaN or infinity; the message names the pair.
             Chunks that were finished before are in the store.
+        RuntimeError: A worker failed or died; the message names the pair.
 
     Example:
         >>> class WordOverlap:
@@ -54,39 +65,173 @@ def score_pairs(
         >>> score_pairs(WordOverlap(), [("red cat", "a red cat"), ("dog", "a cat")], show_progress=False)
         array([2., 0.], dtype=float32)
     """
-    for place, pair in enumerate(pairs):
-        if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
-            raise TypeError(f"Pair {place} is {pair!r}; expected two texts (query, document).")
-    # Batches decide bits: padding, and the activation scales of int8 models, depend on the other pairs of a batch. So
-    # the chunks are cut from all pairs of this call, sorted by content, and only then thinned out by what is known. A
-    # chunk is committed as a whole, hence a run that was interrupted meets each chunk untouched or complete, and
-    # scores the rest in the very batches of an undisturbed run: the results are equal to the last bit.
-    unique = sorted(set(pairs), key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))
-    scores = np.full(len(unique), np.nan, dtype=np.float32) if store is None else store.get(teacher.identity, unique)
-    found = int(np.isfinite(scores).sum())
-    if store is not None:
-        logger.info("%s of %s pairs have a score in %s", f"{found:,}", f"{len(unique):,}", store.path)
+    plan = _Plan.make(teacher, pairs, store)
+    unique, scores = plan.pairs, plan.scores
+    chunks = [
+        start + missing
+        for start in range(0, len(unique), chunk_size)
+        if (missing := np.flatnonzero(np.isnan(scores[start : start + chunk_size]))).size
+    ]
+    texts = [[unique[place] for place in places] for places in chunks]
     cut_before = getattr(teacher, "truncated_pairs", 0)
     with tqdm(
-        total=len(unique), initial=found, desc="Scoring", unit=" pairs", unit_scale=True, disable=not show_progress
+        total=len(unique), initial=plan.known, desc="Scoring", unit=" pairs", unit_scale=True, disable=not show_progress
     ) as bar:
-        for start in range(0, len(unique), chunk_size):
-            missing = start + np.flatnonzero(np.isnan(scores[start : start + chunk_size]))
-            if not missing.size:
-                continue
-            chunk = [unique[place] for place in missing]
-            scores[missing] = _checked(teacher.score(chunk), chunk)
+        for number, output in score_chunks(teacher, texts, engine=engine, workers=workers):
+            chunk, missing = texts[number], chunks[number]
+            scores[missing] = _checked(output, chunk)
             if store is not None:
                 store.put(teacher.identity, chunk, scores[missing])
             bar.update(len(chunk))
-    if cut := getattr(teacher, "truncated_pairs", 0) - cut_before:
+    cut, of = plan.truncated, len(unique)
+    if cut is None:
+        cut, of = getattr(teacher, "truncated_pairs", 0) - cut_before, len(unique) - plan.known
+    if cut:
         logger.warning(
-            "%s of %s scored pairs were longer than the teacher's maximum length and were cut.",
-            f"{cut:,}",
-            f"{len(unique) - found:,}",
+            "%s of %s pairs were longer than the teacher's maximum length and were cut.", f"{cut:,}", f"{of:,}"
         )
     places = {pair: place for place, pair in enumerate(unique)}
     return scores[[places[pair] for pair in pairs]]
+
+
+@dataclass(frozen=True)
+class ScoringEstimate:
+    """What scoring would cost, before anything starts.
+
+    Attributes:
+        pairs: Pairs as given.
+        different_pairs: Pairs that differ from each other.
+        known: Different pairs that the store has already.
+        to_score: Different pairs that need the teacher.
+        tokens: Tokens of `to_score` after cutting; `None` where the teacher does not count tokens.
+        truncated: Different pairs, known ones included, that are longer than the teacher reads; `None` likewise.
+        sampled: Pairs that were scored to measure the rate; they are not kept.
+        seconds: Expected time of one process on this machine; `None` if nothing was sampled.
+    """
+
+    pairs: int
+    different_pairs: int
+    known: int
+    to_score: int
+    tokens: int | None
+    truncated: int | None
+    sampled: int
+    seconds: float | None
+
+    @property
+    def hours(self) -> float | None:
+        """Expected hours of one process on this machine."""
+        return None if self.seconds is None else self.seconds / 3600
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.pairs:,} pairs, {self.different_pairs:,} of them different",
+            f"{self.known:,} have a score already, {self.to_score:,} to score",
+        ]
+        if self.tokens is not None:
+            lines.append(f"{self.tokens:,} tokens; {self.truncated:,} pairs are longer than the teacher reads")
+        if self.seconds is not None:
+            rate = self.to_score / self.seconds if self.seconds else 0.0
+            lines.append(f"about {self.seconds / 3600:.2f} hours ({rate:,.1f} pairs/s, timed on {self.sampled} pairs)")
+        return "\n".join(lines)
+
+
+def estimate_scoring(
+    teacher: Teacher,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    store: ScoreStore | None = None,
+    sample_size: int = 64,
+) -> ScoringEstimate:
+    """Say how many pairs, tokens and hours `score_pairs` would need, from a short timed sample.
+
+    The sample is drawn at even steps of the sorted lengths, so that long and short pairs have their share, and the
+    time grows with the tokens. Nothing is stored: what a score is must not depend on whether it was estimated first.
+
+    Args:
+        teacher: Anything with the two members of `Teacher`.
+        pairs: n `(query, document)` texts.
+        store: Where known scores are looked up.
+        sample_size: Pairs to score for the timing; 0 counts only.
+
+    Raises:
+        TypeError: A pair is not two texts.
+        ValueError: The teacher returns something that is not a score.
+
+    Example:
+        >>> class WordOverlap:
+        ...     identity = {"model": "word-overlap"}
+        ...     def score(self, pairs):
+        ...         return np.array([len({*q.split()} & {*d.split()}) for q, d in pairs], dtype=np.float32)
+        >>> print(estimate_scoring(WordOverlap(), [("cat", "a cat"), ("cat", "a cat")], sample_size=0))
+        2 pairs, 1 of them different
+        0 have a score already, 1 to score
+    """
+    plan = _Plan.make(teacher, pairs, store, count_all=True)
+    missing = np.flatnonzero(np.isnan(plan.scores))
+    limit = teacher.identity.get("max_length")
+    lengths = plan.lengths if not plan.in_tokens or limit is None else np.minimum(plan.lengths, float(limit))
+    sampled, seconds = min(sample_size, len(missing)), None if len(missing) else 0.0
+    if sampled > 0:
+        places = missing[np.linspace(0, len(missing) - 1, sampled).astype(int)]
+        sample = [plan.pairs[place] for place in places]
+        # The first call pays for buffers and compilation, which a long run does not notice.
+        _checked(teacher.score(sample[-1:]), sample[-1:])
+        start = time.perf_counter()
+        _checked(teacher.score(sample), sample)
+        passed = time.perf_counter() - start
+        seconds = passed * float(lengths[missing].sum() / max(1.0, lengths[places].sum()))
+    return ScoringEstimate(
+        pairs=len(pairs),
+        different_pairs=len(plan.pairs),
+        known=plan.known,
+        to_score=len(missing),
+        tokens=int(lengths[missing].sum()) if plan.in_tokens else None,
+        truncated=plan.truncated,
+        sampled=max(0, sampled),
+        seconds=seconds,
+    )
+
+
+@dataclass
+class _Plan:
+    """All different pairs in the order of scoring, with what is known of them."""
+
+    pairs: list[Pair]
+    lengths: np.ndarray
+    in_tokens: bool
+    scores: np.ndarray
+    known: int
+    truncated: int | None
+
+    @classmethod
+    def make(cls, teacher: Teacher, pairs: Sequence[Pair], store: ScoreStore | None, count_all: bool = False) -> _Plan:
+        for place, pair in enumerate(pairs):
+            if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
+                raise TypeError(f"Pair {place} is {pair!r}; expected two texts (query, document).")
+        unique = sorted(set(pairs))
+        scores = (
+            np.full(len(unique), np.nan, dtype=np.float32) if store is None else store.get(teacher.identity, unique)
+        )
+        known = int(np.isfinite(scores).sum())
+        if store is not None:
+            logger.info("%s of %s pairs have a score in %s", f"{known:,}", f"{len(unique):,}", store.path)
+        if known == len(unique) and not count_all:
+            return cls(unique, np.zeros(len(unique)), False, scores, known, None)
+        # Batches decide bits: padding, and the activation scales of int8 models, depend on the other pairs of a batch.
+        # So the chunks are cut from all pairs of this call, sorted by content, and only then thinned out by what is
+        # known. A chunk is committed as a whole, hence a run that was interrupted meets each chunk untouched or
+        # complete, and scores the rest in the very batches of an undisturbed run: results are equal to the last bit.
+        count = getattr(teacher, "token_lengths", None)
+        lengths = count(unique) if count is not None else None
+        limit = teacher.identity.get("max_length")
+        # Over all pairs, so that a resumed run reports what an undisturbed one does.
+        truncated = None if lengths is None or limit is None else int((lengths > float(limit)).sum())
+        in_tokens = lengths is not None
+        if lengths is None:
+            lengths = np.array([len(query) + len(document) for query, document in unique], dtype=np.int64)
+        order = np.argsort(-lengths, kind="stable")
+        return cls([unique[place] for place in order], lengths[order], in_tokens, scores[order], known, truncated)
 
 
 def _checked(output: np.ndarray, pairs: list[Pair]) -> np.ndarray:
@@ -94,17 +239,13 @@ def _checked(output: np.ndarray, pairs: list[Pair]) -> np.ndarray:
     if scores.shape != (len(pairs),):
         raise ValueError(
             f"The teacher returned scores of shape {scores.shape} for {len(pairs)} pairs, the first of which is "
-            f"{_shown(pairs[0])}. It must return one number for each pair."
+            f"{shown(pairs[0])}. It must return one number for each pair."
         )
     wrong = np.flatnonzero(~np.isfinite(scores))
     if wrong.size:
         raise ValueError(
-            f"The teacher returned {scores[wrong[0]]} for {_shown(pairs[wrong[0]])}, and {wrong.size - 1} more scores "
+            f"The teacher returned {scores[wrong[0]]} for {shown(pairs[wrong[0]])}, and {wrong.size - 1} more scores "
             "that are not finite. Half precision may overflow: load the teacher in float32 or bfloat16, or remove the "
             "document. The scores up to here are kept."
         )
     return scores
-
-
-def _shown(pair: Pair) -> str:
-    return f"query {pair[0][:80]!r} and document {pair[1][:80]!r} ({len(pair[1]):,} characters)"

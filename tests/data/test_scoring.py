@@ -206,4 +206,4 @@ def test_cut_pairs_are_reported(caplog: pytest.LogCaptureFixture, cross_encoder_
     teacher = CrossEncoderTeacher(cross_encoder_onnx_path, max_length=32)
     with caplog.at_level(logging.WARNING):
         score_pairs(teacher, [("query", "short"), ("query", "long " * 50)], show_progress=False)
-    assert "1 of 2 scored pairs were longer than the teacher's maximum length" in caplog.text
+    assert "1 of 2 pairs were longer than the teacher's maximum length" in caplog.text

@@ -1,0 +1,309 @@
+"""The cross-encoder (reranker) as a teacher: which weights it holds, and its raw logits."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from st_wkl.data.backends import FALLBACK_LENGTH, NO_LIMIT, OnnxEngine, TorchEngine
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+logger = logging.getLogger(__name__)
+
+# Whatever in a folder decides a score: weights, and what turns text into ids. Not cards, logs, optimizer states.
+_TORCH_WEIGHTS = ("**/model*.safetensors", "**/pytorch_model*.bin", "**/adapter_model*.safetensors")
+_SETTINGS = (
+    "config.json",
+    "modules.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
+
+
+class CrossEncoderTeacher:
+    """A cross-encoder (reranker) that returns raw logits, whatever activation its configuration names.
+
+    Texts are tokenised once and batched by length and a budget of tokens. Models for which only `CrossEncoder.predict`
+    knows how a pair is laid out (LLM rerankers with a template, prompts, other media, several devices) go through it.
+
+    Most rerankers end in a sigmoid by default. Scores in (0, 1) hide by how much one document is better than another,
+    and a student that is trained on them learns little; hence the activation is always the identity here.
+
+    Args:
+        model: Hub id, folder, or a loaded `CrossEncoder` (for a dtype, quantisation or several devices of your own).
+        backend: `"torch"`, `"onnx"` (extra `onnx`; a folder or repository with model.onnx or onnx/model.onnx and
+            tokenizer.json, run by onnxruntime directly), or `"auto"`: ONNX for a folder with nothing else.
+        max_length: Tokens of a pair; longer ones are cut. `None` takes the model's own, or 512 where it names none.
+        batch_tokens: Tokens of one forward pass, padding included; `None` takes 2,048 on a CPU (small batches stay in
+            its cache) and 32,768 on a GPU. Lower it when memory ends.
+        batch_size: Pairs of one forward pass at most, beside the budget of tokens; `None` sets no limit (64 where
+            `CrossEncoder.predict` has to make the batches).
+        dtype: `"float32"`, `"bfloat16"`, `"float16"`, `"auto"` (bfloat16 where the device multiplies in it, else
+            float32), or `None` for the model's own. Torch only.
+        revision: Branch, tag or commit of a Hub id. The commit it resolves to becomes part of the identity.
+        device: `"cpu"`, `"cuda"`, ...; `None` lets sentence-transformers choose (ONNX: the CPU, with all its cores).
+        trust_remote_code: Run code of the model's repository. Only for repositories that you have read.
+        prompt: Instruction for rerankers that take one; `None` takes the model's default.
+
+    Attributes:
+        truncated_pairs: Number of pairs so far that were longer than `max_length` and lost their end.
+
+    Raises:
+        FileNotFoundError: The folder does not exist or holds no model for the backend.
+        ImportError: ONNX without onnxruntime.
+        ValueError: The model has more than one label, or an option does not fit.
+
+    Example:
+        >>> teacher = CrossEncoderTeacher("cross-encoder/ms-marco-MiniLM-L12-v2")  # doctest: +SKIP
+        >>> teacher.score([("how many people live in Berlin", "Berlin has 3.5 million inhabitants.")])  # doctest: +SKIP
+        array([9.1], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | CrossEncoder,
+        *,
+        backend: Literal["auto", "torch", "onnx"] = "auto",
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = None,
+        revision: str | None = None,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+        prompt: str | None = None,
+    ) -> None:
+        _check_options(backend, max_length, batch_tokens, batch_size, dtype)
+        self._made_from = (
+            model,
+            {
+                "backend": backend,
+                "max_length": max_length,
+                "batch_tokens": batch_tokens,
+                "batch_size": batch_size,
+                "dtype": dtype,
+                "revision": revision,
+                "device": device,
+                "trust_remote_code": trust_remote_code,
+                "prompt": prompt,
+            },
+        )
+        self.truncated_pairs = 0
+        self._engine: TorchEngine | OnnxEngine
+        if not isinstance(model, (str, os.PathLike)):
+            if backend == "onnx" or (max_length, dtype, revision, device) != (None, None, None, None):
+                raise ValueError("A loaded CrossEncoder keeps its own backend, max_length, dtype, revision and device.")
+            name, commit = _loaded_name(model), f"blake2b:{_hash_parameters(model)}"
+            self._engine = TorchEngine(model, batch_tokens, batch_size, prompt)
+        else:
+            folder = Path(model)
+            if not folder.is_dir() and (str(model).count("/") > 1 or str(model).startswith((".", "/", "~"))):
+                raise FileNotFoundError(f"There is no folder {model}. Give a folder with a cross-encoder or a Hub id.")
+            if backend == "auto":
+                backend = "onnx" if folder.is_dir() and _onnx_file(folder) and not _torch_files(folder) else "torch"
+            name = folder.resolve().name if folder.is_dir() else str(model)
+            if backend == "onnx":
+                if prompt is not None or dtype is not None:
+                    raise ValueError("The ONNX backend takes no prompt and no dtype. Use the torch backend.")
+                local = folder.is_dir()
+                folder = folder if local else _download_onnx(str(model), revision)
+                file = _onnx_file(folder)
+                self._engine = OnnxEngine(folder, file, max_length, batch_tokens, batch_size, device)
+                # The Hub's cache names the folder of a snapshot after its commit.
+                commit = f"blake2b:{_hash_files(folder, _onnx_files(folder))}" if local else folder.name
+            else:
+                commit = _local_commit(folder) if folder.is_dir() else _hub_commit(str(model), revision)
+                loaded = _load_cross_encoder(model, max_length, commit, device, trust_remote_code, dtype)
+                self._engine = TorchEngine(loaded, batch_tokens, batch_size, prompt)
+        self._identity: dict[str, str | int | float | None] = {
+            "kind": "cross-encoder",
+            "model": name,
+            "revision": commit,
+            "backend": "torch" if isinstance(self._engine, TorchEngine) else "onnx",
+            "dtype": self._engine.dtype,
+            "max_length": self._engine.max_length,
+            "activation": "identity",
+            "prompt": self._engine.prompt,
+        }
+
+    @property
+    def identity(self) -> dict[str, str | int | float | None]:
+        """Model, revision (commit, or hash of the weights), backend, dtype, length, activation and prompt.
+
+        The size of the batches is no part of it: it moves scores by rounding only.
+        """
+        return dict(self._identity)
+
+    def token_lengths(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray | None:
+        """Return the tokens of each pair, special ones included, before anything is cut.
+
+        `score_pairs` sorts by them. The texts' token ids are remembered for the calls of `score` that follow.
+
+        Args:
+            pairs: n `(query, document)` texts.
+
+        Returns:
+            int64 of shape (n,), or `None` where `CrossEncoder.predict` alone knows how a pair becomes tokens.
+        """
+        return self._engine.lengths(pairs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to a worker as what it was made from: sessions of onnxruntime cannot, and weights need not."""
+        return {"made_from": self._made_from, "identity": self._identity}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        model, options = state["made_from"]
+        self.__init__(model, **options)  # type: ignore[misc]
+        if self._identity != state["identity"]:
+            raise ValueError(f"The worker loaded {self._identity}, but the teacher is {state['identity']}.")
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Return the raw logits of `pairs`.
+
+        Args:
+            pairs: n `(query, document)` texts, in any order; they are sorted by length inside.
+
+        Returns:
+            float32 of shape (n,).
+
+        Raises:
+            ValueError: The model returns more than one number for a pair.
+        """
+        if not len(pairs):
+            return np.empty(0, dtype=np.float32)
+        scores, truncated = self._engine.logits([(query, document) for query, document in pairs])
+        self.truncated_pairs += truncated
+        logger.info("Scored %d pairs; %d were longer than %s tokens", len(pairs), truncated, self._engine.max_length)
+        return scores
+
+
+def _load_cross_encoder(
+    model: str | os.PathLike[str],
+    max_length: int | None,
+    commit: str,
+    device: str | None,
+    trust_remote_code: bool,
+    dtype: str | None,
+) -> CrossEncoder:
+    from sentence_transformers import CrossEncoder
+
+    if dtype == "auto":
+        dtype = _fast_dtype(device)
+    loaded = CrossEncoder(
+        str(model),
+        revision=None if Path(model).is_dir() else commit,
+        max_length=max_length,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        model_kwargs={} if dtype is None else {"dtype": dtype},
+    )
+    if loaded.max_seq_length is None or loaded.max_seq_length > NO_LIMIT:
+        loaded.max_seq_length = FALLBACK_LENGTH
+    return loaded
+
+
+def _check_options(
+    backend: str, max_length: int | None, batch_tokens: int | None, batch_size: int | None, dtype: str | None
+) -> None:
+    if backend not in ("auto", "torch", "onnx"):
+        raise ValueError(f'backend must be "auto", "torch" or "onnx", got {backend!r}.')
+    if dtype not in (None, "auto", "float32", "bfloat16", "float16"):
+        raise ValueError(f'dtype must be "auto", "float32", "bfloat16" or "float16", got {dtype!r}.')
+    if max_length is not None and max_length < 8:
+        raise ValueError(f"max_length must be 8 or more, got {max_length}.")
+    for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be positive, got {value}.")
+
+
+def _fast_dtype(device: str | None) -> str:
+    """Return bfloat16 where the processor has instructions for it. Without them it is emulated, and slower."""
+    import torch
+    from sentence_transformers.util import get_device_name
+
+    kind = torch.device(device or get_device_name()).type
+    if kind == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    # `get_capabilities` came with torch 2.10; before it, float32 is the safe answer.
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}
+    return "bfloat16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"
+
+
+def _local_commit(folder: Path) -> str:
+    weights = _torch_files(folder)
+    if not weights:
+        found = f" It has {_onnx_file(folder)}: use backend='onnx'." if _onnx_file(folder) else ""
+        raise FileNotFoundError(f"{folder} has no weights for torch (model.safetensors).{found}")
+    return f"blake2b:{_hash_files(folder, [*weights, *_settings(folder)])}"
+
+
+def _hub_commit(repo_id: str, revision: str | None) -> str:
+    """Resolve a branch to the commit that is used, from the cache where there is no network."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repo_id, "config.json", revision=revision)).parent.name
+
+
+def _download_onnx(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["model.onnx*", "onnx/model.onnx*", *_SETTINGS]
+    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+
+
+def _onnx_file(folder: Path) -> Path | None:
+    return next((file for file in (folder / "model.onnx", folder / "onnx" / "model.onnx") if file.is_file()), None)
+
+
+def _onnx_files(folder: Path) -> list[Path]:
+    model = _onnx_file(folder)
+    return [*([model, *sorted(model.parent.glob(f"{model.name}[._]data"))] if model else []), *_settings(folder)]
+
+
+def _torch_files(folder: Path) -> list[Path]:
+    return sorted({file for pattern in _TORCH_WEIGHTS for file in folder.glob(pattern)})
+
+
+def _settings(folder: Path) -> list[Path]:
+    return sorted({file for pattern in _SETTINGS for file in folder.glob(pattern)})
+
+
+def _hash_files(folder: Path, files: list[Path]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(
+                file.relative_to(folder).as_posix().encode() + hashlib.file_digest(stream, "blake2b").digest()
+            )
+    return digest.hexdigest()
+
+
+def _hash_parameters(model: CrossEncoder) -> str:
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _loaded_name(model: CrossEncoder) -> str:
+    if not hasattr(model, "predict") or not hasattr(model, "num_labels"):
+        raise TypeError(f"A teacher is a Hub id, a folder or a CrossEncoder, got {type(model).__name__}.")
+    if model.model_card_data.base_model:
+        return str(model.model_card_data.base_model)
+    path = getattr(getattr(model.transformers_model, "config", None), "_name_or_path", "") or type(model).__name__
+    return Path(path).name if Path(path).is_absolute() else str(path)

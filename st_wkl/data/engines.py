@@ -1,0 +1,178 @@
+"""Where chunks of pairs are scored: in this process, in a pool of processes, or on a Ray cluster.
+
+Whatever the engine, chunks come back to the caller, and the caller alone writes them down.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from st_wkl.data.backends import cores
+
+if TYPE_CHECKING:
+    from st_wkl.data.score_store import Pair
+    from st_wkl.data.teachers import Teacher
+
+Engine = Literal["process", "pool", "ray"]
+
+_worker_teacher: Any = None  # the teacher of a pool's worker, loaded once for all its chunks
+
+
+def score_chunks(
+    teacher: Teacher, chunks: Sequence[list[Pair]], *, engine: Engine = "process", workers: int | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the place of each chunk and the teacher's scores of it, as they are finished.
+
+    Args:
+        teacher: The teacher. For `"pool"` and `"ray"` it must be picklable; a `CrossEncoderTeacher` is.
+        chunks: Lists of pairs; one is one call of `teacher.score`.
+        engine: `"process"` scores here, one chunk after the other. `"pool"` starts processes on this machine, which
+            share its cores (a script needs `if __name__ == "__main__":`, as always with spawned processes). `"ray"`
+            uses Ray Data (extra `ray`) on the cluster that `ray.init` or RAY_ADDRESS names, else on this machine.
+        workers: Processes of the pool, or actors of Ray; `None` takes 2.
+
+    Raises:
+        ValueError: There is no such engine, or `workers` is not positive.
+        TypeError: The teacher cannot be sent to other processes.
+        RuntimeError: A worker failed; the message names the first pair of its chunk. An error in this process is
+            raised as it is, with a note that names the pair.
+    """
+    if engine not in ("process", "pool", "ray"):
+        raise ValueError(f'engine must be "process", "pool" or "ray", got {engine!r}.')
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be positive, got {workers}.")
+    if not chunks:
+        return
+    if engine == "process":
+        for place, chunk in enumerate(chunks):
+            try:
+                scores = teacher.score(chunk)
+            except Exception as error:
+                error.add_note(f"This happened while scoring {_named(chunk)}.")
+                raise
+            yield place, scores
+    elif engine == "pool":
+        yield from _pool(_pickled(teacher), chunks, workers or 2)
+    else:
+        yield from _ray(_pickled(teacher), chunks, workers or 2)
+
+
+def shown(pair: Pair) -> str:
+    """Name a pair in a message: the beginnings of both texts, and the document's length."""
+    return f"query {pair[0][:80]!r} and document {pair[1][:80]!r} ({len(pair[1]):,} characters)"
+
+
+def _named(chunk: Sequence[Pair]) -> str:
+    return f"{len(chunk):,} pairs, the first of which is {shown(chunk[0])}"
+
+
+def _pickled(teacher: Teacher) -> bytes:
+    try:
+        return pickle.dumps(teacher)
+    except Exception as error:
+        raise TypeError(
+            f"The teacher {type(teacher).__name__} cannot be sent to other processes: {error}. Define it (and its "
+            "function) at the top of a module, or use engine='process'."
+        ) from error
+
+
+def _start_worker(teacher: bytes, threads: int) -> None:
+    global _worker_teacher
+    # Each worker would take all cores, and all of them together would be slower than one.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+    except ImportError:
+        pass
+    _worker_teacher = pickle.loads(teacher)
+
+
+def _score_in_worker(chunk: list[Pair]) -> np.ndarray:
+    return np.asarray(_worker_teacher.score(chunk), dtype=np.float32)
+
+
+def _pool(teacher: bytes, chunks: Sequence[list[Pair]], workers: int) -> Iterator[tuple[int, np.ndarray]]:
+    workers = min(workers, len(chunks))
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),  # fork breaks CUDA and the thread pools of torch
+        initializer=_start_worker,
+        initargs=(teacher, max(1, cores() // workers)),
+    )
+    running: dict[Future, int] = {}
+    places = iter(range(len(chunks)))
+    try:
+        while True:
+            # A few chunks wait at each worker, not all of them: memory stays flat, and an error ends the run soon.
+            while len(running) < 2 * workers and (place := next(places, None)) is not None:
+                running[pool.submit(_score_in_worker, chunks[place])] = place
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                place = running.pop(future)
+                try:
+                    scores = future.result()
+                except BrokenProcessPool as error:
+                    raise RuntimeError(
+                        f"A worker died at or near {_named(chunks[place])}: it could not load the teacher (its output "
+                        "above says why), was killed, or memory ended. Start again, with fewer workers or a smaller "
+                        "batch_tokens; finished chunks are kept."
+                    ) from error
+                except Exception as error:
+                    raise RuntimeError(f"A worker failed at {_named(chunks[place])}: {error!r}") from error
+                yield place, scores
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _RayWorker:
+    """An actor of Ray Data. Chunks travel as JSON: Arrow refuses the lone surrogates that web text may hold."""
+
+    def __init__(self, teacher: bytes) -> None:
+        self.teacher = pickle.loads(teacher)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        places, scores, errors = [], [], []
+        for place, text in zip(batch["place"], batch["pairs"], strict=True):
+            chunk = [(query, document) for query, document in json.loads(text)]
+            try:
+                found, error = np.asarray(self.teacher.score(chunk), dtype=np.float32), ""
+            except Exception as problem:
+                found, error = np.empty(0, dtype=np.float32), repr(problem)
+            places.append(int(place))
+            # The shape travels too: a teacher that returns too few scores, or rows of them, must be found out.
+            scores.append(json.dumps(found.shape).encode() + b"\n" + found.tobytes())
+            errors.append(error)
+        return {"place": places, "scores": scores, "error": errors}
+
+
+def _ray(teacher: bytes, chunks: Sequence[list[Pair]], workers: int) -> Iterator[tuple[int, np.ndarray]]:
+    try:
+        import ray.data
+    except ImportError as error:
+        raise ImportError('engine="ray" needs Ray Data: pip install st-wkl[ray]') from error
+
+    rows = [{"place": place, "pairs": json.dumps(chunk)} for place, chunk in enumerate(chunks)]
+    blocks = ray.data.from_items(rows, override_num_blocks=len(rows))
+    results = blocks.map_batches(
+        _RayWorker,
+        fn_constructor_args=(teacher,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(chunks))),
+    )
+    for row in results.iter_rows():
+        if row["error"]:
+            raise RuntimeError(f"A worker failed at {_named(chunks[row['place']])}: {row['error']}")
+        shape, _, values = row["scores"].partition(b"\n")
+        yield row["place"], np.frombuffer(values, dtype=np.float32).reshape(json.loads(shape)).copy()
