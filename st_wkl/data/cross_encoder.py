@@ -14,6 +14,7 @@ import numpy as np
 from st_wkl.data.backends import FALLBACK_LENGTH, NO_LIMIT, OnnxEngine, TorchEngine
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import CrossEncoder
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class CrossEncoderTeacher:
         if not isinstance(model, (str, os.PathLike)):
             if backend == "onnx" or (max_length, dtype, revision, device) != (None, None, None, None):
                 raise ValueError("A loaded CrossEncoder keeps its own backend, max_length, dtype, revision and device.")
-            name, commit = _loaded_name(model), f"blake2b:{_hash_parameters(model)}"
+            name, commit = _loaded_name(model), f"blake2b:{hash_parameters(model)}"
             self._engine = TorchEngine(model, batch_tokens, batch_size, prompt)
         else:
             folder = Path(model)
@@ -289,7 +290,8 @@ def _hash_files(folder: Path, files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _hash_parameters(model: CrossEncoder) -> str:
+def hash_parameters(model: torch.nn.Module) -> str:
+    """Return a hash of a model's weights, whatever file they came from."""
     import torch
 
     digest = hashlib.blake2b(digest_size=16)

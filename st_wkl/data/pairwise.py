@@ -1,0 +1,202 @@
+"""Pairwise teachers: which of two documents is better for a query, and which pairs are worth asking about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from st_wkl.data.score_store import ScoreStore
+    from st_wkl.data.teachers import Teacher
+
+
+class PairwiseTeacher(Protocol):
+    """What pairwise distillation needs of a teacher. Any object with these two members is one."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides a preference, in plain JSON values."""
+
+    def prefer(self, query: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        """Return the probability that `first[i]` is better than `second[i]` for `query[i]`, float32 of shape (n,)."""
+
+
+class CallablePairwiseTeacher:
+    """Any function that compares two documents, such as a call of a duo reranker or of a language model.
+
+    Args:
+        prefer: `prefer(query, first, second)` of three texts, giving the probability that the first is better.
+        name: Name of the teacher.
+        version: Changes whenever the function's answers change.
+
+    Example:
+        >>> teacher = CallablePairwiseTeacher(lambda q, a, b: float(len(a) < len(b)), name="shorter", version="1")
+        >>> teacher.prefer(["q"], ["ab"], ["abc"])
+        array([1.], dtype=float32)
+    """
+
+    def __init__(self, prefer: Callable[[str, str, str], float], *, name: str, version: str) -> None:
+        self._prefer, self._name, self._version = prefer, name, version
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name and version."""
+        return {"kind": "pairwise callable", "model": self._name, "revision": self._version}
+
+    def prefer(self, query: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        """Ask the function about each triple."""
+        return np.array([self._prefer(*triple) for triple in zip(query, first, second, strict=True)], dtype=np.float32)
+
+
+class CrossEncoderPairwiseTeacher:
+    """Preferences from a pointwise teacher's scores: P(first is better) = σ((a − b) / temperature).
+
+    For those who have no duo reranker. It adds no knowledge to the scores; a pairwise loss on it is soft RankNet.
+
+    Args:
+        teacher: A `CrossEncoderTeacher`, or any other `Teacher` of raw logits.
+        temperature: Above 1 the preferences are softer, below 1 harder.
+        store: Where the pointwise scores are looked up and kept.
+
+    Example:
+        >>> from st_wkl.data.teachers import CallableTeacher
+        >>> teacher = CallableTeacher(lambda query, document: len(document), name="length", version="1")
+        >>> CrossEncoderPairwiseTeacher(teacher).prefer(["q"], ["ab"], ["ab"])
+        array([0.5], dtype=float32)
+    """
+
+    def __init__(self, teacher: Teacher, *, temperature: float = 1.0, store: ScoreStore | None = None) -> None:
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be positive, got {temperature}.")
+        self.teacher, self.temperature, self.store = teacher, temperature, store
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The pointwise teacher's identity and the temperature."""
+        return {
+            "kind": "pairwise from pointwise",
+            "teacher": self.teacher.identity,
+            "temperature": self.temperature,
+        }
+
+    def prefer(self, query: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        """Score both documents of each triple, each different pair once, and compare."""
+        from st_wkl.data.scoring import score_pairs
+
+        pairs = [*zip(query, first, strict=True), *zip(query, second, strict=True)]
+        left, right = np.split(score_pairs(self.teacher, pairs, store=self.store, show_progress=False), 2)
+        # tanh does not overflow: σ(x) = (1 + tanh(x / 2)) / 2.
+        margin = (left.astype(np.float64) - right) / self.temperature
+        return (0.5 * (1 + np.tanh(margin / 2))).astype(np.float32)
+
+
+def sample_pairs(
+    scores: Sequence[float] | np.ndarray, *, window: int = 5, count: int | None = None, seed: int = 0
+) -> np.ndarray:
+    """Choose which candidates of one query to compare: near neighbours in the pointwise ranking.
+
+    Far ones are told apart by the pointwise scores already. As PairDistill does (arXiv 2410.01383): pairs of ranks
+    i < j ≤ i + `window`, drawn uniformly without repetition, asked in one direction.
+
+    Args:
+        scores: Pointwise scores of the N candidates, finite.
+        window: How many ranks apart at most.
+        count: How many pairs; `None` takes all, and where there are fewer than `count`, all of them are taken.
+        seed: Of the draw. Use another one for each query, or all lists of a length are sampled alike.
+
+    Returns:
+        int64 of shape (P, 2): places in `scores`, the better ranked first.
+
+    Raises:
+        ValueError: A score is not finite, or `window` or `count` is not positive.
+
+    Example:
+        >>> sample_pairs([0.1, 3.0, 2.0], window=1).tolist()
+        [[1, 2], [2, 0]]
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise ValueError("Pairs are sampled from a list of finite scores.")
+    if window < 1 or (count is not None and count < 1):
+        raise ValueError(f"window and count must be positive, got {window} and {count}.")
+    order = np.argsort(-values, kind="stable")
+    ranks = [(i, j) for i in range(len(values)) for j in range(i + 1, min(len(values), i + window + 1))]
+    if count is not None and count < len(ranks):
+        chosen = np.random.default_rng(seed).choice(len(ranks), size=count, replace=False)
+        ranks = [ranks[at] for at in sorted(chosen)]
+    return order[np.array(ranks, dtype=np.int64).reshape(-1, 2)]
+
+
+def preferences(
+    teacher: PairwiseTeacher,
+    lists: Sequence[tuple[str, Sequence[str]]],
+    scores: Sequence[np.ndarray],
+    *,
+    window: int = 5,
+    count: int | None = None,
+    seed: int = 0,
+    chunk_size: int = 512,
+    show_progress: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sample pairs of each list's candidates and ask a pairwise teacher about them.
+
+    Args:
+        teacher: The pairwise teacher.
+        lists: `(query, documents)` texts.
+        scores: Pointwise scores of each list's documents, which say what near neighbours are.
+        window: See `sample_pairs`.
+        count: Pairs of each query; see `sample_pairs`.
+        seed: Of the draws, which differ from query to query.
+        chunk_size: Triples in one call of the teacher.
+        show_progress: Show a bar.
+
+    Returns:
+        Pairs, int64 of shape (P, 3), rows of (place of the list, place of the first, place of the second document),
+        and the probabilities that the first is better, float32 of shape (P,).
+
+    Raises:
+        ValueError: Lists and scores do not fit, or an answer is no probability; the message names the documents.
+    """
+    if len(lists) != len(scores):
+        raise ValueError(f"Got {len(lists)} lists and {len(scores)} lists of scores.")
+    parts = [np.empty((0, 3), dtype=np.int64)]
+    for row, ((_, documents), values) in enumerate(zip(lists, scores, strict=True)):
+        if len(documents) != len(values):
+            raise ValueError(f"List {row} has {len(documents)} documents and {len(values)} scores.")
+        sampled = sample_pairs(values, window=window, count=count, seed=seed * 1_000_003 + row)
+        parts.append(np.column_stack([np.full(len(sampled), row), sampled]))
+    pairs = np.concatenate(parts)
+    probabilities = np.empty(len(pairs), dtype=np.float32)
+    with tqdm(total=len(pairs), desc="Comparing", unit=" pairs", disable=not show_progress) as bar:
+        for start in range(0, len(pairs), chunk_size):
+            triples = [
+                (lists[row][0], lists[row][1][i], lists[row][1][j]) for row, i, j in pairs[start : start + chunk_size]
+            ]
+            probabilities[start : start + len(triples)] = _checked(teacher, triples)
+            bar.update(len(triples))
+    return pairs, probabilities
+
+
+def _checked(teacher: PairwiseTeacher, triples: list[tuple[str, str, str]]) -> np.ndarray:
+    query, first, second = (list(texts) for texts in zip(*triples, strict=True))
+    answers = np.asarray(teacher.prefer(query, first, second), dtype=np.float32)
+    if answers.shape != (len(triples),):
+        raise ValueError(
+            f"The pairwise teacher returned shape {answers.shape} for {len(triples)} triples, the first of which is "
+            f"{_shown(triples[0])}."
+        )
+    wrong = np.flatnonzero(~((answers >= 0) & (answers <= 1)))
+    if wrong.size:
+        raise ValueError(
+            f"The pairwise teacher returned {answers[wrong[0]]} for {_shown(triples[wrong[0]])}. It must return the "
+            "probability, between 0 and 1, that the first document is better."
+        )
+    return answers
+
+
+def _shown(triple: tuple[str, str, str]) -> str:
+    query, first, second = (text[:80] for text in triple)
+    return f"query {query!r} and documents {first!r} and {second!r}"
