@@ -38,7 +38,8 @@ def score_chunks(
         engine: `"process"` scores here, one chunk after the other. `"pool"` starts processes on this machine, which
             share its cores (a script needs `if __name__ == "__main__":`, as always with spawned processes). `"ray"`
             uses Ray Data (extra `ray`) on the cluster that `ray.init` or RAY_ADDRESS names, else on this machine.
-        workers: Processes of the pool, or actors of Ray; `None` takes 2.
+        workers: Processes of the pool, or actors of Ray; `None` takes 2, on a Ray cluster with GPUs one for each GPU.
+            An actor holds one GPU where there are any, else one core.
 
     Raises:
         ValueError: There is no such engine, or `workers` is not positive.
@@ -63,7 +64,7 @@ def score_chunks(
     elif engine == "pool":
         yield from _pool(_pickled(teacher), chunks, workers or 2)
     else:
-        yield from _ray(_pickled(teacher), chunks, workers or 2)
+        yield from _ray(_pickled(teacher), chunks, workers)
 
 
 def shown(pair: Pair) -> str:
@@ -157,19 +158,24 @@ class _RayWorker:
         return {"place": places, "scores": scores, "error": errors}
 
 
-def _ray(teacher: bytes, chunks: Sequence[list[Pair]], workers: int) -> Iterator[tuple[int, np.ndarray]]:
+def _ray(teacher: bytes, chunks: Sequence[list[Pair]], workers: int | None) -> Iterator[tuple[int, np.ndarray]]:
     try:
         import ray.data
     except ImportError as error:
         raise ImportError('engine="ray" needs Ray Data: pip install st-wkl[ray]') from error
 
+    if not ray.is_initialized():
+        ray.init()
+    # Ray hides the GPUs from an actor that has not asked for one, and the teacher would be slow without a word.
+    gpus = int(ray.cluster_resources().get("GPU", 0))
     rows = [{"place": place, "pairs": json.dumps(chunk)} for place, chunk in enumerate(chunks)]
     blocks = ray.data.from_items(rows, override_num_blocks=len(rows))
     results = blocks.map_batches(
         _RayWorker,
         fn_constructor_args=(teacher,),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(chunks))),
+        compute=ray.data.ActorPoolStrategy(size=min(workers or gpus or 2, len(chunks))),
+        num_gpus=1 if gpus else None,
     )
     for row in results.iter_rows():
         if row["error"]:

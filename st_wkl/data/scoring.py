@@ -46,7 +46,7 @@ def score_pairs(
             CPU: little to lose, and enough for sorted batches.
         engine: `"process"` (here), `"pool"` (processes on this machine) or `"ray"` (Ray Data, extra `ray`); see
             `st_wkl.data.engines.score_chunks`. This process alone writes to the store.
-        workers: Workers of the pool or of Ray; `None` takes 2.
+        workers: Workers of the pool or of Ray; `None` takes 2, on a Ray cluster with GPUs one for each GPU.
 
     Returns:
         Raw scores, float32 of shape (n,), in the order of `pairs`.

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -207,3 +208,60 @@ def test_cut_pairs_are_reported(caplog: pytest.LogCaptureFixture, cross_encoder_
     with caplog.at_level(logging.WARNING):
         score_pairs(teacher, [("query", "short"), ("query", "long " * 50)], show_progress=False)
     assert "1 of 2 pairs were longer than the teacher's maximum length" in caplog.text
+
+
+class LoggingTeacher:
+    """A teacher of batch-dependent scores that writes down what it scores, and takes a moment for it."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    @property
+    def identity(self) -> dict[str, str | int | float | None]:
+        """Name it."""
+        return {"model": "logging-teacher"}
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Score by length, shifted by the mean of the batch."""
+        time.sleep(0.01)
+        scores = BatchTeacher().score(pairs)
+        with self.log.open("a", encoding="utf-8") as file:
+            file.writelines(f"{query}\t{document}\n" for query, document in pairs)
+        return scores
+
+
+def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
+    """SIGKILL anywhere, in the middle of a commit too: what was committed stays, is not scored again, and fits."""
+    pairs, chance = make_pairs(1_600), random.Random(0)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.data.test_scoring import LoggingTeacher, make_pairs\n"
+        "from st_wkl.data.score_store import ScoreStore\n"
+        "from st_wkl.data.scoring import score_pairs\n"
+        "teacher, store = LoggingTeacher(Path(sys.argv[1])), ScoreStore(sys.argv[2])\n"
+        "print('ready', flush=True)\n"
+        "score_pairs(teacher, make_pairs(1_600), store=store, show_progress=False, chunk_size=8)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    path, identity, kills = tmp_path / "scores", LoggingTeacher(tmp_path).identity, 0
+    for run in range(20):
+        with ScoreStore(path) as store:
+            known = {pair for pair, score in zip(pairs, store.get(identity, pairs), strict=True) if np.isfinite(score)}
+        log = tmp_path / f"log-{run}"
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(log), str(path)], env=env, stdout=subprocess.PIPE
+        ) as worker:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"ready\n"
+            time.sleep(chance.uniform(0, 0.15))
+            worker.kill()
+            kills += worker.wait() == -signal.SIGKILL
+        scored = {tuple(line.split("\t")) for line in log.read_text("utf-8").splitlines()} if log.exists() else set()
+        assert not scored & known, "a committed pair was scored again"
+    assert kills == 20
+    assert 0 < len(known) < len(pairs), "the kills came too early or too late to prove anything"
+    with ScoreStore(path) as store:
+        resumed = score_pairs(LoggingTeacher(tmp_path / "log"), pairs, store=store, show_progress=False, chunk_size=8)
+    undisturbed = score_pairs(BatchTeacher(), pairs, show_progress=False, chunk_size=8)
+    assert resumed.tobytes() == undisturbed.tobytes()
