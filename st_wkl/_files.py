@@ -41,3 +41,16 @@ def write_text(path: str | Path, text: str) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def set_aside(path: str | Path) -> Path:
+    """Rename a damaged file to `<name>.damaged-<n>`, which no reader takes for a file of ours, and return its new path.
+
+    It is not deleted: parts of it may be worth something to somebody.
+    """
+    path = Path(path)
+    number = 1
+    while (kept := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    os.replace(path, kept)
+    return kept

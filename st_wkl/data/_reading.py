@@ -93,7 +93,7 @@ def _row_text(row: Mapping[str, Any], kind: str, where: str) -> str:
     return str(text)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield `(line number, line)` of a plain or gzipped text file without its blank lines."""
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
@@ -116,7 +116,7 @@ def _jsonl_texts(folder: Path, stem: str, kind: str) -> dict[str, str]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -159,7 +159,7 @@ def _collect_qrels(rows: Iterable[tuple[int, Any, Any, Any]], place: str) -> dic
 
 
 def _qrels_rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         fields = line.split("\t") if "\t" in line else line.split()
         if len(fields) not in (3, 4):
             raise ValueError(

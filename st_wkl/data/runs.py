@@ -1,0 +1,286 @@
+"""Candidates from elsewhere: TREC run files, hard-negative datasets of others, and several lists fused into one."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from st_wkl._files import replacing
+from st_wkl.data._reading import numbered_lines
+from st_wkl.data.candidates import Candidate, Candidates
+from st_wkl.data.leaks import plain_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from st_wkl.data.collection import Collection
+
+
+def read_run(
+    path: str | os.PathLike[str],
+    collection: Collection | None = None,
+    *,
+    top_k: int | None = None,
+    source: str | None = None,
+) -> Candidates:
+    """Read a run file of TREC: `query-id Q0 document-id rank score tag`, six columns, plain or gzipped.
+
+    Lists are sorted by score, as trec_eval does; the file's ranks only decide between equal scores, and its order of
+    lines means nothing.
+
+    Args:
+        path: The file, which may end in `.gz`.
+        collection: Where the ids come from. Entries whose query or document it does not hold are dropped, counted and
+            warned about.
+        top_k: Only the first candidates of each query.
+        source: Name of the source, by default the tag in the file.
+
+    Raises:
+        ValueError: A line has other columns, a score is no number, or a query has a document twice; the message names
+            file and line.
+
+    Example:
+        >>> candidates = read_run("run.bm25.trec.gz", collection, top_k=50)  # doctest: +SKIP
+    """
+    path = Path(path)
+    found: dict[str, dict[str, tuple[float, float, str]]] = {}
+    dropped, first = 0, ""
+    for number, line in numbered_lines(path):
+        fields = line.split()
+        where = f"{path}, line {number}"
+        if len(fields) != 6:
+            raise ValueError(
+                f"{where}: expected 6 columns (query Q0 document rank score tag), got {len(fields)}: {line[:80]!r}."
+            )
+        query_id, _, document_id, rank, score, tag = fields
+        if collection is not None and (query_id not in collection.queries or document_id not in collection.documents):
+            dropped += 1
+            first = first or f"query {query_id!r}, document {document_id!r} in line {number}"
+            continue
+        entries = found.setdefault(query_id, {})
+        if document_id in entries:
+            raise ValueError(f"{where}: query {query_id!r} has document {document_id!r} before. Remove one of the two.")
+        entries[document_id] = (_number(score, f"{where}: the score"), _number(rank, f"{where}: the rank"), tag)
+    if dropped and collection is not None:
+        warnings.warn(
+            f"{dropped:,} entries of {path} are dropped, since {collection.name!r} does not hold their query or "
+            f"document; the first is {first}.",
+            stacklevel=2,
+        )
+    return {
+        query_id: [
+            Candidate(document_id, score, rank, source or tag)
+            for rank, (document_id, (score, _, tag)) in enumerate(
+                sorted(entries.items(), key=lambda entry: (-entry[1][0], entry[1][1]))[:top_k], 1
+            )
+        ]
+        for query_id, entries in found.items()
+    }
+
+
+def write_run(candidates: Candidates, path: str | os.PathLike[str], *, tag: str | None = None) -> Path:
+    """Write candidates as a run file of TREC, in one step.
+
+    Args:
+        candidates: `{query_id: candidates, best first}`; a query without any has no line.
+        path: The file; gzipped if it ends in `.gz`.
+        tag: Last column, by default each candidate's source. White space in it becomes `_`.
+
+    Raises:
+        ValueError: An id holds white space, which the format cannot express.
+
+    Example:
+        >>> write_run(bm25_candidates(collection), "run.bm25.trec.gz")  # doctest: +SKIP
+    """
+    path = Path(path)
+    with replacing(path) as temporary, temporary.open("wb") as raw:
+        # Without a time stamp, so that equal runs are equal files.
+        file: Any = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if path.suffix == ".gz" else raw
+        for query_id, hits in candidates.items():
+            for hit in hits:
+                for key in (query_id, hit.document_id):
+                    if not key or len(key.split()) != 1 or key != key.strip():
+                        raise ValueError(f"The id {key!r} is empty or has white space; a run cannot hold it.")
+                name = "_".join((tag or hit.source).split()) or "run"
+                # repr: the shortest text that reads back as the same number
+                file.write(f"{query_id} Q0 {hit.document_id} {hit.rank} {float(hit.score)!r} {name}\n".encode())
+        file.close()
+    return path
+
+
+def reciprocal_rank_fusion(
+    *lists: Candidates, k: float = 60.0, weights: Sequence[float] | None = None, top_k: int | None = None
+) -> Candidates:
+    """Fuse candidate lists by their ranks: a document's score is the sum of weight / (k + rank) over the lists.
+
+    Ranks are all that is used, so the scores of BM25 and of a dense retriever need no calibration. Each fused candidate
+    keeps what every list said of it in `origins`.
+
+    Args:
+        *lists: Candidates of two or more sources, or of one.
+        k: How little the first ranks stand out; 60 is the authors' constant.
+        weights: One weight above 0 for each list, by default 1.
+        top_k: Candidates of a fused list at most.
+
+    Returns:
+        `{query_id: candidates, best first}` with the source `"rrf"`, for every query of any list; equal scores by
+        best rank, then by the order of the lists.
+
+    Raises:
+        ValueError: There is no list, or a weight or `k` is out of range.
+
+    References:
+        Cormack, Clarke, Büttcher: Reciprocal rank fusion outperforms Condorcet and individual rank learning methods.
+        SIGIR 2009.
+
+    Example:
+        >>> bm25 = {"q": [Candidate("a", 9.0, 1, "bm25"), Candidate("b", 7.0, 2, "bm25")]}
+        >>> dense = {"q": [Candidate("b", 0.8, 1, "dense")]}
+        >>> [(hit.document_id, [origin.source for origin in hit.origins])
+        ...  for hit in reciprocal_rank_fusion(bm25, dense)["q"]]
+        [('b', ['bm25', 'dense']), ('a', ['bm25'])]
+    """
+    if not lists:
+        raise ValueError("There is nothing to fuse: give one or more candidate lists.")
+    if not 0 <= k < math.inf:
+        raise ValueError(f"k must be a finite number of 0 or more, got {k}.")
+    weights = [1.0] * len(lists) if weights is None else list(weights)
+    if len(weights) != len(lists) or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"weights must be {len(lists)} numbers above 0, one for each list, got {weights}.")
+    fused: Candidates = {}
+    for query_id in dict.fromkeys(query_id for candidates in lists for query_id in candidates):
+        scores: dict[str, float] = {}
+        origins: dict[str, list[Candidate]] = {}
+        for candidates, weight in zip(lists, weights, strict=True):
+            seen = set()
+            for hit in candidates.get(query_id, ()):
+                if hit.document_id not in seen:  # a document that a list names twice counts with its better rank
+                    seen.add(hit.document_id)
+                    scores[hit.document_id] = scores.get(hit.document_id, 0.0) + weight / (k + hit.rank)
+                    origins.setdefault(hit.document_id, []).append(hit)
+        best = sorted(scores, key=lambda key: (-scores[key], min(hit.rank for hit in origins[key])))[:top_k]
+        fused[query_id] = [
+            Candidate(key, scores[key], rank, "rrf", tuple(origins[key])) for rank, key in enumerate(best, 1)
+        ]
+    return fused
+
+
+def hard_negative_candidates(
+    rows: Dataset | Iterable[Mapping[str, Any]],
+    collection: Collection,
+    *,
+    query: str = "query",
+    negatives: str | Sequence[str] | None = None,
+    source: str = "hard-negatives",
+) -> Candidates:
+    """Turn the rows of a hard-negative dataset into candidates, in the order of the row.
+
+    Both common layouts are read: one column with a list (`negatives`, `document_ids`), and columns `negative`,
+    `negative_1`, `negative_2` and so on. Values are ids of the collection or, if they are no such id, texts, compared
+    without regard to case and white space. Several rows of a query are joined. Positives are not needed: they come from
+    the judgements.
+
+    Args:
+        rows: A `datasets.Dataset` or any mappings.
+        collection: Whose ids the candidates get.
+        query: Column with the id or the text of the query.
+        negatives: Column or columns with the ids or texts, by default `negatives`, `negative` or all `negative_<n>`.
+        source: Name of the source.
+
+    Returns:
+        `{query_id: candidates}`. Such datasets rarely have scores: the score is minus the rank.
+
+    Raises:
+        ValueError: A column is missing, or nothing at all is found in the collection. What is not found else is
+            counted and warned about.
+
+    Example:
+        >>> rows = load_dataset("someone/hard-negatives", split="train")  # doctest: +SKIP
+        >>> candidates = hard_negative_candidates(rows, collection)  # doctest: +SKIP
+    """
+    queries, documents = _Lookup(collection.queries), _Lookup(collection.documents)
+    found: dict[str, dict[str, None]] = {}
+    number = 0
+    for number, row in enumerate(rows, 1):
+        columns = _negative_columns(row, negatives)
+        if query not in row:
+            raise ValueError(f"Row {number} has no column {query!r}, only {list(row)}. Name it with query=.")
+        query_id = queries.find(row[query])
+        if query_id is None:
+            continue
+        hits = found.setdefault(query_id, {})
+        for column in columns:
+            values = row[column]
+            for value in [values] if isinstance(values, str | int) or values is None else values:
+                if value is not None and (document_id := documents.find(value)) is not None:
+                    hits[document_id] = None
+    missing = f"{len(queries.missing):,} queries and {len(documents.missing):,} documents"
+    example = next(iter([*queries.missing, *documents.missing]), "")
+    if not any(found.values()):
+        raise ValueError(
+            f"None of the {number:,} rows has a query and a document of {collection.name!r} ({missing} are not in it; "
+            f"the first is {example[:80]!r})."
+        )
+    if queries.missing or documents.missing:
+        warnings.warn(
+            f"{missing} of the rows are not in {collection.name!r} and left out; the first is {example[:80]!r}.",
+            stacklevel=2,
+        )
+    return {
+        query_id: [Candidate(document_id, -float(rank), rank, source) for rank, document_id in enumerate(hits, 1)]
+        for query_id, hits in found.items()
+    }
+
+
+class _Lookup:
+    """Ids of a collection by id or by text."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self.texts = texts
+        self.by_text: dict[str, str] = {}
+        for key, text in texts.items():
+            self.by_text.setdefault(plain_text(text), key)
+        self.missing: dict[str, None] = {}
+
+    def find(self, value: Any) -> str | None:
+        key = str(value)
+        if key in self.texts:
+            return key
+        found = self.by_text.get(plain_text(key)) if isinstance(value, str) else None
+        if found is None:
+            self.missing[key] = None
+        return found
+
+
+def _negative_columns(row: Mapping[str, Any], negatives: str | Sequence[str] | None) -> list[str]:
+    if negatives is not None:
+        columns = [negatives] if isinstance(negatives, str) else list(negatives)
+    else:
+        columns = list(_default_columns(row))
+    if not columns or any(column not in row for column in columns):
+        raise ValueError(f"There is no column {columns or 'of negatives'} among {list(row)}. Name it with negatives=.")
+    return columns
+
+
+def _default_columns(row: Mapping[str, Any]) -> Iterator[str]:
+    for column in ("negatives", "negative"):
+        if column in row:
+            yield column
+            return
+    numbered = [column for column in row if column.startswith("negative_") and column[9:].isdigit()]
+    yield from sorted(numbered, key=lambda column: int(column[9:]))
+
+
+def _number(text: str, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{what} is {text!r}, which is no finite number. The file may be cut off: make it again.")
+    return value
