@@ -7,14 +7,16 @@ import math
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from tqdm.auto import tqdm
 
-from st_wkl._files import cache_folder
+from st_wkl._files import cache_folder, replacing, set_aside
 
 Identity = Mapping[str, Any]
 Pair = tuple[str, str]
@@ -31,6 +33,34 @@ CREATE TABLE scores (
     PRIMARY KEY (teacher, query, document)
 ) WITHOUT ROWID;
 """
+
+
+# Marks exported files and their layout.
+_PARQUET_KEY, _PARQUET_VERSION = b"st_wkl.scores", b"1"
+_BATCH = 50_000
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What a score store holds.
+
+    Attributes:
+        path: The file.
+        bytes: Its size, with the part that is not yet merged into it.
+        scores: Number of scores.
+        teachers: Identity of each teacher and the number of its scores.
+    """
+
+    path: str
+    bytes: int
+    scores: int
+    teachers: list[tuple[dict[str, Any], int]]
+
+    def __str__(self) -> str:
+        """Return a line for the file and one for each teacher."""
+        lines = [f"{self.path}: {self.scores:,} scores, {self.bytes / 1e6:,.1f} MB"]
+        lines += [f"  {count:,} of {json.dumps(identity, ensure_ascii=False)}" for identity, count in self.teachers]
+        return "\n".join(lines)
 
 
 class ScoreStoreError(RuntimeError):
@@ -50,7 +80,8 @@ class ScoreStore:
 
     The key is the teacher's identity (see `Teacher.identity`) and the hashes of both texts, so two teachers, revisions
     or lengths never meet, and ids or file names may change. `put` is one transaction: after a crash or `kill -9` a call
-    is there in full or not at all. Several processes may use one file, on one machine; network drives cannot.
+    is there in full or not at all. Several processes may use one file, on one machine; network drives cannot. A file
+    that turns out to be damaged is renamed to `<name>.damaged-<n>` at once, so that it is never read in half.
 
     Args:
         path: SQLite file, made if absent (with its folder); `":memory:"` keeps the scores in this process only.
@@ -169,6 +200,140 @@ class ScoreStore:
         with self._explained():
             return int(self._one("SELECT count(*) FROM scores"))
 
+    def info(self) -> StoreInfo:
+        """Return the number of scores of each teacher, and the size of the file."""
+        statement = "SELECT identity, (SELECT count(*) FROM scores WHERE teacher = id) FROM teachers ORDER BY id"
+        with self._explained():
+            teachers = [(json.loads(text), int(count)) for text, count in self._connection.execute(statement)]
+        files = (Path(f"{self.path}{end}") for end in ("", "-wal"))
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        return StoreInfo(self.path, size, sum(count for _, count in teachers), teachers)
+
+    def verify(self) -> int:
+        """Read the whole file and check its structure and every entry.
+
+        Returns:
+            The number of scores, all of them sound.
+
+        Raises:
+            ScoreStoreError: Something is wrong; the message says what. A file that SQLite calls damaged is set aside,
+                see `ScoreStore`.
+        """
+        with self._explained():
+            problems = [row[0] for row in self._connection.execute("PRAGMA integrity_check(3)")]
+            if problems != ["ok"]:
+                raise sqlite3.DatabaseError(" ".join("; ".join(problems).split()))
+            wrong = self._one(
+                "SELECT count(*) FROM scores WHERE length(query) <> 16 OR length(document) <> 16 "
+                "OR typeof(score) <> 'real' OR abs(score) > 3.5e38 OR teacher NOT IN (SELECT id FROM teachers)"
+            )
+        if wrong:
+            raise ScoreStoreError(
+                f"{wrong:,} entries of the score store {self.path} are none that this package writes. Another program "
+                "has changed the file: move it away, or restore a copy."
+            )
+        return self.count()
+
+    def export_parquet(self, path: str | os.PathLike[str], *, show_progress: bool = True) -> int:
+        """Write all scores to one parquet file, in one step: `teacher` (JSON), `query`, `document` (hashes), `score`.
+
+        Texts are not in a store, so they are not in the file either: it can be shared where the texts cannot.
+
+        Args:
+            path: The file to write.
+            show_progress: Show a bar.
+
+        Returns:
+            The number of scores.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.schema(
+            {"teacher": pa.dictionary(pa.int32(), pa.string()), "query": pa.binary(16), "document": pa.binary(16)}
+            | {"score": pa.float32()},
+            metadata={_PARQUET_KEY: _PARQUET_VERSION},
+        )
+        statement = "SELECT identity, query, document, score FROM scores JOIN teachers ON teachers.id = teacher"
+        total = 0
+        with (
+            replacing(Path(path)) as temporary,
+            pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+            tqdm(total=self.count(), desc="export", unit=" scores", disable=not show_progress) as bar,
+            self._explained(),
+        ):
+            cursor = self._connection.execute(statement)  # one statement: one state of the store, whoever writes
+            while rows := cursor.fetchmany(_BATCH):
+                columns = [
+                    pa.array(values, type=field.type if field.name != "teacher" else pa.string())
+                    for values, field in zip(zip(*rows, strict=True), schema, strict=True)
+                ]
+                columns[0] = columns[0].dictionary_encode()
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+                total += len(rows)
+                bar.update(len(rows))
+        return total
+
+    def import_parquet(self, path: str | os.PathLike[str], *, show_progress: bool = True) -> int:
+        """Add the scores of a file that `export_parquet` wrote. Scores that are here already stay as they are.
+
+        All of the file or nothing is added.
+
+        Args:
+            path: The file to read.
+            show_progress: Show a bar.
+
+        Returns:
+            The number of new scores.
+
+        Raises:
+            ValueError: The file is damaged, of another kind, or holds a score that is not finite.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path) as file:
+                if (file.schema_arrow.metadata or {}).get(_PARQUET_KEY) != _PARQUET_VERSION:
+                    raise ValueError(f"{path} is no export of a score store that this version of st_wkl reads.")
+                with (
+                    tqdm(total=file.metadata.num_rows, desc="import", unit=" scores", disable=not show_progress) as bar,
+                    self._explained(),
+                    self._transaction(),
+                ):
+                    before = self._connection.total_changes
+                    teachers: dict[str, int] = {}
+                    for batch in file.iter_batches(_BATCH):
+                        self._insert_new(batch.to_pydict(), teachers, str(path))
+                        bar.update(len(batch))
+                    # Each new teacher is a change too.
+                    return self._connection.total_changes - before - sum(place < 0 for place in teachers.values())
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read: {error}. Fetch or export it again.") from error
+
+    def _insert_new(self, rows: dict[str, list[Any]], teachers: dict[str, int], path: str) -> None:
+        """Insert what is not there; `teachers` collects ids, negative ones of teachers that are new."""
+        for identity in dict.fromkeys(rows["teacher"]):
+            if identity not in teachers:
+                canonical = _canonical(json.loads(identity))
+                known = self._one("SELECT id FROM teachers WHERE identity = ?", canonical)
+                if known is None:
+                    self._connection.execute("INSERT INTO teachers (identity) VALUES (?)", (canonical,))
+                    known = -self._one("SELECT id FROM teachers WHERE identity = ?", canonical)
+                teachers[identity] = known
+        if not all(score is not None and math.isfinite(score) for score in rows["score"]):
+            raise ValueError(f"{path} holds a score that is not finite. Nothing is imported: export it again.")
+        self._connection.executemany(
+            "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)",
+            zip(
+                (abs(teachers[identity]) for identity in rows["teacher"]),
+                rows["query"],
+                rows["document"],
+                rows["score"],
+                strict=True,
+            ),
+        )
+
     def close(self) -> None:
         """Close the file. Everything that was put is already safe."""
         self._connection.close()
@@ -212,10 +377,34 @@ class ScoreStore:
                 "space, permissions and other processes, then start again: it continues where it stopped."
             ) from error
         except sqlite3.DatabaseError as error:
-            raise ScoreStoreError(
+            raise ScoreStoreError(self._damaged(error)) from error
+
+    def _damaged(self, error: Exception) -> str:
+        """Set a damaged store of ours aside and say so; leave a stranger's file alone."""
+        if not _is_ours(self.path):
+            return (
                 f"The score store {self.path} is damaged or no score store: {error}. Move the file away (the scores "
                 "are then computed again) or give another path."
-            ) from error
+            )
+        self._connection.close()
+        kept = set_aside(self.path)
+        for end in ("-wal", "-shm"):  # they belong to it, and would be taken for those of the next store
+            with suppress(FileNotFoundError):
+                os.replace(f"{self.path}{end}", f"{kept}{end}")
+        return (
+            f"The score store {self.path} is damaged: {error}. It is set aside as {kept}, nothing of it is used. Start "
+            "again: the scores are computed anew, unless you put a sound copy in its place or import an export."
+        )
+
+
+def _is_ours(path: str) -> bool:
+    """Return whether the file's header says that this package made it."""
+    try:
+        with Path(path).open("rb") as file:
+            header = file.read(72)
+    except OSError:
+        return False
+    return header.startswith(b"SQLite format 3\0") and header[68:72] == _APPLICATION_ID.to_bytes(4, "big")
 
 
 def _canonical(identity: Identity) -> str:

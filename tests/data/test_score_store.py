@@ -96,11 +96,86 @@ def test_a_truncated_file_is_never_half_read(tmp_path: Path) -> None:
     with ScoreStore(path) as store:
         store.put(TEACHER, pairs, range(5000))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    damaged = path.read_bytes()
     with (
-        pytest.raises(ScoreStoreError, match=r"scores\.sqlite3 is damaged.*Move the file away"),
+        pytest.raises(ScoreStoreError, match=r"scores\.sqlite3 is damaged.*set aside as .*\.damaged-1"),
         ScoreStore(path) as store,
     ):
         store.get(TEACHER, pairs)
+    assert Path(f"{path}.damaged-1").read_bytes() == damaged
+    with ScoreStore(path) as store:
+        assert store.count() == 0, "the next run starts with a new store"
+        assert np.isnan(store.get(TEACHER, pairs)).all()
+
+
+def test_verify_finds_what_no_lookup_meets(tmp_path: Path) -> None:
+    """A flipped block in the middle is found before a build needs it; entries of another program are named."""
+    path = tmp_path / "scores.sqlite3"
+    with ScoreStore(path) as store:
+        store.put(TEACHER, [("query", f"document {i}") for i in range(5000)], range(5000))
+        assert store.verify() == 5000
+        store._connection.execute("UPDATE scores SET score = 'high' WHERE score = 7")
+        with pytest.raises(ScoreStoreError, match="1 entries of the score store"):
+            store.verify()
+        assert path.exists()
+    contents = bytearray(path.read_bytes())
+    contents[3 * 4096 + 8 : 3 * 4096 + 600] = bytes(592)
+    path.write_bytes(contents)
+    with pytest.raises(ScoreStoreError, match=r"is damaged.*set aside"), ScoreStore(path) as store:
+        store.verify()
+    assert not path.exists()
+    assert Path(f"{path}.damaged-1").exists()
+
+
+def test_info_counts_each_teacher(tmp_path: Path) -> None:
+    """Whoever finds a large file must see what is in it."""
+    with ScoreStore(tmp_path / "scores.sqlite3") as store:
+        store.put(TEACHER, PAIRS, [1.0, 2.0, 3.0])
+        store.put({"model": "other"}, PAIRS[:1], [1.0])
+        info = store.info()
+    assert info.teachers == [(TEACHER, 3), ({"model": "other"}, 1)]
+    assert (info.scores, info.bytes > 4096) == (4, True)
+    assert '1 of {"model": "other"}' in str(info)
+
+
+def test_export_and_import(tmp_path: Path) -> None:
+    """Scores move between machines to the bit; what is there stays, and a second import adds nothing."""
+    scores = np.array([1 / 3, -1e-30, 3e38], dtype=np.float32)
+    with ScoreStore(tmp_path / "first") as store:
+        store.put(TEACHER, PAIRS, scores)
+        store.put({"model": "other"}, PAIRS[:1], [5.0])
+        assert store.export_parquet(tmp_path / "scores.parquet", show_progress=False) == 4
+    with ScoreStore(tmp_path / "second") as store:
+        store.put({"model": "third"}, PAIRS, [0.0, 0.0, 0.0])
+        store.put({"model": "other"}, PAIRS[:1], [6.0])
+        assert store.import_parquet(tmp_path / "scores.parquet", show_progress=False) == 3
+        assert store.import_parquet(tmp_path / "scores.parquet", show_progress=False) == 0
+        assert store.get(TEACHER, PAIRS).tobytes() == scores.tobytes()
+        assert store.get({"model": "other"}, PAIRS[:1]) == [6.0]
+        assert store.verify() == 7
+    with ScoreStore(tmp_path / "empty") as store:
+        assert store.export_parquet(tmp_path / "empty.parquet", show_progress=False) == 0
+        assert store.import_parquet(tmp_path / "empty.parquet", show_progress=False) == 0
+
+
+def test_files_that_are_no_export(tmp_path: Path) -> None:
+    """Another parquet file, a truncated one and one with NaN change nothing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with ScoreStore(tmp_path / "store") as store:
+        store.put(TEACHER, PAIRS, [1.0, 2.0, 3.0])
+        store.export_parquet(tmp_path / "good", show_progress=False)
+        table = pq.read_table(tmp_path / "good")
+        nan = pa.array([1.0, float("nan"), 3.0], type=pa.float32())
+        pq.write_table(table.set_column(3, "score", nan), tmp_path / "nan")
+        pq.write_table(table.replace_schema_metadata(None), tmp_path / "other")
+        (tmp_path / "cut").write_bytes((tmp_path / "good").read_bytes()[:-20])
+    with ScoreStore(tmp_path / "new") as store:
+        for name, message in (("nan", "not finite"), ("other", "is no export"), ("cut", "cannot be read")):
+            with pytest.raises(ValueError, match=message):
+                store.import_parquet(tmp_path / name, show_progress=False)
+        assert store.info().teachers == []
 
 
 def test_unusable_places(tmp_path: Path) -> None:
@@ -109,6 +184,24 @@ def test_unusable_places(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "file" / "scores.sqlite3"):
         with pytest.raises(ScoreStoreError, match=r"cannot be opened.*Give a file"):
             ScoreStore(path)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    """Said before the first score is computed."""
+    tmp_path.chmod(0o555)
+    with pytest.raises(ScoreStoreError, match="cannot be"):
+        ScoreStore(tmp_path / "scores.sqlite3")
+
+
+def test_a_read_only_file(tmp_path: Path) -> None:
+    """A store that may be read but not written says so, and what it holds is safe."""
+    with ScoreStore(tmp_path / "scores.sqlite3") as store:
+        store.put(TEACHER, PAIRS, [1.0, 2.0, 3.0])
+        store._connection.execute("PRAGMA query_only = ON")
+        with pytest.raises(ScoreStoreError, match=r"readonly.*What was stored before is safe"):
+            store.put(TEACHER, [("new", "pair")], [1.0])
+        assert store.count() == 3
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
