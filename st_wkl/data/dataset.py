@@ -186,7 +186,11 @@ class DistillationDataset:
         Raises:
             FileExistsError: The folder holds something else.
         """
-        folder = Path(folder)
+        return self._save(Path(folder), "path/to/this/folder")
+
+    def _save(self, folder: Path, card_path: str) -> Path:
+        from st_wkl.cards.dataset_card import dataset_card
+
         if folder.exists() and not (folder / _PROVENANCE).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} holds something other than a distillation dataset. Give another folder.")
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +205,7 @@ class DistillationDataset:
             text = json.dumps(self.provenance, indent=2, ensure_ascii=False, allow_nan=False)
             (new / _PROVENANCE).write_text(text + "\n", encoding="utf-8")
             contents = hashlib.blake2b(b"".join(map(_file_digest, sorted(new.iterdir()))), digest_size=16).hexdigest()
-            (new / "README.md").write_text(_readme(self, contents), encoding="utf-8")
+            (new / "README.md").write_text(dataset_card(self, contents=contents, path=card_path), encoding="utf-8")
             if folder.exists():
                 os.replace(folder, old)
             os.replace(new, folder)
@@ -239,6 +243,73 @@ class DistillationDataset:
             raise ValueError(f"{folder / _PROVENANCE} is damaged ({error}). Copy or build it again.") from error
         return cls(**tables, provenance=provenance)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        exist_ok: bool = False,
+        revision: str | None = None,
+        commit_message: str = "Add a distillation dataset",
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the files of `save_to_disk`, card included, as a dataset of the Hub, in one commit.
+
+        Texts of the collection are part of it: look at their licence before you make it public. You log in with `hf
+        auth login` or `HF_TOKEN`; no token passes through here.
+
+        Args:
+            repo_id: `"organisation/name"`.
+            private: Make a new repository private. One that exists stays as it is.
+            exist_ok: Write to a repository that exists; without it that is an error, so that a typo costs nothing.
+            revision: Branch to write to, by default the main one.
+            commit_message: First line of the commit.
+            create_pr: Open a pull request instead of writing.
+
+        Returns:
+            URL of the commit, or of the pull request.
+
+        Raises:
+            huggingface_hub.errors.HfHubHTTPError: No access, or the repository exists.
+        """
+        from huggingface_hub import HfApi
+
+        with tempfile.TemporaryDirectory() as workspace:
+            folder = self._save(Path(workspace) / "dataset", repo_id)
+            api = HfApi()
+            api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=exist_ok or create_pr)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                repo_type="dataset",
+                revision=revision,
+                commit_message=commit_message,
+                create_pr=create_pr,
+            )
+        return str(commit.pr_url or commit.commit_url)
+
+    @classmethod
+    def from_hub(cls, repo_id_or_folder: str | os.PathLike[str], *, revision: str | None = None) -> DistillationDataset:
+        """Read a distillation dataset from the Hub, or from a folder. The collection is not needed.
+
+        Args:
+            repo_id_or_folder: Dataset id, or a folder that `save_to_disk` wrote.
+            revision: Branch, tag or commit on the Hub.
+
+        Raises:
+            FileNotFoundError: There is no such dataset, the Hub cannot be reached, or a file is missing.
+            ValueError: A file is damaged, or the tables do not belong together.
+
+        Example:
+            >>> dataset = DistillationDataset.from_hub("me/nfcorpus-distillation")  # doctest: +SKIP
+        """
+        folder = Path(repo_id_or_folder)
+        if folder.is_dir():
+            return cls.load_from_disk(folder)
+        from st_wkl.data._reading import download
+
+        return cls.load_from_disk(download(str(repo_id_or_folder), revision))
+
     def _rows(self) -> Iterator[dict[str, Any]]:
         for batch in self.train.with_format(None).iter(batch_size=1000):
             for values in zip(*batch.values(), strict=True):
@@ -253,61 +324,3 @@ class DistillationDataset:
 def _file_digest(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").digest()
-
-
-def _readme(dataset: DistillationDataset, contents: str) -> str:
-    """Return the dataset card: `contents` is a hash of the files.
-
-    `load_dataset` caches a folder by its name and by what this card says of it, not by the files. Without the hash in
-    the configs' `description`, it would serve the old data after a folder was built again.
-    """
-    provenance = dataset.provenance
-    collection = provenance.get("collection", {}).get("name", "a collection")
-    teacher = provenance.get("teacher", {}).get("model", "a teacher")
-    configs = "\n".join(
-        f"- config_name: {name}\n" + ("  default: true\n" if name == "train" else "")
-        + f"  description: contents {contents}\n  data_files:\n  - split: train\n    path: {name}.parquet"
-        for name in _TABLES
-    )  # fmt: skip
-    return f"""---
-tags:
-- sentence-transformers
-- distillation
-- st-wkl
-task_categories:
-- text-retrieval
-configs:
-{configs}
----
-
-# {collection}, scored by {teacher}
-
-{len(dataset.train):,} candidate lists over {len(dataset.documents):,} documents for ranking distillation, with the raw
-scores of the teacher. `provenance.json` says where the queries, the candidates and the scores come from.
-
-| config | columns |
-|---|---|
-| `train` | `query_id`, `document_ids`, `scores` (raw logits of the teacher), `labels` (judged gain, 0 where unjudged) |
-| `queries` | `query_id`, `text` |
-| `documents` | `document_id`, `text` |
-
-```python
-from st_wkl.data import DistillationDataset
-
-dataset = DistillationDataset.load_from_disk("path/to/this/folder").to_columns()
-```
-
-or with sentence-transformers alone (`scores` only: a collator takes the first label column that it finds):
-
-```python
-from datasets import load_dataset
-from sentence_transformers.util import resolve_ids
-
-train, queries, documents = (
-    load_dataset("path/to/this/folder", name, split="train") for name in ("train", "queries", "documents")
-)
-train.set_transform(
-    resolve_ids({{"query_id": queries, "document_ids": documents}}, keep_columns=("scores",), output_format="lists")
-)
-```
-"""

@@ -121,7 +121,8 @@ def exact_top_k(queries: Tensor, documents: Tensor, k: int) -> tuple[Tensor, Ten
         k: Documents for a query; all if there are no more.
 
     Returns:
-        Scores and places, both `(Q, min(k, N))`, best first, equal scores by place.
+        Scores and places, both `(Q, min(k, N))`, best first, equal scores by place. Which of several documents with
+        the k-th score is in the list is left open.
 
     Raises:
         ValueError: `k` is below 1 or the shapes do not fit.
@@ -283,7 +284,11 @@ class _Encoder:
                 raise ValueError(f"The embedding of document {wrong!r} holds NaN or infinity. Check model and dtype.")
             if path is not None:
                 _write(path, embeddings)
-        return embeddings.to_sparse_csr() if self.sparse else embeddings
+        if not self.sparse:
+            return embeddings
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            return embeddings.to_sparse_csr()
 
     def _embed(self, encode: Any, texts: Sequence[str], prompt: str | None) -> Tensor:
         embeddings = encode(
@@ -313,10 +318,11 @@ def _write(path: Path, embeddings: Tensor) -> None:
     from safetensors.torch import save_file
 
     embeddings = embeddings.cpu()
-    tensors = {"embeddings": embeddings.contiguous()}
     if embeddings.is_sparse:
         tensors = {"indices": embeddings.indices().contiguous(), "values": embeddings.values().contiguous()}
         tensors["shape"] = torch.tensor(embeddings.shape)
+    else:
+        tensors = {"embeddings": embeddings.contiguous()}
     with replacing(path) as temporary:
         save_file(tensors, temporary)
 
@@ -331,8 +337,11 @@ def _read(path: Path) -> Tensor | None:
         if "embeddings" in tensors:
             return tensors["embeddings"]
         shape = tensors["shape"].tolist()
-        return torch.sparse_coo_tensor(tensors["indices"], tensors["values"], shape, is_coalesced=True)
-    except (SafetensorError, KeyError) as error:
+        # Checked: an index out of range would be read from somebody else's memory.
+        return torch.sparse_coo_tensor(
+            tensors["indices"], tensors["values"], shape, is_coalesced=True, check_invariants=True
+        )
+    except (SafetensorError, KeyError, RuntimeError) as error:
         kept = set_aside(path)
         warnings.warn(
             f"The embeddings in {path} are damaged ({error}). The file is now {kept.name}; they are computed again.",

@@ -42,7 +42,7 @@ def test_exact_top_k_is_exact(monkeypatch: pytest.MonkeyPatch, documents: int, k
 def test_exact_top_k_arguments() -> None:
     """Nothing to search for, equal scores in order, and shapes that do not fit."""
     vectors = torch.ones(4, 2)
-    assert exact_top_k(vectors, vectors, 3)[1].tolist() == [[0, 1, 2]] * 4
+    assert exact_top_k(vectors, vectors, 9)[1].tolist() == [[0, 1, 2, 3]] * 4
     assert exact_top_k(torch.empty(0, 2), vectors, 3)[0].shape == (0, 3)
     with pytest.raises(ValueError, match="k must be 1"):
         exact_top_k(vectors, vectors, 0)
@@ -73,7 +73,7 @@ def test_dense_candidates_are_those_of_semantic_search(
         assert [hit.document_id for hit in hits] == [f"d{hit['corpus_id']}" for hit in expected]
         assert [hit.score for hit in hits] == pytest.approx([hit["score"] for hit in expected], abs=1e-6)
         assert [hit.rank for hit in hits] == list(range(1, 8))
-        assert hits[0].source == f"dense:{static_student_path.name}"
+        assert hits[0].source.startswith("dense:")
 
 
 def test_the_cache_knows_the_weights(
@@ -110,6 +110,7 @@ def test_a_damaged_cache_file_is_set_aside(static_student_path: Path, tmp_path: 
     """A truncated file must not stop every later run, nor be read in half."""
     options: dict[str, Any] = {"cache": tmp_path, "show_progress": False}
     first = retriever_candidates(COLLECTION, str(static_student_path), **options)
+    assert first["q1"][0].source == f"dense:{static_student_path.name}"
     (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.warns(UserWarning, match=r"are damaged.*is now .*\.damaged-1"):

@@ -1,0 +1,152 @@
+"""The dataset card: what the tables hold, who scored what, what was left out, and how to make it again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from st_wkl.cards.model_card import _is_hub_id, _listed, _without_local_paths
+from st_wkl.data.report import TeacherReport
+from st_wkl.evaluation.results import markdown_cell
+
+if TYPE_CHECKING:
+    from st_wkl.data.dataset import DistillationDataset
+
+_TABLES = ("train", "queries", "documents")
+_TAGS = ("sentence-transformers", "st-wkl", "knowledge-distillation", "distillation")
+
+
+def dataset_card(dataset: DistillationDataset, *, contents: str, path: str = "path/to/this/folder") -> str:
+    """Return the README.md of a distillation dataset, from its provenance.
+
+    Beside what the builder writes, three entries of the provenance are read, which only a person knows: `license` (of
+    the dataset, an id of the Hub such as `"cc-by-nc-4.0"`), `teacher_license`, and `command` (that makes it again).
+    Paths of this machine are cut to their last part.
+
+    Args:
+        dataset: Any distillation dataset.
+        contents: Hash of the dataset's files. `load_dataset` caches a folder by its name and by what this card says of
+            it, not by the files: without the hash in the configs' `description` it would serve the old data after a
+            folder was built again.
+        path: Folder or Hub id that the examples load.
+
+    Example:
+        >>> dataset.provenance |= {"license": "cc-by-nc-4.0", "teacher_license": "apache-2.0"}  # doctest: +SKIP
+        >>> dataset.save_to_disk("scifact-distillation")  # writes the card  # doctest: +SKIP
+    """
+    provenance = dataset.provenance
+    collection, teacher = _name(provenance.get("collection"), "a collection"), _teacher_name(provenance)
+    data: dict[str, Any] = {"tags": list(_TAGS), "task_categories": ["text-retrieval"]}
+    if provenance.get("license"):
+        data["license"] = provenance["license"]
+    if _is_hub_id(collection):
+        data["source_datasets"] = [collection]
+    data["configs"] = [
+        {
+            "config_name": name,
+            **({"default": True} if name == "train" else {}),
+            "description": f"contents {contents}",
+            "data_files": [{"split": "train", "path": f"{name}.parquet"}],
+        }
+        for name in _TABLES
+    ]
+    made = "\n".join(f"| {name} | {markdown_cell(value)} |" for name, value in _made(provenance) if value)
+    parts = [
+        f"# {collection}, scored by {teacher}",
+        f"{len(dataset.train):,} candidate lists over {len(dataset.documents):,} documents for ranking distillation, "
+        "with the raw scores of the teacher. Made with st_wkl.",
+        _COLUMNS,
+    ]
+    if made:
+        parts += ["## Where it comes from", f"| | |\n| :-- | :-- |\n{made}"]
+    parts += [text for text in (_report(provenance), _leaks(provenance)) if text]
+    if provenance.get("command"):
+        parts += ["## How to make it again", f"```bash\n{str(provenance['command']).strip()}\n```"]
+    parts += ["## How to use it", _USE.replace("PATH", path)]
+    front = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    text = "\n\n".join(parts)
+    return f"---\n{front}---\n\n{_without_local_paths(text, Path.cwd())}\n"
+
+
+_COLUMNS = inspect.cleandoc("""
+    | config | columns |
+    | :-- | :-- |
+    | `train` | `query_id`, `document_ids`, `scores` (of the teacher), `labels` (judged gain, 0 where unjudged) |
+    | `queries` | `query_id`, `text` |
+    | `documents` | `document_id`, `text` |
+    """)
+
+_USE = inspect.cleandoc("""
+    ```python
+    from st_wkl.data import DistillationDataset
+
+    dataset = DistillationDataset.from_hub("PATH").to_columns()
+    ```
+
+    or with sentence-transformers alone (`scores` only: a collator takes the first label column that it finds):
+
+    ```python
+    from datasets import load_dataset
+    from sentence_transformers.util import resolve_ids
+
+    train, queries, documents = (
+        load_dataset("PATH", name, split="train") for name in ("train", "queries", "documents")
+    )
+    train.set_transform(
+        resolve_ids({"query_id": queries, "document_ids": documents}, keep_columns=("scores",), output_format="lists")
+    )
+    ```
+    """)
+
+
+def _made(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the rows of the table on the origin."""
+    collection, teacher = provenance.get("collection"), provenance.get("teacher")
+    if isinstance(collection, Mapping):
+        yield "Collection", _listed(_name(collection, "unknown"), {**collection, "split": provenance.get("split")})
+    if isinstance(teacher, Mapping):
+        licence = {"licence": provenance.get("teacher_license") or "not stated here, see the model"}
+        yield "Teacher", _listed(_teacher_name(provenance), {**teacher, **licence})
+    elif teacher:  # several teachers: whatever describes them
+        yield "Teachers", _listed(None, {"teacher": str(teacher)})
+    yield "Candidates", _listed(None, provenance.get("candidates") or {})
+    selection = {"num_negatives": provenance.get("num_negatives"), **(provenance.get("selection") or {})}
+    yield "Selection", _listed(None, selection)
+    yield "Counts", _listed(None, provenance.get("counts") or {})
+    lost = {what.replace("_", " "): count for what, count in (provenance.get("dropped") or {}).items() if count}
+    yield "Left out", _listed(None, lost)
+    yield "Versions", _listed(None, provenance.get("versions") or {})
+
+
+def _report(provenance: Mapping[str, Any]) -> str:
+    """Return the teacher report in words, if the provenance holds a whole one."""
+    try:
+        report = TeacherReport(**(provenance.get("report") or {}))
+    except TypeError:  # made by hand, or by another version
+        return ""
+    return f"## The teacher\n\n{report}"
+
+
+def _leaks(provenance: Mapping[str, Any]) -> str:
+    leaks = provenance.get("leaks") or {}
+    if not leaks:
+        return ""
+    return (
+        f"## Compared with {leaks['test']}\n\n{leaks['queries_with_shared_documents']:,} of {leaks['test_queries']:,} "
+        f"test queries have a relevant document that is a positive here ({leaks['share_of_judgements']:.1%} of the "
+        f"relevant judgements); {leaks['equal_queries']:,} are queries of this dataset too, {leaks['near_queries']:,} "
+        "nearly one. Results on that split say little about other documents, as far as these numbers are not 0."
+    )
+
+
+def _name(value: Any, otherwise: str) -> str:
+    return str(value.get("name") or otherwise) if isinstance(value, Mapping) else str(value or otherwise)
+
+
+def _teacher_name(provenance: Mapping[str, Any]) -> str:
+    teacher = provenance.get("teacher")
+    return str(teacher.get("model") or "a teacher") if isinstance(teacher, Mapping) else "several teachers"
