@@ -10,9 +10,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from st_wkl.data.score_store import ScoreStore
 
 app = typer.Typer(
     name="st-wkl",
@@ -24,6 +27,7 @@ app = typer.Typer(
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars and no log lines.")]
+StoreOption = Annotated[Path | None, typer.Option(help="SQLite file of teacher scores. Default: the user's cache.")]
 # What a command has to say: as an object for `--json`, and as text for people.
 Answer = tuple[dict[str, Any], str]
 
@@ -89,17 +93,22 @@ def build(
     num_negatives: Annotated[int, typer.Option(min=1, help="Hard negatives per query.")] = 15,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many judged queries only.")] = None,
     max_length: Annotated[int | None, typer.Option(min=8, help="Tokens the teacher reads. Default: its own.")] = None,
-    store: Annotated[
-        Path | None, typer.Option(help="SQLite file of teacher scores. Default: the user's cache.")
-    ] = None,
+    store: StoreOption = None,
+    engine: Annotated[str, typer.Option(help="Where pairs are scored: process, pool or ray.")] = "process",
+    drop_leaks: Annotated[bool, typer.Option("--drop-leaks", help="Leave out what the test split shares.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many pairs, tokens and hours.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Answer:
     """Mine candidates with BM25, score them with the teacher, and save the distillation dataset."""
+    from dataclasses import asdict
+
     from st_wkl.data.builder import DistillationDatasetBuilder
     from st_wkl.data.collection import Collection
     from st_wkl.data.teachers import CrossEncoderTeacher
 
+    if engine not in ("process", "pool", "ray"):
+        raise ValueError(f"--engine must be process, pool or ray, got {engine!r}.")
     if output.exists():
         raise FileExistsError(f"{output} exists already. Choose another --output, or delete it if it may go.")
     loaded = Collection.load(collection)
@@ -112,7 +121,12 @@ def build(
         query_ids=list(loaded.qrels[split])[:limit],
         num_negatives=num_negatives,
         store=store,
+        drop_leaks=drop_leaks,
+        engine=engine,  # type: ignore[arg-type]
     )
+    if dry_run:
+        estimate = builder.estimate(show_progress=not quiet)
+        return {**asdict(estimate), "hours": estimate.hours}, str(estimate)
     dataset = builder.build(show_progress=not quiet)
     dataset.save_to_disk(output)
     return dataset.provenance, f"{len(dataset.train):,} queries with their scored candidates are in {output}."
@@ -199,3 +213,50 @@ def evaluate(
             for name, c in comparisons.items()
         ]
     return value, "\n".join(lines)
+
+
+scores_app = typer.Typer(help="Look after the store of teacher scores.", no_args_is_help=True)
+app.add_typer(scores_app, name="scores")
+
+
+@scores_app.command()
+@answering
+def info(store: StoreOption = None, as_json: JsonOption = False, quiet: QuietOption = False) -> Answer:
+    """Say which teachers' scores the store holds, and how many."""
+    from dataclasses import asdict
+
+    with _opened(store) as opened:
+        found = opened.info()
+    return asdict(found), str(found)
+
+
+@scores_app.command()
+@answering
+def verify(store: StoreOption = None, as_json: JsonOption = False, quiet: QuietOption = False) -> Answer:
+    """Read every score; a damaged file is named and set aside."""
+    with _opened(store) as opened:
+        count = opened.verify()
+        return {"path": str(opened.path), "scores": count}, f"{opened.path} is sound: {count:,} scores."
+
+
+@scores_app.command()
+@answering
+def export(
+    output: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> Answer:
+    """Write all scores to a parquet file, which other stores can import."""
+    with _opened(store) as opened:
+        count = opened.export_parquet(output, show_progress=not quiet)
+    return {"path": str(output), "scores": count}, f"{count:,} scores are in {output}."
+
+
+def _opened(store: Path | None) -> ScoreStore:
+    from st_wkl.data.score_store import ScoreStore, default_store_path
+
+    path = default_store_path() if store is None else store
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no score store at {path}. `st-wkl build` makes one.")
+    return ScoreStore(path)

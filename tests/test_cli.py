@@ -124,6 +124,32 @@ def test_demo_resumes_and_prints_one_object(tmp_path: Path, monkeypatch: pytest.
     assert "another version or source" in err
 
 
+def test_dry_run_and_scores(
+    beir_folder: Path, cross_encoder_onnx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of scoring are announced before they are spent, and what they gave can be looked at and taken along."""
+    store, output = tmp_path / "scores.sqlite3", tmp_path / "scored"
+    build = ["build", beir_folder, "--teacher", cross_encoder_onnx_path, "--output", output, "--num-negatives", 3]
+    build += ["--limit", 5, "--store", store]
+    code, out, err = st_wkl(*build, "--dry-run", "--json", "--quiet")
+    assert code == 0, err
+    assert json.loads(out)["pairs"] == 20
+    assert not output.exists()
+    code, _, err = st_wkl(*build, "--quiet")
+    assert code == 0, err
+    code, out, err = st_wkl("scores", "info", "--store", store)
+    assert code == 0, err
+    assert "ms-marco-MiniLM-L12-v2" in out
+    code, out, err = st_wkl("scores", "verify", "--store", store, "--json")
+    assert json.loads(out)["scores"] == 20
+    code, out, err = st_wkl("scores", "export", tmp_path / "scores.parquet", "--store", store, "--json", "--quiet")
+    assert json.loads(out)["scores"] == 20
+    assert (tmp_path / "scores.parquet").is_file()
+    code, _, err = st_wkl("scores", "info", "--store", tmp_path / "nowhere.sqlite3")
+    assert code == 1
+    assert "There is no score store" in err
+
+
 def test_help_needs_no_heavy_import() -> None:
     """`--help` of every command is how people find their way; it must come at once."""
     code = (

@@ -19,14 +19,17 @@ from st_wkl.data.candidates import Candidates, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.leaks import document_disjoint, find_leaks, near_texts
+from st_wkl.data.lists import ListTeacher, score_lists
 from st_wkl.data.report import TeacherReport, report_on_lists
 from st_wkl.data.score_store import ScoreStore, default_store_path
-from st_wkl.data.scoring import score_pairs
+from st_wkl.data.scoring import ScoringEstimate, estimate_scoring
 from st_wkl.data.selection import Selection, choose, duplicates, false_negatives
 from st_wkl.data.teachers import CrossEncoderTeacher, Teacher
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
+
+    from st_wkl.data.engines import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +62,8 @@ class DistillationDatasetBuilder:
 
     Args:
         collection: A `Collection`, a BEIR folder, or a folder or Hub dataset in MTEB's layout.
-        teacher: A `Teacher`, or what `CrossEncoderTeacher` takes: a Hub id, a folder, a loaded `CrossEncoder`.
+        teacher: A `Teacher` of pairs or a `ListTeacher` (several teachers, or feedback), or what `CrossEncoderTeacher`
+            takes: a Hub id, a folder, a loaded `CrossEncoder`.
         split: Split of the judgements that names queries and positives. Keep the one for evaluation out of training.
         query_ids: Only these queries, in this order; `None` takes all queries of the split.
         candidates: `{query_id: candidates, best first}`, or `None` for BM25.
@@ -71,6 +75,7 @@ class DistillationDatasetBuilder:
             warned about and kept in the provenance. Where there is no split of the default's name, nothing is compared.
         drop_leaks: Leave out queries that are, or nearly are, queries of `against`, and do not use any document that
             is relevant there as a positive, see `document_disjoint`.
+        engine: Where pairs are scored: in this process, in a `"pool"` of them, or on `"ray"`; see `score_pairs`.
 
     Raises:
         ValueError: A split or a query does not exist, or candidates name unknown documents.
@@ -84,7 +89,7 @@ class DistillationDatasetBuilder:
     def __init__(
         self,
         collection: Collection | str | os.PathLike[str],
-        teacher: Teacher | str | os.PathLike[str] | CrossEncoder,
+        teacher: Teacher | ListTeacher | str | os.PathLike[str] | CrossEncoder,
         *,
         split: str = "train",
         query_ids: Iterable[str] | None = None,
@@ -94,6 +99,7 @@ class DistillationDatasetBuilder:
         selection: Selection | None = None,
         against: str | None = "test",
         drop_leaks: bool = False,
+        engine: Engine = "process",
     ) -> None:
         if num_negatives < 1:
             raise ValueError(f"num_negatives must be 1 or more, got {num_negatives}: a list of one teaches nothing.")
@@ -117,8 +123,9 @@ class DistillationDatasetBuilder:
             )
         if candidates is not None:
             _check_candidates(candidates, self.query_ids, self.collection)
-        is_teacher = hasattr(teacher, "identity") and hasattr(teacher, "score")
-        self.teacher: Teacher = teacher if is_teacher else CrossEncoderTeacher(teacher)  # type: ignore[assignment, arg-type]
+        self.engine = engine
+        is_teacher = hasattr(teacher, "identity") and (hasattr(teacher, "score") or hasattr(teacher, "score_lists"))
+        self.teacher: Teacher | ListTeacher = teacher if is_teacher else CrossEncoderTeacher(teacher)  # type: ignore[assignment, arg-type]
 
     def build(self, show_progress: bool = True) -> DistillationDataset:
         """Run all stages. What was scored before, in this run or another, is taken from the store.
@@ -132,15 +139,11 @@ class DistillationDatasetBuilder:
         candidates, source = self._candidates(show_progress)
         dropped = dict.fromkeys(_DROPPED, 0)
         pools = self._pools(candidates, dropped)
-        pairs = [(self.collection.queries[pool.query_id], text) for pool in pools for text in self._texts(pool)]
+        lists = [(self.collection.queries[pool.query_id], self._texts(pool)) for pool in pools]
         with self._opened_store() as store:
-            flat = score_pairs(self.teacher, pairs, store=store, show_progress=show_progress)
-        probabilities = bool(len(flat)) and float(flat.min()) >= 0 and float(flat.max()) <= 1
-        ends = np.cumsum([len(pool.positives) + len(pool.negatives) for pool in pools])
-        rows = [
-            self._row(pool, scores, probabilities, dropped)
-            for pool, scores in zip(pools, np.split(flat, ends[:-1]), strict=True)
-        ]
+            found = score_lists(self.teacher, lists, store=store, show_progress=show_progress, engine=self.engine)
+        probabilities = all(float(scores.min()) >= 0 and float(scores.max()) <= 1 for scores in found)
+        rows = [self._row(pool, scores, probabilities, dropped) for pool, scores in zip(pools, found, strict=True)]
         rows = [row for row in rows if len(row.labels) > row.num_positives]
         self._say_dropped(len(rows), dropped)
         report = report_on_lists([row.scores for row in rows], [row.labels for row in rows])
@@ -153,7 +156,7 @@ class DistillationDatasetBuilder:
             "candidates": source,
             "selection": dataclasses.asdict(self.selection),
             "teacher": self.teacher.identity,
-            "counts": {"queries": len(rows), "pairs": len(pairs), "different_pairs": len(set(pairs))},
+            "counts": {"queries": len(rows), **_count_pairs(lists)},
             "dropped": dropped,
             "report": report.to_dict(),
             "versions": _versions(),
@@ -171,8 +174,27 @@ class DistillationDatasetBuilder:
     def _has(self, split: str) -> bool:
         return split in self.collection.qrels
 
-    def _texts(self, pool: _Pool) -> Iterator[str]:
-        return (self.collection.documents[document_id] for document_id in (*pool.positives, *pool.negatives))
+    def estimate(self, show_progress: bool = True) -> ScoringEstimate:
+        """Say how many pairs, tokens and hours `build` would still have to score, without keeping anything.
+
+        Args:
+            show_progress: Show bars.
+
+        Raises:
+            TypeError: The teacher scores lists, of which no sample can be timed.
+            ValueError: No query is left.
+        """
+        if not hasattr(self.teacher, "score"):
+            raise TypeError(
+                f"{type(self.teacher).__name__} scores whole lists, which cannot be estimated from a sample."
+            )
+        pools = self._pools(self._candidates(show_progress)[0], dict.fromkeys(_DROPPED, 0))
+        pairs = [(self.collection.queries[pool.query_id], text) for pool in pools for text in self._texts(pool)]
+        with self._opened_store() as store:
+            return estimate_scoring(self.teacher, pairs, store=store)  # type: ignore[arg-type]
+
+    def _texts(self, pool: _Pool) -> list[str]:
+        return [self.collection.documents[document_id] for document_id in (*pool.positives, *pool.negatives)]
 
     @contextmanager
     def _opened_store(self) -> Iterator[ScoreStore]:
@@ -383,6 +405,11 @@ def _check_candidates(candidates: Candidates, query_ids: Iterable[str], collecti
             f"{len(absent):,} candidates are not in {collection.name!r}: the first is document {absent[0][1]!r} of "
             f"query {absent[0][0]!r}. Use candidates that were mined from this collection."
         )
+
+
+def _count_pairs(lists: Sequence[tuple[str, Sequence[str]]]) -> dict[str, int]:
+    different = {(query, text) for query, texts in lists for text in texts}
+    return {"pairs": sum(len(texts) for _, texts in lists), "different_pairs": len(different)}
 
 
 def _warn_of_useless(report: TeacherReport) -> None:
