@@ -154,9 +154,8 @@ def main() -> None:
         line = f"{name:24} {len(pairs) / passed:8.1f}"
         if base in seconds:
             difference = np.abs(scores[name] - scores[base]).max()
-            line += (
-                f" {seconds[base] / passed:6.2f} {difference:10.1e} {agreement(pairs, scores[name], scores[base]):8.4f}"
-            )
+            mean, lowest = agreement(pairs, scores[name], scores[base])
+            line += f" {seconds[base] / passed:6.2f} {difference:10.1e} {mean:8.4f} {lowest:7.4f}"
             if "int8" not in name:
                 rate = multiplication_rate(torch.bfloat16 if "bfloat16" in name else torch.float32, clock)
                 line += f" {work / passed / rate:6.2f}"

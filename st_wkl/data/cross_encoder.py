@@ -46,8 +46,8 @@ class CrossEncoderTeacher:
         backend: `"torch"`, `"onnx"` (extra `onnx`; a folder or repository with model.onnx or onnx/model.onnx and
             tokenizer.json, run by onnxruntime directly), or `"auto"`: ONNX for a folder with nothing else.
         max_length: Tokens of a pair; longer ones are cut. `None` takes the model's own, or 512 where it names none.
-        batch_tokens: Tokens of one forward pass, padding included; `None` takes 2,048 on a CPU (small batches stay in
-            its cache) and 32,768 on a GPU. Lower it when memory ends.
+        batch_tokens: Tokens of one forward pass, padding included; `None` takes 2,048 on a CPU (1,024 with ONNX;
+            small batches stay in its cache) and 32,768 on a GPU. Lower it when memory ends.
         batch_size: Pairs of one forward pass at most, beside the budget of tokens; `None` sets no limit (64 where
             `CrossEncoder.predict` has to make the batches).
         dtype: `"float32"`, `"bfloat16"`, `"float16"`, `"auto"` (bfloat16 where the device multiplies in it, else
