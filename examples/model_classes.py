@@ -43,7 +43,7 @@ from st_wkl.packaged import CROSS_ENCODER, MINILM, fetch
 
 CLASSES = {
     "dense": (SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments, 2e-5),
-    "sparse": (SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments, 1e-4),
+    "sparse": (SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments, 2e-5),
     "multi-vector": (MultiVectorEncoder, MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments, 1e-4),
     "cross-encoder": (CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments, 5e-5),
 }
@@ -81,7 +81,7 @@ for kind in sys.argv[2:] or CLASSES:
     before = measured(student)
     loss: nn.Module = WeightedKLDistillationLoss(student, gamma=2.0, mini_batch_size=16 if kind != "sparse" else None)
     if kind == "sparse":
-        loss = SpladeLoss(student, loss, document_regularizer_weight=1e-4, query_regularizer_weight=1e-4)
+        loss = SpladeLoss(student, loss, document_regularizer_weight=1e-6, query_regularizer_weight=1e-6)
     args = arguments_class(
         output_dir=str(output / kind),
         per_device_train_batch_size=16 if kind != "sparse" else 4,

@@ -3,25 +3,63 @@
 from __future__ import annotations
 
 from st_wkl.data.builder import DistillationDatasetBuilder
+from st_wkl.data.calibration import calibrate, combine
 from st_wkl.data.candidates import Candidate, Candidates, bm25_candidates
 from st_wkl.data.collection import Collection, document_text
 from st_wkl.data.dataset import DistillationDataset
-from st_wkl.data.score_store import ScoreStore, ScoreStoreError, default_store_path
-from st_wkl.data.scoring import score_pairs
-from st_wkl.data.teachers import CrossEncoderTeacher, Teacher
+from st_wkl.data.leaks import LeakReport, document_disjoint, find_leaks
+from st_wkl.data.pairwise import preferences, sample_pairs
+from st_wkl.data.report import plot_report, teacher_report
+from st_wkl.data.runs import hard_negative_candidates, read_run, reciprocal_rank_fusion, write_run
+from st_wkl.data.score_store import ScoreStore, ScoreStoreError, StoreInfo, default_store_path
+from st_wkl.data.scoring import estimate_scoring, score_pairs
+from st_wkl.data.selection import Selection
+from st_wkl.data.teachers import (
+    CallablePairwiseTeacher,
+    CallableTeacher,
+    CrossEncoderPairwiseTeacher,
+    CrossEncoderTeacher,
+    EnsembleTeacher,
+    FeedbackTeacher,
+    Teacher,
+    score_lists,
+)
 
+# `retriever_candidates` stays in `st_wkl.data.dense`: it needs torch at once, which nothing else here does.
 __all__ = [
     "Collection",
     "document_text",
     "Candidate",
     "Candidates",
     "bm25_candidates",
+    "read_run",
+    "write_run",
+    "reciprocal_rank_fusion",
+    "hard_negative_candidates",
     "Teacher",
     "CrossEncoderTeacher",
+    "CallableTeacher",
+    "EnsembleTeacher",
+    "FeedbackTeacher",
+    "CallablePairwiseTeacher",
+    "CrossEncoderPairwiseTeacher",
+    "sample_pairs",
+    "preferences",
+    "calibrate",
+    "combine",
     "ScoreStore",
     "ScoreStoreError",
+    "StoreInfo",
     "default_store_path",
     "score_pairs",
+    "score_lists",
+    "estimate_scoring",
+    "Selection",
+    "find_leaks",
+    "document_disjoint",
+    "LeakReport",
+    "teacher_report",
+    "plot_report",
     "DistillationDatasetBuilder",
     "DistillationDataset",
 ]
