@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import logging
 import os
 import warnings
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_wkl._versions import installed_versions
 from st_wkl.data.candidates import Candidates, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset, features
@@ -159,7 +159,7 @@ class DistillationDatasetBuilder:
             "counts": {"queries": len(rows), **_count_pairs(lists)},
             "dropped": dropped,
             "report": report.to_dict(),
-            "versions": _versions(),
+            "versions": installed_versions(_PACKAGES),
         }
         if self.selection.label_correction:
             provenance["counts"]["corrected_lists"] = corrected
@@ -427,13 +427,3 @@ def _warn_of_useless(report: TeacherReport) -> None:
             stacklevel=3,
         )
     logger.info("%s", report)
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # run from a checkout, or an extra that is not installed
-    return versions

@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from typing import Any
 
 from st_wkl._files import write_text
+from st_wkl._versions import installed_versions
 
 SCHEMA_VERSION = 1
 FILE_NAME = "results.json"
@@ -263,13 +263,7 @@ def results_file(path: str | Path) -> Path:
 def package_versions(packages: Iterable[str] = ()) -> dict[str, str]:
     """Return the versions of what decides a score."""
     names = packages or ("mteb", "sentence-transformers", "transformers", "torch", "numpy", "pytrec-eval-terrier")
-    found = {"python": python_version()}
-    for name in ("st-wkl", *names):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": python_version(), **installed_versions(("st-wkl", *names))}
 
 
 class _NotStrictJSON(ValueError):

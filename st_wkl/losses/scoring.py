@@ -109,15 +109,12 @@ def score_lists(embeddings: list[Tensor], lists: CandidateLists, similarity_fct:
         values = embeddings[0].view(-1)[wanted]
     else:
         query, documents = embeddings[0], concatenate(embeddings[1:])
+        query, documents = query[rows], documents[wanted]
         if query.ndim == 3:
-            values = similarity_fct(
-                query[rows][..., :-1],
-                documents[wanted][..., :-1],
-                a_mask=query[rows][..., -1].bool(),
-                b_mask=documents[wanted][..., -1].bool(),
-            )
+            masks = {"a_mask": query[..., -1].bool(), "b_mask": documents[..., -1].bool()}
+            values = similarity_fct(query[..., :-1], documents[..., :-1], **masks)
         else:
-            values = similarity_fct(query[rows], documents[wanted])
+            values = similarity_fct(query, documents)
     scores = torch.zeros(lists.mask.shape, dtype=values.dtype, device=values.device)
     return scores.index_put(places, values)
 
