@@ -46,6 +46,11 @@ def main(model_path: str, output: str, processes: str, mini_batch_size: str) -> 
     ).train()
     if get_rank() == 0:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, output)
+    if torch.distributed.is_initialized():
+        # Exiting with gloo's threads alive aborts the process now and then ("terminate called without an active
+        # exception"), which is a race of the exit, not of the training.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
