@@ -16,7 +16,7 @@ from st_wkl._files import write_text
 from st_wkl.evaluation.results import METRIC_LABELS, Comparison, Results, markdown_cell, results_table
 
 if TYPE_CHECKING:
-    from st_wkl.training import TrainingRecord
+    from st_wkl.training.record import TrainingRecord
 
 BEGIN, END = "<!-- st-wkl:begin -->", "<!-- st-wkl:end -->"
 _BLOCK = re.compile(rf"{BEGIN}.*?{END}", re.DOTALL)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,72 +13,20 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import nn
 
-from st_wkl._files import write_text
 from st_wkl.cards.model_card import write_model_card
 from st_wkl.evaluation.results import package_versions
 from st_wkl.losses import WeightedKLDistillationLoss
+from st_wkl.training.record import TrainingRecord
 
 if TYPE_CHECKING:
     from st_wkl.data.dataset import DistillationDataset
 
 logger = logging.getLogger(__name__)
 
-RECORD_FILE = "distillation.json"
-
 # A static student's embeddings are looked up, not computed, so each token moves on its own and needs a step a thousand
 # times larger than the shared weights of a transformer.
 STATIC_LEARNING_RATE = 3e-2
 TRANSFORMER_LEARNING_RATE = 2e-5
-
-
-@dataclass
-class TrainingRecord:
-    """How a student was made; saved beside its weights, and what its card is written from.
-
-    Args:
-        student: Name of the model that training started from.
-        loss: Class name of the loss.
-        loss_config: The loss's parameters.
-        loss_citation: BibTeX of the loss.
-        teacher: Identity of the teacher, as the dataset has it.
-        dataset: Provenance of the distillation dataset.
-        arguments: The training arguments that matter for the result.
-        seconds: Wall-clock time of training.
-        versions: Versions of the packages that took part.
-    """
-
-    student: str
-    loss: str
-    loss_config: dict[str, Any]
-    loss_citation: str
-    teacher: dict[str, Any]
-    dataset: dict[str, Any]
-    arguments: dict[str, Any]
-    seconds: float
-    versions: dict[str, str]
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the record into a student's folder."""
-        return write_text(Path(folder) / RECORD_FILE, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> TrainingRecord:
-        """Read the record of a student's folder.
-
-        Raises:
-            FileNotFoundError: If the folder holds no record, so the student was not made by `distill`.
-            ValueError: If the record is damaged or of another version.
-        """
-        path = Path(folder) / RECORD_FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: only students that `distill` saved carry a record.")
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is damaged or from another version ({error}). Train the student again."
-            ) from error
 
 
 def default_arguments(student: SentenceTransformer, output_dir: str | Path) -> SentenceTransformerTrainingArguments:

@@ -1,0 +1,57 @@
+"""What every sub-command shares: its options, and how its answer and its errors reach the user."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars and no log lines.")]
+StoreOption = Annotated[Path | None, typer.Option(help="SQLite file of teacher scores. Default: the user's cache.")]
+# What a command has to say: as an object for `--json`, and as text for people.
+Answer = tuple[dict[str, Any], str]
+
+
+def answering(command: Callable[..., Answer]) -> Callable[..., None]:
+    """Print a command's answer; turn an error that a user can act on into one line and exit code 1.
+
+    Whatever else is printed meanwhile, by the trainer for one, goes to standard error, so that standard output holds
+    the answer alone.
+    """
+
+    @functools.wraps(command)
+    def run(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> None:
+        _log_to_stderr(quiet)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                value, text = command(*args, as_json=as_json, quiet=quiet, **kwargs)
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command goes on from here", err=True)
+            raise typer.Exit(130) from None
+        typer.echo(json.dumps(value, ensure_ascii=False) if as_json else text)
+
+    return run
+
+
+def _log_to_stderr(quiet: bool) -> None:
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("st_wkl").setLevel(logging.ERROR if quiet else logging.INFO)
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        # One line per warning: the source line that Python adds means nothing to someone who runs a command.
+        if not quiet and not issubclass(category, (FutureWarning, DeprecationWarning)):
+            typer.echo(str(message), err=True)
+
+    warnings.showwarning = show  # type: ignore[assignment]
