@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from st_wkl.evaluation import compare, evaluate
     from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
     from st_wkl.losses.in_batch import InBatchContrastiveLoss
+    from st_wkl.losses.list_contrastive import ListContrastiveLoss
     from st_wkl.losses.margin_kl import MarginKL
+    from st_wkl.losses.margin_mse import MarginMSEDistillLoss
     from st_wkl.losses.pair_distill import PairDistillLoss
     from st_wkl.losses.pearson import PearsonDistillLoss
+    from st_wkl.losses.rank_net import RankNetDistillLoss
     from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
     from st_wkl.losses.weighted_sum import WeightedSumLoss
     from st_wkl.training import distill
@@ -30,6 +33,9 @@ _HOMES = {
     "PairDistillLoss": "st_wkl.losses.pair_distill",
     "AdaptiveRelevanceMarginLoss": "st_wkl.losses.adaptive_margin",
     "PearsonDistillLoss": "st_wkl.losses.pearson",
+    "MarginMSEDistillLoss": "st_wkl.losses.margin_mse",
+    "RankNetDistillLoss": "st_wkl.losses.rank_net",
+    "ListContrastiveLoss": "st_wkl.losses.list_contrastive",
     "InBatchContrastiveLoss": "st_wkl.losses.in_batch",
     "WeightedSumLoss": "st_wkl.losses.weighted_sum",
     "ListwiseCollator": "st_wkl.data.collator",
@@ -47,6 +53,9 @@ __all__ = [
     "PairDistillLoss",
     "AdaptiveRelevanceMarginLoss",
     "PearsonDistillLoss",
+    "MarginMSEDistillLoss",
+    "RankNetDistillLoss",
+    "ListContrastiveLoss",
     "InBatchContrastiveLoss",
     "WeightedSumLoss",
     "ListwiseCollator",

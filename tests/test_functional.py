@@ -20,6 +20,7 @@ from torch import Tensor
 from st_wkl.functional import (
     adaptive_relevance_margin,
     kl_divergence,
+    list_contrastive,
     margin_kl,
     margin_mse,
     pairwise_kl,
@@ -46,6 +47,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "margin_mse": margin_mse,
     "rank_net": lambda s, t, p, **k: rank_net(s, t, **k),
     "pearson": lambda s, t, p, **k: pearson(s, t, **k),
+    "list_contrastive": lambda s, t, p, **k: list_contrastive(s, p, **k),
 }
 
 
@@ -135,7 +137,7 @@ def test_margin_kl_equals_plain_loop(pairs: Any) -> None:
         assert value == pytest.approx(plain_margin_kl(student, teacher, relevant, mask, pairs == "all"), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["margin_mse", "rank_net", "pearson"])
+@pytest.mark.parametrize("name", ["margin_mse", "rank_net", "pearson", "list_contrastive"])
 def test_other_losses_equal_plain_loops(name: str) -> None:
     """The baselines of every comparison deserve the same suspicion as our own losses."""
     for seed in range(5):
@@ -151,6 +153,9 @@ def test_other_losses_equal_plain_loops(name: str) -> None:
                 terms = [((s[i] - s[j]) - (t[i] - t[j])) ** 2 for i, j in pairs if positive[i] and not positive[j]]
             elif name == "rank_net":
                 terms = [math.log(1 + math.exp(s[j] - s[i])) for i, j in pairs if t[i] > t[j]]
+            elif name == "list_contrastive":
+                negatives = [s[j] for j in range(len(places)) if not positive[j]]
+                terms = [-math.log(softmax([s[i], *negatives])[0]) for i in range(len(places)) if positive[i]]
             else:
                 terms = [1 - statistics.correlation(s, t)] if len(places) > 1 else []
             rows.append(sum(terms) / max(len(terms), 1))
@@ -167,6 +172,17 @@ def test_pearson_of_constant_lists() -> None:
     rows.sum().backward()
     assert student.grad is not None
     assert torch.equal(student.grad, torch.zeros(2, 3))
+
+
+def test_contrast_without_a_negative_counts_zero() -> None:
+    """A query whose positives are its only candidates has nothing to tell apart, and must not make the batch NaN."""
+    student = torch.tensor([[1.0, 2.0], [1.0, 2.0]], requires_grad=True)
+    positives = torch.tensor([[True, True], [False, False]])
+    loss = list_contrastive(student, positives)
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad is not None
+    assert torch.equal(student.grad, torch.zeros(2, 2))
 
 
 def plain_pairwise_kl(student: Tensor, pairs: Tensor, probabilities: Tensor) -> Tensor:
@@ -529,7 +545,7 @@ def test_ranks_share_ties() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "list_contrastive"])
 def test_bad_teacher_scores_are_named(name: str, bad: float) -> None:
     """One NaN label makes all weights NaN while the trainer logs a loss of 0, so it must stop the run by name."""
     student, teacher, positives = batch(0)

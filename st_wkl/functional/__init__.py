@@ -10,7 +10,7 @@ detached; everything is twice differentiable.
 from __future__ import annotations
 
 from st_wkl.functional.labels import raise_positives, swap_positives
-from st_wkl.functional.listwise import kl_divergence, pearson, student_ranks, weighted_kl
+from st_wkl.functional.listwise import kl_divergence, list_contrastive, pearson, student_ranks, weighted_kl
 from st_wkl.functional.margins import adaptive_relevance_margin
 from st_wkl.functional.pairwise import margin_kl, margin_mse, pairwise_kl, rank_net
 
@@ -22,6 +22,7 @@ __all__ = [
     "margin_mse",
     "rank_net",
     "pearson",
+    "list_contrastive",
     "adaptive_relevance_margin",
     "raise_positives",
     "swap_positives",

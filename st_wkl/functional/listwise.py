@@ -1,4 +1,4 @@
-"""Losses that compare whole lists: weighted KL, KL, and correlation."""
+"""Losses over whole lists: weighted KL, KL, correlation, and the contrast that needs no teacher."""
 
 from __future__ import annotations
 
@@ -190,6 +190,53 @@ def pearson(
     correlation = torch.where(varied, (student * teacher).sum(dim=1) / scale, 0.0)
     rows = torch.where(teacher_power > tiny, 1 - correlation, 0.0)
     return reduce_rows(rows, "batchmean" if reduction == "mean" else reduction)
+
+
+def list_contrastive(
+    student_scores: Tensor,
+    positives: Tensor,
+    *,
+    mask: Tensor | None = None,
+    student_temperature: float = 1.0,
+    reduction: Reduction = "batchmean",
+) -> Tensor:
+    """Softmax cross entropy of each positive against the negatives of its list (InfoNCE), without a teacher.
+
+    A positive is never another one's negative: each is compared with the negatives alone.
+
+    Args:
+        student_scores: `(B, N)` student scores.
+        positives: `(B, N)` boolean, True for relevant documents.
+        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
+        student_temperature: Divides the student scores. Scores that are cosines need about 0.02 to 0.05.
+        reduction: `"batchmean"` averages the positives of each row, then the rows; a row without a positive counts 0.
+            `"mean"` averages over all positives of the batch. `"none"` gives the `(B,)` row values.
+
+    Returns:
+        The loss: a scalar ≥ 0, or `(B,)` for `reduction="none"`. A row without a negative counts 0.
+
+    Raises:
+        ValueError: If shapes differ or the temperature is not positive.
+
+    Source:
+        van den Oord et al., https://arxiv.org/abs/1807.03748; several positives are averaged outside the logarithm.
+
+    Example:
+        >>> import torch
+        >>> round(list_contrastive(torch.zeros(1, 4), torch.tensor([[True, False, False, False]])).item(), 4)  # ln 4
+        1.3863
+    """
+    nothing = student_scores.new_zeros(student_scores.shape)
+    student, _, mask = prepare(student_scores, nothing, mask, student_temperature)
+    positives = check_shape("positives", positives, student).bool() & mask
+    negatives = mask & ~positives
+    # A row without negatives takes a finite place holder: the gradient of a logsumexp over nothing is NaN.
+    some = negatives.any(dim=1, keepdim=True)
+    rest = torch.where(negatives | ~some, student, -math.inf).logsumexp(dim=1, keepdim=True)
+    terms = torch.where(positives & some, torch.nn.functional.softplus(rest - student), 0.0)
+    if reduction == "mean":
+        return terms.sum() / positives.sum().clamp_min(1)
+    return reduce_rows(terms.sum(dim=1) / positives.sum(dim=1).clamp_min(1), reduction)
 
 
 def student_ranks(scores: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
 from st_wkl.losses.in_batch import InBatchContrastiveLoss
+from st_wkl.losses.list_contrastive import ListContrastiveLoss
 from st_wkl.losses.margin_kl import MarginKL
+from st_wkl.losses.margin_mse import MarginMSEDistillLoss
 from st_wkl.losses.pair_distill import PairDistillLoss, PairwisePreferenceLoss
 from st_wkl.losses.pearson import PearsonDistillLoss
+from st_wkl.losses.rank_net import RankNetDistillLoss
 from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
 from st_wkl.losses.weighted_sum import WeightedSumLoss
 
 __all__ = [
     "AdaptiveRelevanceMarginLoss",
     "InBatchContrastiveLoss",
+    "ListContrastiveLoss",
     "MarginKL",
+    "MarginMSEDistillLoss",
     "PairDistillLoss",
     "PairwisePreferenceLoss",
     "PearsonDistillLoss",
+    "RankNetDistillLoss",
     "WeightedKLDistillationLoss",
     "WeightedSumLoss",
 ]

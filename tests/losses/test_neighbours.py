@@ -13,12 +13,15 @@ from datasets import Dataset
 from sentence_transformers.base.data_collator import BaseDataCollator
 
 from st_wkl.data.collator import ListwiseCollator
-from st_wkl.functional import adaptive_relevance_margin, pairwise_kl, pearson
+from st_wkl.functional import adaptive_relevance_margin, list_contrastive, margin_mse, pairwise_kl, pearson, rank_net
 from st_wkl.losses import (
     AdaptiveRelevanceMarginLoss,
     InBatchContrastiveLoss,
+    ListContrastiveLoss,
+    MarginMSEDistillLoss,
     PairDistillLoss,
     PearsonDistillLoss,
+    RankNetDistillLoss,
     WeightedKLDistillationLoss,
 )
 from st_wkl.losses.lists import unpack
@@ -45,17 +48,21 @@ def paired_rows(n: int = 6) -> list[dict[str, Any]]:
     return rows
 
 
+NEIGHBOURS: dict[str, Any] = {
+    "pair": PairDistillLoss,
+    "arm": AdaptiveRelevanceMarginLoss,
+    "pearson": PearsonDistillLoss,
+    "margin mse": MarginMSEDistillLoss,
+    "rank net": RankNetDistillLoss,
+    "contrast": ListContrastiveLoss,
+}
+
+
 def make(name: str, model: Any, **options: Any) -> Any:
-    classes = {"pair": PairDistillLoss, "arm": AdaptiveRelevanceMarginLoss, "pearson": PearsonDistillLoss}
-    return classes[name](model, **options)
+    return NEIGHBOURS[name](model, **options)
 
 
-COMBINATIONS = [
-    (kind, name)
-    for kind in CLASSES
-    for name in ("pair", "arm", "pearson")
-    if name != "arm" or kind in ("dense", "sparse")
-]
+COMBINATIONS = [(kind, name) for kind in CLASSES for name in NEIGHBOURS if name != "arm" or kind in ("dense", "sparse")]
 
 
 @pytest.mark.parametrize(("kind", "name"), COMBINATIONS)
@@ -150,13 +157,38 @@ def test_pearson_knows_no_temperature(tiny_bert_path: Path) -> None:
     assert loss(*listwise_batch(model, "dense", rows)).item() == pytest.approx(sum(values) / len(values), abs=1e-6)
 
 
-def test_margins_train_without_any_label(tiny_bert_path: Path, tmp_path: Path) -> None:
-    """Plain (query, positive, negative) data is all that this method needs, and all that many users have."""
+@pytest.mark.parametrize("name", ["arm", "contrast"])
+def test_plain_data_trains_without_any_label(name: str, tiny_bert_path: Path, tmp_path: Path) -> None:
+    """Plain (query, positive, negative) data is all that these methods need, and all that many users have."""
     model = make_student("dense", tiny_bert_path)
     before = weights(model)
     rows = [{key: value for key, value in row.items() if key != "label"} for row in column_rows(6, candidates=3)]
-    trained("dense", model, AdaptiveRelevanceMarginLoss(model), tmp_path, Dataset.from_list(rows), data_collator=None)
+    trained("dense", model, make(name, model), tmp_path, Dataset.from_list(rows), data_collator=None)
     assert moved(before, weights(model))
+
+
+def test_modules_hand_scores_and_options_to_their_functions(tiny_bert_path: Path) -> None:
+    """A temperature on the wrong side, or positives that get lost on the way, would still train."""
+    model = make_student("dense", tiny_bert_path).double()
+    rows = ragged_rows()
+    width = max(len(row["documents"]) for row in rows)
+
+    def padded(values: list[list[float]]) -> torch.Tensor:
+        return torch.tensor([row + [0.0] * (width - len(row)) for row in values], dtype=torch.float64)
+
+    student = padded([[one_score(model, "dense", row["query"], d).item() for d in row["documents"]] for row in rows])
+    teacher, positives = padded([row["scores"] for row in rows]), padded([row["labels"] for row in rows]) >= 1
+    mask = padded([[1.0] * len(row["documents"]) for row in rows]) > 0
+    temperatures = {"student_temperature": 0.05, "teacher_temperature": 0.5}
+    expected = {
+        "margin mse": margin_mse(student, teacher, positives, mask=mask, **temperatures),
+        "rank net": rank_net(student, teacher, mask=mask, student_temperature=0.05),
+        "contrast": list_contrastive(student, positives, mask=mask, student_temperature=0.05),
+    }
+    for name, value in expected.items():
+        options = {"teacher_temperature": 0.5} if name == "margin mse" else {}
+        found = make(name, model, **options)(*listwise_batch(model, "dense", rows)).item()
+        assert found == pytest.approx(value.item(), rel=1e-6), name
 
 
 @pytest.mark.parametrize("target", [0.5, "adaptive", "distributed"])
