@@ -1,0 +1,298 @@
+"""From the finished runs to one tidy file, tables and figures."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from figures import correctness_figure, curves_figure, differences_figure
+from runs import HERE, Run, collection, done, groups, held_out, per_query, scored, student
+from study import analysis_runs, final_runs, tuned
+
+from st_wkl.data.candidates import bm25_candidates
+from st_wkl.evaluation.compare import holm, paired_difference
+from st_wkl.evaluation.evaluate import evaluate_run
+
+BASELINE, UNDISTILLED, BM25 = "KL", "undistilled", "BM25"
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method against another on the same queries, averaged over seeds first."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    queries: int
+
+
+def report(config: dict[str, Any], data: str, output: Path) -> None:
+    """Write results.csv, tuned.json, per_query.parquet, tables.md and figures/ beside the study's code."""
+    final = list(done(output, final_runs(config, output)))
+    analyses = {name: list(done(output, runs)) for name, runs in analysis_runs(config, output).items()}
+    if not final:
+        raise SystemExit(f"There is no finished run of the final stage in {output}.")
+    parts = {name: groups(name, data) for name in config["collections"]}
+    references = {name: _references(name, config["student"]["name"], data) for name in config["collections"]}
+    _write_settings(config, output)
+    _tidy(final, analyses, parts).to_csv(HERE / "results.csv", index=False, float_format="%.5f")
+    means = _mean_over_seeds(final)
+    _write_per_query(means)
+    (HERE / "figures").mkdir(exist_ok=True)
+    own = {name: _differences(means, name, parts[name]) for name in config["collections"]}
+    text = [_main_table(name, final, parts[name], references[name], own[name], config) for name in own]
+    text.append(_transfer_table(means, config))
+    text += [_analysis_table(name, runs, parts) for name, runs in analyses.items() if runs and name != "correctness"]
+    differences_figure(own, parts, HERE / "figures" / "differences.png")
+    if analyses["correctness"]:
+        table, points = _by_correctness(analyses["correctness"], config)
+        text.append(table)
+        correctness_figure(points, HERE / "figures" / "correctness.png")
+    curves_figure(_curves(analyses), HERE / "figures" / "curves.png")
+    (HERE / "tables.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    print("\n\n".join(text))
+
+
+def _references(name: str, student_name: str, data: str) -> dict[str, Scores]:
+    """Return what the students are seen against: the undistilled student and BM25."""
+    where = collection(data, name)
+    found = bm25_candidates(where, list(where.qrels["test"]), top_k=100, show_progress=False)
+    run = {query: {hit.document_id: hit.score for hit in hits} for query, hits in found.items()}
+    return {
+        UNDISTILLED: per_query(student(student_name), where, "test"),
+        BM25: evaluate_run(run, where, name=BM25).tasks[0].per_query,
+    }
+
+
+def _mean_over_seeds(final: list[tuple[Run, dict[str, Scores]]]) -> dict[tuple[str, str, str], Scores]:
+    """Return (trained on, method, evaluated on) → nDCG@10 of each query, the mean over seeds."""
+    collected: dict[tuple[str, str, str], list[Scores]] = defaultdict(list)
+    for run, scores in final:
+        for where, values in scores.items():
+            collected[run.collection, run.method, where].append(values)
+    return {
+        key: {query: float(np.mean([run[query] for run in runs])) for query in runs[0]}
+        for key, runs in collected.items()
+    }
+
+
+def _difference(before: Scores, after: Scores, queries: list[str]) -> Difference | None:
+    if not queries:
+        return None
+    low_high = paired_difference([after[query] - before[query] for query in queries])
+    return Difference(low_high.mean, low_high.low, low_high.high, low_high.p_value, len(queries))
+
+
+def _differences(
+    means: dict[tuple[str, str, str], Scores], name: str, parts: dict[str, list[str]]
+) -> dict[str, dict[str, Difference | None]]:
+    """Return each method's difference to the baseline on all, shared and unseen test queries."""
+    before = means[name, BASELINE, name]
+    chosen = {"all": list(before), **parts}
+    return {
+        method: {part: _difference(before, values, queries) for part, queries in chosen.items()}
+        for (trained, method, where), values in means.items()
+        if trained == where == name and method != BASELINE
+    }
+
+
+def _main_table(
+    name: str,
+    final: list[tuple[Run, dict[str, Scores]]],
+    parts: dict[str, list[str]],
+    references: dict[str, Scores],
+    differences: dict[str, dict[str, Difference | None]],
+    config: dict[str, Any],
+) -> str:
+    chosen = {"all": list(references[UNDISTILLED]), **parts}
+    lines = [
+        f"### {name}: nDCG@10, trained on {len(scored(name)):,} queries",
+        "",
+        "| | " + " | ".join(f"{part}, {len(queries):,}" for part, queries in chosen.items())
+        + " | all − KL, 95 % interval | p (Holm) | unseen − KL | p (Holm) | lr, τ_s, τ_t |",
+        "| :-- |" + " --: |" * len(chosen) + " --: | --: | --: | --: | :-- |",
+    ]  # fmt: skip
+    corrected = {
+        part: dict(zip(differences, holm([_p(d[part]) for d in differences.values()]), strict=True))
+        for part in ("all", "unseen")
+    }
+    for method, scores in references.items():
+        cells = [_mean(scores, queries) for queries in chosen.values()]
+        lines.append(f"| {method} | " + " | ".join(cells) + " | | | | | |")
+    for method in config["methods"]:
+        runs = [(run, scores[name]) for run, scores in final if (run.collection, run.method) == (name, method)]
+        if not runs:
+            continue
+        cells = [_mean_and_deviation([scores for _, scores in runs], queries) for queries in chosen.values()]
+        tail = ["", "", "", ""]
+        if method in differences:
+            for place, part in ((0, "all"), (2, "unseen")):
+                if (found := differences[method][part]) is not None:
+                    tail[place : place + 2] = [_interval(found), _p_text(corrected[part][method])]
+        run = runs[0][0]
+        setting = f"{run.learning_rate:g}, {run.student_temperature:g}, {run.teacher_temperature:g}"
+        lines.append(f"| {method} | " + " | ".join([*cells, *tail, setting]) + " |")
+    return "\n".join(lines)
+
+
+def _transfer_table(means: dict[tuple[str, str, str], Scores], config: dict[str, Any]) -> str:
+    """Show what a student that learned one collection does on the others."""
+    others = [*config["collections"], *config["transfer_to"]]
+    pairs = [(name, other) for name in config["collections"] for other in others if name != other]
+    pairs = [pair for pair in pairs if (pair[0], BASELINE, pair[1]) in means]
+    lines = [
+        "### Zero-shot: difference to KL in nDCG@10, trained on → evaluated on",
+        "",
+        "| | " + " | ".join(f"{name} → {other}" for name, other in pairs) + " |",
+        "| :-- |" + " --: |" * len(pairs),
+        f"| {BASELINE} | " + " | ".join(_mean(means[a, BASELINE, b], list(means[a, BASELINE, b])) for a, b in pairs) + " |",
+    ]
+    for method in config["methods"]:
+        if method == BASELINE or any((a, method, b) not in means for a, b in pairs):
+            continue
+        cells = []
+        for a, b in pairs:
+            before, after = means[a, BASELINE, b], means[a, method, b]
+            found = _difference(before, after, list(before))
+            assert found is not None
+            cells.append(f"{found.mean:+.3f}{'*' if found.low > 0 or found.high < 0 else ''}")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "\\* the 95 % interval, not corrected for the number of cells, leaves out 0."])
+
+
+def _analysis_table(name: str, runs: list[tuple[Run, dict[str, Scores]]], parts: dict[str, dict[str, list[str]]]) -> str:
+    varied = {"weights": (), "temperature": ("student_temperature",), "candidates": ("negatives",),
+              "choice": ("choice", "negatives"), "noise": ("noise",), "teacher": ("teacher",)}[name]  # fmt: skip
+    cells: dict[tuple[Any, ...], list[tuple[float, float, float]]] = defaultdict(list)
+    for run, scores in runs:
+        key = (run.collection, run.method, *(getattr(run, axis) for axis in varied))
+        own = scores[run.collection]
+        queries = [list(own), parts[run.collection]["shared"], parts[run.collection]["unseen"]]
+        cells[key].append(tuple(_value(own, part) for part in queries))
+    lines = [f"### {name}", "", "| " + " | ".join(("trained on", "method", *varied, "all", "shared", "unseen", "seeds")) + " |"]
+    lines.append("| :-- | :-- |" + " --: |" * (len(varied) + 4))
+    for key, values in sorted(cells.items(), key=lambda item: tuple(map(str, item[0]))):
+        means = " | ".join(f"{value:.3f}" for value in np.mean(values, axis=0))
+        lines.append("| " + " | ".join(map(str, key)) + f" | {means} | {len(values)} |")
+    return "\n".join(lines)
+
+
+def _by_correctness(
+    runs: list[tuple[Run, dict[str, Scores]]], config: dict[str, Any]
+) -> tuple[str, dict[str, list[tuple[str, Difference]]]]:
+    """Compare weighted KL with KL on training queries that were held out, by how right the teacher was about them."""
+    collected: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for run, scores in runs:
+        for query, value in scores[run.collection].items():
+            collected[run.collection, run.method, query].append(value)
+    weighted = next(method for method in config["analyses"]["methods"] if method != BASELINE)
+    points: dict[str, list[tuple[str, Difference]]] = {}
+    lines = [
+        f"### {weighted} − KL on held-out training queries, by the place of the teacher's best positive in the list",
+        "",
+        "| | first | 2–3 | 4 and worse |",
+        "| :-- | --: | --: | --: |",
+    ]
+    for name in config["collections"]:
+        queries: dict[str, list[str]] = {"first": [], "2–3": [], "4 and worse": []}
+        for row in scored(name).itertuples():
+            labels, scores = np.asarray(row.labels), np.asarray(row.scores)
+            place = 1 + int((scores[labels <= 0] > scores[labels > 0].max()).sum())
+            if (name, BASELINE, row.query_id) in collected and (name, weighted, row.query_id) in collected:
+                queries["first" if place == 1 else "2–3" if place <= 3 else "4 and worse"].append(row.query_id)
+        if not any(queries.values()):
+            continue
+        before, after = (
+            {query: float(np.mean(collected[name, method, query])) for ids in queries.values() for query in ids}
+            for method in (BASELINE, weighted)
+        )
+        points[name] = [(label, found) for label, ids in queries.items() if (found := _difference(before, after, ids))]
+        cells = [f"{_interval(found)}, {found.queries} queries" for _, found in points[name]]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines), points
+
+
+def _curves(analyses: dict[str, list[tuple[Run, dict[str, Scores]]]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return (analysis, collection) → method → x → nDCG@10 of each seed."""
+    axes = {"noise": "noise", "candidates": "negatives", "temperature": "student_temperature"}
+    curves: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, axis in axes.items():
+        for run, scores in analyses[name]:
+            line = curves.setdefault((name, run.collection), {}).setdefault(run.method, defaultdict(list))
+            line[getattr(run, axis)].append(_value(scores[run.collection], list(scores[run.collection])))
+    return curves
+
+
+def _tidy(
+    final: list[tuple[Run, dict[str, Scores]]],
+    analyses: dict[str, list[tuple[Run, dict[str, Scores]]]],
+    parts: dict[str, dict[str, list[str]]],
+) -> pd.DataFrame:
+    rows = []
+    for stage, runs in {"final": final, **analyses}.items():
+        for run, scores in runs:
+            for where, values in scores.items():
+                chosen = {"all": list(values)}
+                if where == run.collection and run.fold is None:
+                    chosen |= parts[where]
+                for part, queries in chosen.items():
+                    rows.append(
+                        {
+                            "stage": stage, "trained_on": run.collection, "method": run.method, "seed": run.seed,
+                            "learning_rate": run.learning_rate, "student_temperature": run.student_temperature,
+                            "teacher_temperature": run.teacher_temperature, "negatives": run.negatives,
+                            "choice": run.choice, "noise": run.noise, "teacher": run.teacher, "fold": run.fold,
+                            "evaluated_on": where, "queries_of": part, "queries": len(queries),
+                            "ndcg_at_10": _value(values, queries) if queries else None,
+                        }
+                    )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _write_settings(config: dict[str, Any], output: Path) -> None:
+    chosen: dict[str, dict[str, Any]] = defaultdict(dict)
+    for (name, method), run in tuned(config, output).items():
+        axes = ("learning_rate", "student_temperature", "teacher_temperature")
+        chosen[name][method] = {axis: getattr(run, axis) for axis in axes}
+    (HERE / "tuned.json").write_text(json.dumps(chosen, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_per_query(means: dict[tuple[str, str, str], Scores]) -> None:
+    rows = [
+        (*key, query, np.float32(value)) for key, values in means.items() for query, value in values.items()
+    ]  # the mean over seeds, enough for every paired test of the tables
+    columns = ["trained_on", "method", "evaluated_on", "query_id", "ndcg_at_10"]
+    table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[:3], "category"))
+    table.to_parquet(HERE / "per_query.parquet", compression="zstd", index=False)
+
+
+def _value(scores: Scores, queries: list[str]) -> float:
+    return float(np.mean([scores[query] for query in queries])) if queries else float("nan")
+
+
+def _mean(scores: Scores, queries: list[str]) -> str:
+    return f"{_value(scores, queries):.3f}" if queries else "–"
+
+
+def _mean_and_deviation(runs: list[Scores], queries: list[str]) -> str:
+    values = [_value(scores, queries) for scores in runs]
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}" if queries else "–"
+
+
+def _interval(found: Difference) -> str:
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _p(found: Difference | None) -> float:
+    return 1.0 if found is None else found.p_value
+
+
+def _p_text(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,257 @@
+"""One run of the study: a student is taught once, and its nDCG@10 is taken on every test query."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+
+import st_wkl
+from st_wkl import Collection, InBatchContrastiveLoss, ListwiseCollator, WeightedSumLoss
+from st_wkl.data.dataset import DistillationDataset, features
+from st_wkl.data.dense import exact_top_k
+from st_wkl.data.selection import choose
+from st_wkl.evaluation import shared_document_queries
+from st_wkl.evaluation.evaluate import evaluate_run
+from st_wkl.functional import raise_positives
+from st_wkl.packaged import STATIC_STUDENT, fetch
+from st_wkl.training import default_arguments
+
+HERE = Path(__file__).parent
+# PairDistill asks a pairwise teacher about neighbours of the pointwise ranking. No such model comes as a package, so
+# here the pointwise scores say which of two neighbours is better.
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run depends on; two equal runs give equal numbers."""
+
+    collection: str
+    method: str
+    seed: int
+    learning_rate: float
+    student_temperature: float
+    teacher_temperature: float
+    epochs: int
+    batch_size: int
+    negatives: int
+    student: str
+    choice: str = "top"
+    noise: float = 0.0
+    teacher: str = "cross-encoder"
+    fold: int | None = None  # a fifth of the training queries that is held out, and evaluated on
+    evaluated_on: str = "test"
+    loss: str = ""
+    parameters: tuple[tuple[str, Any], ...] = field(default=())
+
+    @property
+    def key(self) -> str:
+        """Name of the run's file."""
+        return hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+class RememberingTokenizer:
+    """A tokenizer that tokenises each text once, since the study reads the same texts in hundreds of runs."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.known = tokenizer, {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def encode_batch(self, texts: list[str], add_special_tokens: bool = False) -> list[Any]:
+        """Tokenise what is new."""
+        new = list(dict.fromkeys(text for text in texts if text not in self.known))
+        encodings = self.tokenizer.encode_batch(new, add_special_tokens=add_special_tokens)
+        self.known.update(zip(new, (_Ids(encoding.ids) for encoding in encodings), strict=True))
+        return [self.known[text] for text in texts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ids:
+    ids: list[int]
+
+
+@cache
+def collection(data: str, name: str) -> Collection:
+    return Collection.load(Path(data) / name)
+
+
+@cache
+def _base(name: str) -> SentenceTransformer:
+    model = SentenceTransformer(str(fetch(STATIC_STUDENT) if name == "potion-base-8M" else name))
+    if hasattr(model[0], "embedding"):  # transformers pad a batch as a whole; only static students remember texts
+        model[0].tokenizer = RememberingTokenizer(model[0].tokenizer)
+    return model
+
+
+def student(name: str) -> SentenceTransformer:
+    """Return the undistilled student; each call gives its weights anew."""
+    base = _base(name)
+    if not hasattr(base, "first_weights"):
+        base.first_weights = {key: value.clone() for key, value in base.state_dict().items()}
+    base.load_state_dict(base.first_weights)
+    return base
+
+
+@cache
+def scored(name: str) -> pd.DataFrame:
+    """Return what the teacher said: query_id, document_ids, scores, bm25, labels."""
+    return pd.read_parquet(HERE / "scores" / f"{name}.parquet")
+
+
+def held_out(name: str, fold: int) -> list[str]:
+    """Return a fifth of the training queries, of which there are judgements and teacher scores."""
+    return list(scored(name)["query_id"])[fold::5]
+
+
+def training_data(run: Run, data: str) -> DistillationDataset:
+    """Return the lists that a run trains on."""
+    source, texts = scored(run.collection), collection(data, run.collection)
+    left_out = set() if run.fold is None else set(held_out(run.collection, run.fold))
+    rows = [row for row in source.itertuples() if row.query_id not in left_out]
+    train: dict[str, list[Any]] = {name: [] for name in features("train")}
+    generator = np.random.default_rng(7)
+    noisy = generator.random(len(rows)) < run.noise
+    for row, shuffle in zip(rows, noisy, strict=True):
+        labels = np.array(row.labels)
+        scores = np.array(row.bm25 if run.teacher == "bm25" else row.scores, dtype=np.float32)
+        if run.teacher == "corrected":
+            scores = raise_positives(torch.tensor(scores)[None], torch.tensor(labels > 0)[None])[0].numpy()
+        positives, negatives = np.flatnonzero(labels > 0), np.flatnonzero(labels <= 0)
+        chosen = choose(
+            len(negatives), run.negatives, run.choice, scores=scores[negatives], seed=run.seed, key=row.query_id
+        )
+        places = np.concatenate([positives, negatives[chosen]])
+        kept = scores[places]
+        if shuffle:  # a teacher that knows nothing about this query, but speaks with the same conviction
+            kept = generator.permutation(kept)
+        values = (row.query_id, [row.document_ids[place] for place in places], kept, labels[places].tolist())
+        for name, value in zip(features("train"), values, strict=True):
+            train[name].append(value)
+    used = list(dict.fromkeys(key for ids in train["document_ids"] for key in ids))
+    tables = {
+        "train": train,
+        "queries": {"query_id": train["query_id"], "text": [texts.queries[key] for key in train["query_id"]]},
+        "documents": {"document_id": used, "text": [texts.documents[key] for key in used]},
+    }
+    return DistillationDataset(
+        **{name: Dataset.from_dict(table, features=features(name)) for name, table in tables.items()},
+        provenance={"collection": {"name": run.collection}, "num_negatives": run.negatives},
+    )
+
+
+def make_loss(run: Run, model: SentenceTransformer) -> torch.nn.Module:
+    """Return the loss of a run, with its temperatures where it has any."""
+    parameters = dict(run.parameters)
+    in_batch = parameters.pop("in_batch", None)
+    cls = getattr(st_wkl.losses, run.loss)
+    if run.loss == "InBatchContrastiveLoss":
+        parameters["temperature"] = run.student_temperature
+    elif run.loss == "ListContrastiveLoss":
+        parameters["student_temperature"] = run.student_temperature
+    elif run.loss == "AdaptiveRelevanceMarginLoss" or run.loss == "PearsonDistillLoss":
+        pass  # neither has a temperature
+    else:
+        parameters["student_temperature"] = run.student_temperature
+        parameters["teacher_temperature"] = run.teacher_temperature
+    loss = cls(model, **parameters)
+    if in_batch is None:
+        return loss
+    term = InBatchContrastiveLoss(model, temperature=run.student_temperature)
+    return WeightedSumLoss(model, [(1.0, loss), (in_batch, term)])
+
+
+def lists(dataset: DistillationDataset, with_pairs: bool) -> Dataset:
+    """Return rows for `ListwiseCollator`, with preferences between neighbours if the loss wants them."""
+    rows = dataset.to_lists()
+    if not with_pairs:
+        return rows
+
+    def preferences(row: dict[str, Any]) -> dict[str, Any]:
+        scores = np.asarray(row["scores"], dtype=np.float64)
+        order = np.argsort(-scores, kind="stable")
+        pairs = [(int(i), int(j)) for place, i in enumerate(order) for j in order[place + 1 : place + 1 + NEIGHBOURS]]
+        return {"pairs": [[i, j, float(1 / (1 + np.exp(scores[j] - scores[i])))] for i, j in pairs]}
+
+    return rows.map(preferences)
+
+
+def train(run: Run, data: str) -> SentenceTransformer:
+    """Teach the student on the stock trainer."""
+    model = student(run.student)
+    dataset = training_data(run, data)
+    with tempfile.TemporaryDirectory() as folder:
+        args = default_arguments(model, folder)
+        args.num_train_epochs, args.per_device_train_batch_size, args.seed = run.epochs, run.batch_size, run.seed
+        args.learning_rate, args.logging_strategy, args.disable_tqdm = run.learning_rate, "no", True
+        SentenceTransformerTrainer(
+            model,
+            args,
+            lists(dataset, with_pairs=run.loss == "PairDistillLoss"),
+            loss=make_loss(run, model),
+            data_collator=ListwiseCollator(model),
+        ).train()
+    return model.eval()
+
+
+def per_query(model: SentenceTransformer, where: Collection, split: str) -> dict[str, float]:
+    """Return nDCG@10 of each query; the same numbers as `st_wkl.evaluate`, without MTEB's set-up in each run."""
+    queries = {key: where.queries[key] for key in where.qrels[split]}
+    options: dict[str, Any] = {"convert_to_tensor": True, "normalize_embeddings": True, "batch_size": 512}
+    scores, places = exact_top_k(
+        model.encode_query(list(queries.values()), **options),
+        model.encode_document(list(where.documents.values()), **options),
+        100,
+    )
+    ids = list(where.documents)
+    run = {
+        key: {ids[place]: score for place, score in zip(found.tolist(), values.tolist(), strict=True)}
+        for key, found, values in zip(queries, places, scores, strict=True)
+    }
+    return evaluate_run(run, where, split=split, name="student").tasks[0].per_query
+
+
+def measure(run: Run, model: SentenceTransformer, data: str, others: list[str]) -> dict[str, dict[str, float]]:
+    """Return nDCG@10 per query of the run's own collection and, zero-shot, of others."""
+    where = collection(data, run.collection)
+    if run.fold is not None:
+        split = {key: where.qrels["train"][key] for key in held_out(run.collection, run.fold)}
+        where = Collection(where.name, where.documents, where.queries, {run.evaluated_on: split})
+    found = {run.collection: per_query(model, where, run.evaluated_on)}
+    for other in others:
+        if other != run.collection:
+            found[other] = per_query(model, collection(data, other), "test")
+    return found
+
+
+def groups(name: str, data: str) -> dict[str, list[str]]:
+    """Return the test queries in two parts: documents shared with the training positives, and unseen ones."""
+    trained_on = {
+        key
+        for row in scored(name).itertuples()
+        for key, gain in zip(row.document_ids, row.labels, strict=True)
+        if gain > 0
+    }
+    shared, unseen = shared_document_queries(collection(data, name).qrels["test"], trained_on)
+    return {"shared": shared, "unseen": unseen}
+
+
+def done(output: Path, runs: list[Run]) -> Iterator[tuple[Run, dict[str, dict[str, float]]]]:
+    """Yield the finished runs with their scores."""
+    for run in runs:
+        file = output / "runs" / f"{run.key}.json"
+        if file.is_file():
+            yield run, json.loads(file.read_text(encoding="utf-8"))["scores"]

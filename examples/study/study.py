@@ -1,0 +1,191 @@
+"""The study: does weighted KL beat KL, and what should a small retriever learn from a reranker?
+
+Run the stages in this order; each skips what is there, so a stopped one goes on where it was:
+
+    python examples/study/study.py score   --data FOLDER    teacher scores, kept as ids and numbers in scores/
+    python examples/study/study.py tune    --data FOLDER    the same small grid for every method, on dev queries
+    python examples/study/study.py final   --data FOLDER    the main table: all methods, all seeds, test queries
+    python examples/study/study.py analyse --data FOLDER    one thing varied at a time
+    python examples/study/study.py report                   results.csv, tables.md, figures
+
+FOLDER holds the collections of study.yaml as BEIR folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+import time
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+# How many of the two temperatures, the student's and the teacher's, a loss listens to, where that is not both: a grid
+# over the others would be the same run again.
+TEMPERATURES = {
+    "AdaptiveRelevanceMarginLoss": 0,
+    "PearsonDistillLoss": 0,
+    "InBatchContrastiveLoss": 1,
+    "ListContrastiveLoss": 1,
+}
+
+
+def base_run(config: dict[str, Any], name: str, method: str) -> Any:
+    from runs import Run
+
+    parameters = dict(config["methods"][method])
+    loss = parameters.pop("loss")
+    student = config["student"]
+    return Run(
+        collection=name,
+        method=method,
+        seed=config["tuning"]["seed"],
+        learning_rate=config["tuning"]["learning_rate"][0],
+        student_temperature=config["tuning"]["temperatures"][0][0],
+        teacher_temperature=config["tuning"]["temperatures"][0][1],
+        epochs=student["epochs"],
+        batch_size=student["batch_size"],
+        negatives=config["negatives"],
+        student=student["name"],
+        loss=loss,
+        parameters=tuple(sorted(parameters.items())),
+    )
+
+
+def tuning_runs(config: dict[str, Any]) -> list[Any]:
+    runs = []
+    for name, method in itertools.product(config["collections"], config["methods"]):
+        dev = config["collections"][name]["dev"]
+        base = replace(base_run(config, name, method), fold=None if dev else 0, evaluated_on=dev or "held out")
+        heard = TEMPERATURES.get(base.loss, 2)
+        for rate, temperatures in itertools.product(
+            *(config["tuning"][axis] for axis in ("learning_rate", "temperatures"))
+        ):
+            chosen = dict(zip(("student_temperature", "teacher_temperature")[:heard], temperatures, strict=False))
+            runs.append(replace(base, learning_rate=rate, **chosen))
+    return list(dict.fromkeys(runs))
+
+
+def tuned(config: dict[str, Any], output: Path) -> dict[tuple[str, str], Any]:
+    """Return the best setting of each collection and method on the dev queries, ready for the test queries."""
+    from runs import done
+
+    best: dict[tuple[str, str], tuple[float, Any]] = {}
+    for run, scores in done(output, tuning_runs(config)):
+        values = scores[run.collection].values()
+        score = sum(values) / len(values)
+        if score > best.get((run.collection, run.method), (-1.0, None))[0]:
+            best[run.collection, run.method] = (score, run)
+    return {key: replace(run, fold=None, evaluated_on="test") for key, (_, run) in best.items()}
+
+
+def final_runs(config: dict[str, Any], output: Path) -> list[Any]:
+    settings = tuned(config, output)
+    return [replace(run, seed=seed) for seed in config["final"]["seeds"] for run in settings.values()]
+
+
+def analysis_runs(config: dict[str, Any], output: Path) -> dict[str, list[Any]]:
+    """Return the runs of each analysis; those of one seed come before those of the next."""
+    options, settings = config["analyses"], tuned(config, output)
+    found: dict[str, list[Any]] = {name: [] for name in options["collections"]}
+    for seed, (name, collections) in itertools.product(options["seeds"], options["collections"].items()):
+        for collection in collections:
+            if (collection, "KL") not in settings:
+                continue
+            if name == "correctness":  # every training query is held out once, so the teacher's scores of it are known
+                for method, fold in itertools.product(options["methods"], range(5)):
+                    base = replace(settings[collection, method], seed=seed)
+                    found[name].append(replace(base, fold=fold, evaluated_on="held out"))
+                continue
+            if name == "weights":
+                base = replace(settings[collection, "KL"], seed=seed)
+                for gamma, alpha in itertools.product(*options["weights"].values()):
+                    parameters = (("alpha", alpha), ("gamma", gamma))
+                    if alpha <= gamma:
+                        found[name].append(replace(base, method=f"γ{gamma} α{alpha}", parameters=parameters))
+                continue
+            for method, values in itertools.product(options["methods"], itertools.product(*options[name].values())):
+                change = dict(zip(options[name], values, strict=True))
+                found[name].append(replace(settings[collection, method], seed=seed, **change))
+    return found
+
+
+def execute(job: tuple[Any, str, str, list[str]]) -> str:
+    """Do one run and write its file."""
+    run, data, output, others = job
+    file = Path(output) / "runs" / f"{run.key}.json"
+    if file.is_file():
+        return ""
+    import torch
+    from runs import measure, train
+
+    from st_wkl._files import write_text
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    start = time.perf_counter()
+    scores = measure(run, train(run, data), data, others)
+    value = {"run": asdict(run), "seconds": round(time.perf_counter() - start, 1), "scores": scores}
+    write_text(file, json.dumps(value, ensure_ascii=False))
+    own = scores[run.collection].values()
+    return f"{run.collection} {run.method} seed {run.seed}: {sum(own) / len(own):.4f}"
+
+
+def execute_all(runs: list[Any], data: str, output: Path, others: list[str], workers: int) -> None:
+    """Do all runs that are not done, some at a time, each on one core."""
+    from tqdm.auto import tqdm
+
+    (output / "runs").mkdir(parents=True, exist_ok=True)
+    runs = list(dict.fromkeys(runs))
+    jobs = [(run, data, str(output), others) for run in runs if not (output / "runs" / f"{run.key}.json").is_file()]
+    print(f"{len(runs) - len(jobs)} of {len(runs)} runs are there already.", file=sys.stderr)
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with multiprocessing.get_context("spawn").Pool(workers) as pool, tqdm(total=len(jobs), unit="run") as bar:
+        for line in pool.imap_unordered(execute, jobs):
+            bar.set_postfix_str(line)
+            bar.update()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["score", "tune", "final", "analyse", "report"])
+    parser.add_argument("--data", help="folder of BEIR folders")
+    parser.add_argument("--output", type=Path, default=Path("study-output"), help="where runs are kept")
+    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "study.yaml")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument("--collections", nargs="*", help="only these")
+    options = parser.parse_args()
+    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    if options.collections:
+        config["collections"] = {name: config["collections"][name] for name in options.collections}
+    if options.stage != "report" and not (options.data and Path(options.data).is_dir()):
+        parser.error(f"--data must be a folder with the BEIR folders {', '.join(config['collections'])}")
+    if options.stage == "score":
+        from scoring import score
+
+        for name in config["collections"]:
+            score(name, config, options.data, options.output)
+    elif options.stage == "tune":
+        execute_all(tuning_runs(config), options.data, options.output, [], options.workers)
+    elif options.stage == "final":
+        others = [*config["collections"], *config["transfer_to"]]
+        execute_all(final_runs(config, options.output), options.data, options.output, others, options.workers)
+    elif options.stage == "analyse":
+        runs = [run for runs in analysis_runs(config, options.output).values() for run in runs]
+        execute_all(runs, options.data, options.output, [], options.workers)
+    else:
+        from report import report
+
+        report(config, options.output)
+
+
+if __name__ == "__main__":
+    main()
