@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint study-small clean
 
 demo: .venv/demo
 	@$(BIN)/st-wkl demo
@@ -15,8 +15,16 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy st_wkl
 
+# The static student's part of the study's main table, from the published settings and teacher scores. DATA holds the
+# collections as BEIR folders.
+DATA ?= data
+study-small: .venv/dev
+	$(BIN)/python examples/study/study.py final --data $(DATA)
+	$(BIN)/python examples/study/study.py report --data $(DATA)
+	$(BIN)/python examples/study/study.py check
+
 clean:
-	rm -rf .venv demo-output .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info
+	rm -rf .venv demo-output study-output .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info
 
 # torch is named so that its pinned CPU-sized version is chosen before anything else asks for the newest one.
 .venv/demo: pyproject.toml constraints.txt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from figures import correctness_figure, curves_figure, differences_figure
-from runs import HERE, Run, collection, done, groups, held_out, per_query, scored, student
-from study import analysis_runs, final_runs, tuned
+from runs import Run, collection, done, groups, per_query, scored, student
+from study import analysis_runs, final_runs
 
 from st_wkl.data.candidates import bm25_candidates
 from st_wkl.evaluation.compare import holm, paired_difference
@@ -34,29 +33,28 @@ class Difference:
 
 
 def report(config: dict[str, Any], data: str, output: Path) -> None:
-    """Write results.csv, tuned.json, per_query.parquet, tables.md and figures/ beside the study's code."""
+    """Write results.csv, per_query.parquet, tables.md and figures/ into the output folder."""
     final = list(done(output, final_runs(config, output)))
     analyses = {name: list(done(output, runs)) for name, runs in analysis_runs(config, output).items()}
     if not final:
         raise SystemExit(f"There is no finished run of the final stage in {output}.")
     parts = {name: groups(name, data) for name in config["collections"]}
     references = {name: _references(name, config["student"]["name"], data) for name in config["collections"]}
-    _write_settings(config, output)
-    _tidy(final, analyses, parts).to_csv(HERE / "results.csv", index=False, float_format="%.5f")
+    _tidy(final, analyses, parts).to_csv(output / "results.csv", index=False, float_format="%.5f")
     means = _mean_over_seeds(final)
-    _write_per_query(means)
-    (HERE / "figures").mkdir(exist_ok=True)
+    _write_per_query(means, output)
+    (output / "figures").mkdir(exist_ok=True)
     own = {name: _differences(means, name, parts[name]) for name in config["collections"]}
     text = [_main_table(name, final, parts[name], references[name], own[name], config) for name in own]
     text.append(_transfer_table(means, config))
     text += [_analysis_table(name, runs, parts) for name, runs in analyses.items() if runs and name != "correctness"]
-    differences_figure(own, parts, HERE / "figures" / "differences.png")
+    differences_figure(own, parts, output / "figures" / "differences.png")
     if analyses["correctness"]:
         table, points = _by_correctness(analyses["correctness"], config)
         text.append(table)
-        correctness_figure(points, HERE / "figures" / "correctness.png")
-    curves_figure(_curves(analyses), HERE / "figures" / "curves.png")
-    (HERE / "tables.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+        correctness_figure(points, output / "figures" / "correctness.png")
+    curves_figure(_curves(analyses), output / "figures" / "curves.png")
+    (output / "tables.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     print("\n\n".join(text))
 
 
@@ -152,7 +150,9 @@ def _transfer_table(means: dict[tuple[str, str, str], Scores], config: dict[str,
         "",
         "| | " + " | ".join(f"{name} → {other}" for name, other in pairs) + " |",
         "| :-- |" + " --: |" * len(pairs),
-        f"| {BASELINE} | " + " | ".join(_mean(means[a, BASELINE, b], list(means[a, BASELINE, b])) for a, b in pairs) + " |",
+        f"| {BASELINE} | "
+        + " | ".join(_mean(means[a, BASELINE, b], list(means[a, BASELINE, b])) for a, b in pairs)
+        + " |",
     ]
     for method in config["methods"]:
         if method == BASELINE or any((a, method, b) not in means for a, b in pairs):
@@ -167,7 +167,9 @@ def _transfer_table(means: dict[tuple[str, str, str], Scores], config: dict[str,
     return "\n".join([*lines, "", "\\* the 95 % interval, not corrected for the number of cells, leaves out 0."])
 
 
-def _analysis_table(name: str, runs: list[tuple[Run, dict[str, Scores]]], parts: dict[str, dict[str, list[str]]]) -> str:
+def _analysis_table(
+    name: str, runs: list[tuple[Run, dict[str, Scores]]], parts: dict[str, dict[str, list[str]]]
+) -> str:
     varied = {"weights": (), "temperature": ("student_temperature",), "candidates": ("negatives",),
               "choice": ("choice", "negatives"), "noise": ("noise",), "teacher": ("teacher",)}[name]  # fmt: skip
     cells: dict[tuple[Any, ...], list[tuple[float, float, float]]] = defaultdict(list)
@@ -176,7 +178,11 @@ def _analysis_table(name: str, runs: list[tuple[Run, dict[str, Scores]]], parts:
         own = scores[run.collection]
         queries = [list(own), parts[run.collection]["shared"], parts[run.collection]["unseen"]]
         cells[key].append(tuple(_value(own, part) for part in queries))
-    lines = [f"### {name}", "", "| " + " | ".join(("trained on", "method", *varied, "all", "shared", "unseen", "seeds")) + " |"]
+    lines = [
+        f"### {name}",
+        "",
+        "| " + " | ".join(("trained on", "method", *varied, "all", "shared", "unseen", "seeds")) + " |",
+    ]
     lines.append("| :-- | :-- |" + " --: |" * (len(varied) + 4))
     for key, values in sorted(cells.items(), key=lambda item: tuple(map(str, item[0]))):
         means = " | ".join(f"{value:.3f}" for value in np.mean(values, axis=0))
@@ -256,21 +262,13 @@ def _tidy(
     return pd.DataFrame(rows)
 
 
-def _write_settings(config: dict[str, Any], output: Path) -> None:
-    chosen: dict[str, dict[str, Any]] = defaultdict(dict)
-    for (name, method), run in tuned(config, output).items():
-        axes = ("learning_rate", "student_temperature", "teacher_temperature")
-        chosen[name][method] = {axis: getattr(run, axis) for axis in axes}
-    (HERE / "tuned.json").write_text(json.dumps(chosen, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_per_query(means: dict[tuple[str, str, str], Scores]) -> None:
+def _write_per_query(means: dict[tuple[str, str, str], Scores], output: Path) -> None:
     rows = [
         (*key, query, np.float32(value)) for key, values in means.items() for query, value in values.items()
     ]  # the mean over seeds, enough for every paired test of the tables
     columns = ["trained_on", "method", "evaluated_on", "query_id", "ndcg_at_10"]
     table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[:3], "category"))
-    table.to_parquet(HERE / "per_query.parquet", compression="zstd", index=False)
+    table.to_parquet(output / "per_query.parquet", compression="zstd", index=False)
 
 
 def _value(scores: Scores, queries: list[str]) -> float:
@@ -296,3 +294,21 @@ def _p(found: Difference | None) -> float:
 
 def _p_text(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def check(found: Path, published: Path) -> int:
+    """Compare the final table's means over seeds with the published ones, and say how far apart they are."""
+    keys = ["trained_on", "method", "evaluated_on", "queries_of"]
+    tables = []
+    for file in (found, published):
+        table = pd.read_csv(file).query("stage == 'final'")
+        tables.append(table.groupby(keys)["ndcg_at_10"].agg(["mean", "std", "count"]))
+    both = tables[0].join(tables[1], lsuffix="_found", rsuffix="_published", how="inner")
+    both["apart"] = (both["mean_found"] - both["mean_published"]).abs()
+    # Two means over seeds of the same thing; a thousandth more, since other machines round sums in another order.
+    allowed = 3 * both["std_published"].fillna(0) * np.sqrt(2 / both["count_published"]) + 0.001
+    outside = both[both["apart"] > allowed]
+    print(f"{len(both)} numbers compared, the largest difference is {both['apart'].max():.4f} nDCG@10.")
+    if len(outside):
+        print(f"{len(outside)} are further apart than seeds explain:\n{outside[['mean_found', 'mean_published']]}")
+    return 1 if len(outside) or not len(both) else 0

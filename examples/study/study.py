@@ -6,9 +6,11 @@ Run the stages in this order; each skips what is there, so a stopped one goes on
     python examples/study/study.py tune    --data FOLDER    the same small grid for every method, on dev queries
     python examples/study/study.py final   --data FOLDER    the main table: all methods, all seeds, test queries
     python examples/study/study.py analyse --data FOLDER    one thing varied at a time
-    python examples/study/study.py report                   results.csv, tables.md, figures
+    python examples/study/study.py report  --data FOLDER    one tidy file, tables and figures from the finished runs
+    python examples/study/study.py check                    are these the published numbers?
 
-FOLDER holds the collections of study.yaml as BEIR folders.
+FOLDER holds the collections of study.yaml as BEIR folders. `final` takes the settings of published/tuned.json unless
+`tune` has found others in the same --output.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
+PUBLISHED = Path(__file__).parent / "published"
 # How many of the two temperatures, the student's and the teacher's, a loss listens to, where that is not both: a grid
 # over the others would be the same run again.
 TEMPERATURES = {
@@ -76,7 +79,20 @@ def tuning_runs(config: dict[str, Any]) -> list[Any]:
 
 def tuned(config: dict[str, Any], output: Path) -> dict[tuple[str, str], Any]:
     """Return the best setting of each collection and method on the dev queries, ready for the test queries."""
+    file = output / "tuned.json"
+    settings = json.loads((file if file.is_file() else PUBLISHED / "tuned.json").read_text(encoding="utf-8"))
+    return {
+        (name, method): replace(base_run(config, name, method), **settings[name][method])
+        for name, method in itertools.product(config["collections"], config["methods"])
+        if method in settings.get(name, {})
+    }
+
+
+def write_tuned(config: dict[str, Any], output: Path) -> None:
+    """Write the best setting of each collection and method; other collections' settings stay."""
     from runs import done
+
+    from st_wkl._files import write_text
 
     best: dict[tuple[str, str], tuple[float, Any]] = {}
     for run, scores in done(output, tuning_runs(config)):
@@ -84,7 +100,12 @@ def tuned(config: dict[str, Any], output: Path) -> dict[tuple[str, str], Any]:
         score = sum(values) / len(values)
         if score > best.get((run.collection, run.method), (-1.0, None))[0]:
             best[run.collection, run.method] = (score, run)
-    return {key: replace(run, fold=None, evaluated_on="test") for key, (_, run) in best.items()}
+    file = output / "tuned.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for (name, method), (_, run) in best.items():
+        axes = ("learning_rate", "student_temperature", "teacher_temperature")
+        settings.setdefault(name, {})[method] = {axis: getattr(run, axis) for axis in axes}
+    write_text(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
 
 
 def final_runs(config: dict[str, Any], output: Path) -> list[Any]:
@@ -156,9 +177,9 @@ def execute_all(runs: list[Any], data: str, output: Path, others: list[str], wor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["score", "tune", "final", "analyse", "report"])
+    parser.add_argument("stage", choices=["score", "tune", "final", "analyse", "report", "check"])
     parser.add_argument("--data", help="folder of BEIR folders")
-    parser.add_argument("--output", type=Path, default=Path("study-output"), help="where runs are kept")
+    parser.add_argument("--output", type=Path, default=Path("study-output"), help="where runs and results go")
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "study.yaml")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--collections", nargs="*", help="only these")
@@ -166,7 +187,11 @@ def main() -> None:
     config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
     if options.collections:
         config["collections"] = {name: config["collections"][name] for name in options.collections}
-    if options.stage != "report" and not (options.data and Path(options.data).is_dir()):
+    if options.stage == "check":
+        from report import check
+
+        sys.exit(check(options.output / "results.csv", PUBLISHED / "results.csv"))
+    if not (options.data and Path(options.data).is_dir()):
         parser.error(f"--data must be a folder with the BEIR folders {', '.join(config['collections'])}")
     if options.stage == "score":
         from scoring import score
@@ -175,6 +200,7 @@ def main() -> None:
             score(name, config, options.data, options.output)
     elif options.stage == "tune":
         execute_all(tuning_runs(config), options.data, options.output, [], options.workers)
+        write_tuned(config, options.output)
     elif options.stage == "final":
         others = [*config["collections"], *config["transfer_to"]]
         execute_all(final_runs(config, options.output), options.data, options.output, others, options.workers)
@@ -184,7 +210,7 @@ def main() -> None:
     else:
         from report import report
 
-        report(config, options.output)
+        report(config, options.data, options.output)
 
 
 if __name__ == "__main__":
