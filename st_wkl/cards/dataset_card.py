@@ -59,7 +59,7 @@ def dataset_card(dataset: DistillationDataset, *, contents: str, path: str = "pa
         f"# {collection}, scored by {teacher}",
         f"{len(dataset.train):,} candidate lists over {len(dataset.documents):,} documents for ranking distillation, "
         "with the raw scores of the teacher. Made with st_wkl.",
-        _COLUMNS,
+        _COLUMNS + (_PREFERENCES if "preferences" in dataset.train.column_names else ""),
     ]
     if made:
         parts += ["## Where it comes from", f"| | |\n| :-- | :-- |\n{made}"]
@@ -79,6 +79,11 @@ _COLUMNS = inspect.cleandoc("""
     | `queries` | `query_id`, `text` |
     | `documents` | `document_id`, `text` |
     """)
+
+_PREFERENCES = (
+    "\n\nThe `train` config also has `preferences`: a pairwise teacher's `probability` that document `first` of the "
+    "row is better than document `second`; places count from 0."
+)
 
 _USE = inspect.cleandoc("""
     ```python
@@ -116,6 +121,7 @@ def _made(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Candidates", _listed(None, provenance.get("candidates") or {})
     selection = {"num_negatives": provenance.get("num_negatives"), **(provenance.get("selection") or {})}
     yield "Selection", _listed(None, selection)
+    yield "Preferences", _listed(None, provenance.get("preferences") or {})
     yield "Counts", _listed(None, provenance.get("counts") or {})
     lost = {what.replace("_", " "): count for what, count in (provenance.get("dropped") or {}).items() if count}
     yield "Left out", _listed(None, lost)

@@ -20,6 +20,7 @@ from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.leaks import document_disjoint, find_leaks, near_texts
 from st_wkl.data.lists import ListTeacher, score_lists
+from st_wkl.data.pairwise import PairwiseTeacher, dataset_preferences
 from st_wkl.data.report import TeacherReport, report_on_lists
 from st_wkl.data.score_store import ScoreStore, default_store_path
 from st_wkl.data.scoring import ScoringEstimate, estimate_scoring
@@ -75,6 +76,10 @@ class DistillationDatasetBuilder:
             warned about and kept in the provenance. Where there is no split of the default's name, nothing is compared.
         drop_leaks: Leave out queries that are, or nearly are, queries of `against`, and do not use any document that
             is relevant there as a positive, see `document_disjoint`.
+        pairwise: Teacher that is asked which of two neighbouring documents is better, for the `preferences` column that
+            `PairDistillLoss` learns from; its answers are kept in the store, too.
+        pairs_per_query: Pairs that it is asked about, drawn from those within 5 ranks of each other by the teacher's
+            scores; `None` for all of these, about 5 for each document.
         engine: Where pairs are scored: in this process, in a `"pool"` of them, or on `"ray"`; see `score_pairs`.
 
     Raises:
@@ -99,6 +104,8 @@ class DistillationDatasetBuilder:
         selection: Selection | None = None,
         against: str | None = "test",
         drop_leaks: bool = False,
+        pairwise: PairwiseTeacher | None = None,
+        pairs_per_query: int | None = None,
         engine: Engine = "process",
     ) -> None:
         if num_negatives < 1:
@@ -124,6 +131,7 @@ class DistillationDatasetBuilder:
         if candidates is not None:
             _check_candidates(candidates, self.query_ids, self.collection)
         self.engine = engine
+        self.pairwise, self.pairs_per_query = pairwise, pairs_per_query
         is_teacher = hasattr(teacher, "identity") and (hasattr(teacher, "score") or hasattr(teacher, "score_lists"))
         self.teacher: Teacher | ListTeacher = teacher if is_teacher else CrossEncoderTeacher(teacher)  # type: ignore[assignment, arg-type]
 
@@ -148,6 +156,7 @@ class DistillationDatasetBuilder:
         self._say_dropped(len(rows), dropped)
         report = report_on_lists([row.scores for row in rows], [row.labels for row in rows])
         _warn_of_useless(report)
+        preferences, asked = self._preferences(rows, show_progress)
         corrected = self._correct(rows)
         provenance: dict[str, Any] = {
             "collection": {"name": self.collection.name, "fingerprint": self.collection.fingerprint},
@@ -164,6 +173,9 @@ class DistillationDatasetBuilder:
         if self.selection.label_correction:
             provenance["counts"]["corrected_lists"] = corrected
         dataset = self._assemble(rows, provenance)
+        if preferences is not None:
+            provenance["preferences"] = asked
+            dataset = dataset.with_preferences(preferences)
         if self.against is not None:
             leaks = find_leaks(dataset, self.collection, self.against)
             provenance["leaks"] = leaks.to_dict()
@@ -349,6 +361,21 @@ class DistillationDatasetBuilder:
             changed += not torch.equal(before, after)
             row.scores = after[0].numpy()
         return changed
+
+    def _preferences(self, rows: Sequence[_Row], show_progress: bool) -> tuple[list[Any] | None, dict[str, Any]]:
+        if self.pairwise is None:
+            return None, {}
+        texts, queries = self.collection.documents, self.collection.queries
+        with self._opened_store() as store:
+            return dataset_preferences(
+                self.pairwise,
+                [(queries[row.query_id], [texts[key] for key in row.document_ids]) for row in rows],
+                [row.scores for row in rows],
+                count=self.pairs_per_query,
+                seed=self.selection.seed,
+                store=store,
+                show_progress=show_progress,
+            )
 
     def _assemble(self, rows: Sequence[_Row], provenance: dict[str, Any]) -> DistillationDataset:
         from datasets import Dataset

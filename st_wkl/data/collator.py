@@ -69,8 +69,8 @@ class ListwiseCollator(BaseDataCollator):
         scores = [row[SCORES] for row in features] if SCORES in features[0] else None
         gains = [row[LABELS] for row in features]
         pairs = None
-        if PAIRS in features[0]:
-            pairs = [[(int(i), int(j), p) for i, j, p in row[PAIRS]] for row in features]
+        if any(PAIRS in row for row in features):
+            pairs = [[(int(i), int(j), p) for i, j, p in row.get(PAIRS) or ()] for row in features]
         if self.texts_only:
             # Each pair is read anew, so nothing is shared between lists: number the places list by list.
             texts = [text for row in features for text in row[DOCUMENTS]]
@@ -125,8 +125,10 @@ def _check(row: dict[str, Any]) -> None:
             )
     for i, j, probability in row.get(PAIRS) or []:
         documents = len(row[DOCUMENTS])
-        if not (0 <= i < documents and 0 <= j < documents and 0 <= probability <= 1):
+        told = probability is not None and 0 <= probability <= 1
+        if not (0 <= i < documents and 0 <= j < documents and i != j and told):
             raise ValueError(
                 f"the preference [{i}, {j}, {probability}] of the query {query!r} does not fit its {documents} "
-                "documents, which count from 0, or is no probability. Drop it, or ask the pairwise teacher again."
+                "documents, of which it must name two, counting from 0, or is no probability. Drop it, or ask the "
+                "pairwise teacher again."
             )

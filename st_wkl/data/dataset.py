@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -19,17 +20,26 @@ if TYPE_CHECKING:
 
 _TABLES = ("train", "queries", "documents")
 _PROVENANCE = "provenance.json"
+_PREFERENCES = "preferences"
 
 
-def features(table: str) -> Features:
-    """Return the `datasets.Features` of one of the three tables, `"train"`, `"queries"` or `"documents"`."""
+def features(table: str, *, preferences: bool = False) -> Features:
+    """Return the `datasets.Features` of one of the three tables, `"train"`, `"queries"` or `"documents"`.
+
+    Args:
+        table: Name of the table.
+        preferences: With the column of a pairwise teacher, which only `"train"` may have.
+    """
     from datasets import Features, List, Value
 
     text = Value("string")
     if table == "train":
-        return Features(
+        lists = Features(
             query_id=text, document_ids=List(text), scores=List(Value("float32")), labels=List(Value("int32"))
         )
+        place = Value("int32")
+        pair = {"first": place, "second": place, "probability": Value("float32")}
+        return Features({**lists, _PREFERENCES: List(pair)}) if preferences else lists
     return Features({"query_id" if table == "queries" else "document_id": text, "text": text})
 
 
@@ -40,12 +50,15 @@ class DistillationDataset:
     Args:
         train: `query_id`, `document_ids: list[str]`, `scores: list[float32]` (raw teacher scores), `labels:
             list[int32]` (judged gains, 0 where unjudged). Positives first, then negatives in candidate order; ragged.
+            Where a pairwise teacher took part also `preferences`, a list of `{first, second, probability}`: that
+            document `first` of the row is better than document `second`, places counting from 0.
         queries: `query_id`, `text`.
         documents: `document_id`, `text`.
         provenance: Where everything comes from, in JSON values: collection, candidates, teacher, counts, report.
 
     Raises:
-        ValueError: A column is missing, lists of a row differ in length, a score is not finite, or an id has no text.
+        ValueError: A column is missing, lists of a row differ in length, a score is not finite, an id has no text, or a
+            preference names no two documents of its row or is no probability.
 
     Example:
         >>> dataset = DistillationDataset.load_from_disk("nfcorpus-distillation")  # doctest: +SKIP
@@ -71,7 +84,8 @@ class DistillationDataset:
     def __post_init__(self) -> None:
         """Validate."""
         for name in _TABLES:
-            expected, found = list(features(name)), getattr(self, name).column_names
+            found = getattr(self, name).column_names
+            expected = list(features(name, preferences=_PREFERENCES in found))
             if sorted(expected) != sorted(found):
                 raise ValueError(f"The table {name!r} has the columns {found}, expected {expected}.")
         texts = {"query": self._texts("queries"), "document": self._texts("documents")}
@@ -85,6 +99,13 @@ class DistillationDataset:
                 raise ValueError(f"{where} has lists of different lengths: {lengths}.")
             if not all(score is not None and math.isfinite(score) for score in row["scores"]):
                 raise ValueError(f"{where} has a score that is not finite: {row['scores']}. Score it again.")
+            for pair in row.get(_PREFERENCES) or []:
+                if not _fits(pair, len(row["document_ids"])):
+                    raise ValueError(
+                        f"{where} has the preference {pair}, which names no two of its {lengths['document_ids']} "
+                        "documents (places count from 0) or is no probability. Drop it, or ask the pairwise teacher "
+                        "again."
+                    )
             for kind, ids in (("query", [row["query_id"]]), ("document", row["document_ids"])):
                 if absent := [key for key in ids if key not in texts[kind]]:
                     raise ValueError(f"{where} names the {kind} {absent[0]!r}, which has no text in this dataset.")
@@ -160,7 +181,11 @@ class DistillationDataset:
         return Dataset.from_dict(columns, features=schema)
 
     def to_lists(self) -> Dataset:
-        """Return `query`, `documents`, `scores`, `labels`: one row for a query, all its documents, ragged."""
+        """Return `query`, `documents`, `scores`, `labels`: one row for a query, all its documents, ragged.
+
+        Where the dataset has preferences, also `pairs`: lists of [first, second, probability], as `ListwiseCollator`
+        reads them.
+        """
         from datasets import Dataset, Features, List, Value
 
         queries, documents = self._texts("queries"), self._texts("documents")
@@ -172,7 +197,30 @@ class DistillationDataset:
             columns["labels"].append(row["labels"])
         text = Value("string")
         schema = Features(query=text, documents=List(text), scores=List(Value("float32")), labels=List(Value("int32")))
+        if _PREFERENCES in self.train.column_names:
+            names = ("first", "second", "probability")
+            rows = (row[_PREFERENCES] or [] for row in self._rows())
+            columns["pairs"] = [[[float(pair[name]) for name in names] for pair in row] for row in rows]
+            schema = Features({**schema, "pairs": List(List(Value("float32")))})
         return Dataset.from_dict(columns, features=schema)
+
+    def with_preferences(self, preferences: list[list[dict[str, float]]]) -> DistillationDataset:
+        """Return this dataset with a pairwise teacher's preferences.
+
+        Args:
+            preferences: For each row the `{first, second, probability}` of its pairs, as
+                `st_wkl.data.pairwise.dataset_preferences` makes them; an empty list where there are none.
+
+        Raises:
+            ValueError: There is not one list for each row, or one of them does not fit its row.
+        """
+        from datasets import Dataset
+
+        if len(preferences) != len(self.train):
+            raise ValueError(f"Got preferences for {len(preferences):,} rows, but there are {len(self.train):,}.")
+        train = {**self.train.with_format(None)[:], _PREFERENCES: preferences}
+        schema = features("train", preferences=True)
+        return dataclasses.replace(self, train=Dataset.from_dict(train, features=schema))
 
     def save_to_disk(self, folder: str | os.PathLike[str]) -> Path:
         """Write three parquet files, provenance.json and a README.md that makes the folder a dataset of the Hub.
@@ -199,8 +247,10 @@ class DistillationDataset:
             new, old = workspace / "new", workspace / "old"
             new.mkdir()
             for name in _TABLES:
-                table = getattr(self, name).with_format(None).select_columns(list(features(name)))
-                table = table if table.features == features(name) else table.cast(features(name))
+                table = getattr(self, name).with_format(None)
+                schema = features(name, preferences=_PREFERENCES in table.column_names)
+                table = table.select_columns(list(schema))
+                table = table if table.features == schema else table.cast(schema)
                 table.to_parquet(new / f"{name}.parquet")
             text = json.dumps(self.provenance, indent=2, ensure_ascii=False, allow_nan=False)
             (new / _PROVENANCE).write_text(text + "\n", encoding="utf-8")
@@ -319,6 +369,14 @@ class DistillationDataset:
         key, value = features(table)
         columns = getattr(self, table).with_format(None)[:]
         return dict(zip(columns[key], columns[value], strict=True))
+
+
+def _fits(pair: Mapping[str, Any], documents: int) -> bool:
+    """Tell whether a preference names two documents of its row and holds a probability."""
+    first, second, probability = (pair.get(name) for name in ("first", "second", "probability"))
+    if first is None or second is None or probability is None:
+        return False
+    return 0 <= first < documents and 0 <= second < documents and first != second and 0 <= probability <= 1
 
 
 def _file_digest(path: Path) -> bytes:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from tqdm.auto import tqdm
+
+from st_wkl.data.scoring import score_pairs
 
 if TYPE_CHECKING:
     from st_wkl.data.score_store import ScoreStore
@@ -84,8 +88,6 @@ class CrossEncoderPairwiseTeacher:
 
     def prefer(self, query: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         """Score both documents of each triple, each different pair once, and compare."""
-        from st_wkl.data.scoring import score_pairs
-
         pairs = [*zip(query, first, strict=True), *zip(query, second, strict=True)]
         left, right = np.split(score_pairs(self.teacher, pairs, store=self.store, show_progress=False), 2)
         # tanh does not overflow: σ(x) = (1 + tanh(x / 2)) / 2.
@@ -138,6 +140,7 @@ def preferences(
     window: int = 5,
     count: int | None = None,
     seed: int = 0,
+    store: ScoreStore | None = None,
     chunk_size: int = 512,
     show_progress: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +153,9 @@ def preferences(
         window: See `sample_pairs`.
         count: Pairs of each query; see `sample_pairs`.
         seed: Of the draws, which differ from query to query.
-        chunk_size: Triples in one call of the teacher.
+        store: Where preferences are looked up and kept, beside the scores and under the teacher's own identity: a run
+            that is killed continues where it stopped. `None` keeps nothing.
+        chunk_size: Triples in one call of the teacher and one commit.
         show_progress: Show a bar.
 
     Returns:
@@ -163,21 +168,76 @@ def preferences(
     if len(lists) != len(scores):
         raise ValueError(f"Got {len(lists)} lists and {len(scores)} lists of scores.")
     parts = [np.empty((0, 3), dtype=np.int64)]
-    for row, ((_, documents), values) in enumerate(zip(lists, scores, strict=True)):
+    for row, ((query, documents), values) in enumerate(zip(lists, scores, strict=True)):
         if len(documents) != len(values):
             raise ValueError(f"List {row} has {len(documents)} documents and {len(values)} scores.")
-        sampled = sample_pairs(values, window=window, count=count, seed=seed * 1_000_003 + row)
+        # By the query's text, not its place: other queries in the same run must not change what is asked about this.
+        sampled = sample_pairs(values, window=window, count=count, seed=(seed << 32) + zlib.crc32(query.encode()))
         parts.append(np.column_stack([np.full(len(sampled), row), sampled]))
     pairs = np.concatenate(parts)
-    probabilities = np.empty(len(pairs), dtype=np.float32)
-    with tqdm(total=len(pairs), desc="Comparing", unit=" pairs", disable=not show_progress) as bar:
-        for start in range(0, len(pairs), chunk_size):
-            triples = [
-                (lists[row][0], lists[row][1][i], lists[row][1][j]) for row, i, j in pairs[start : start + chunk_size]
-            ]
-            probabilities[start : start + len(triples)] = _checked(teacher, triples)
-            bar.update(len(triples))
-    return pairs, probabilities
+    if not len(pairs):
+        return pairs, np.empty(0, dtype=np.float32)
+    asked = [(lists[row][0], _both(lists[row][1][i], lists[row][1][j])) for row, i, j in pairs]
+    if isinstance(teacher, CrossEncoderPairwiseTeacher) and teacher.store is None:
+        # Its pointwise scores are most likely in the store already, as those of the lists.
+        teacher = CrossEncoderPairwiseTeacher(teacher.teacher, temperature=teacher.temperature, store=store)
+    answers = score_pairs(_Judge(teacher), asked, store=store, chunk_size=chunk_size, show_progress=show_progress)
+    return pairs, answers
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """A pairwise teacher as a teacher of (query, two documents), so that `score_pairs` can order, ask and keep."""
+
+    teacher: PairwiseTeacher
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Never that of a pointwise teacher, whose scores mean something else."""
+        return {"kind": "preference", "teacher": self.teacher.identity}
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Ask about the two documents of each pair's second text."""
+        return _checked(self.teacher, [(query, *json.loads(both)) for query, both in pairs])
+
+
+def _both(first: str, second: str) -> str:
+    return json.dumps([first, second], ensure_ascii=False)
+
+
+def dataset_preferences(
+    teacher: PairwiseTeacher,
+    lists: Sequence[tuple[str, Sequence[str]]],
+    scores: Sequence[np.ndarray],
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    store: ScoreStore | None = None,
+    show_progress: bool = True,
+) -> tuple[list[list[dict[str, float]]], dict[str, Any]]:
+    """Make the `preferences` column of a `DistillationDataset`, and what its provenance says of it.
+
+    Args:
+        teacher: The pairwise teacher.
+        lists: `(query, documents)` texts of the rows.
+        scores: Pointwise scores of each row's documents, as the teacher gave them.
+        count: Pairs of each query; `None` for all within 5 ranks, as PairDistill takes them.
+        seed: Of the draws.
+        store: See `preferences`.
+        show_progress: Show a bar.
+
+    Returns:
+        For each row `{"first", "second", "probability"}` of each pair, places in the row's documents; and the
+        teacher's identity, settings and counts.
+    """
+    pairs, answers = preferences(
+        teacher, lists, scores, count=count, seed=seed, store=store, show_progress=show_progress
+    )
+    column: list[list[dict[str, float]]] = [[] for _ in lists]
+    for (row, first, second), answer in zip(pairs.tolist(), answers.tolist(), strict=True):
+        column[row].append({"first": first, "second": second, "probability": answer})
+    said = {"teacher": teacher.identity, "window": 5, "pairs_per_query": count, "seed": seed, "pairs": len(pairs)}
+    return column, {**said, "rows_without_pairs": sum(not row for row in column)}
 
 
 def _checked(teacher: PairwiseTeacher, triples: list[tuple[str, str, str]]) -> np.ndarray:

@@ -120,7 +120,7 @@ def test_pair_distill_needs_preferences(tiny_bert_path: Path) -> None:
         PairDistillLoss(model)(*listwise_batch(model, "dense", ragged_rows()))
 
 
-@pytest.mark.parametrize("bad", [[0, 99, 0.5], [-1, 0, 0.5], [0, 1, 1.5], [0, 1, math.nan]])
+@pytest.mark.parametrize("bad", [[0, 99, 0.5], [-1, 0, 0.5], [0, 0, 0.5], [0, 1, 1.5], [0, 1, math.nan], [0, 1, None]])
 def test_bad_preferences_are_named(bad: list[float], tiny_bert_path: Path) -> None:
     """A place outside the list would silently become another document's preference."""
     rows = paired_rows(3)
