@@ -1,0 +1,188 @@
+"""Distillation in rounds: the student of one round finds the candidates of the next."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sentence_transformers import SentenceTransformer, SparseEncoder
+
+from st_wkl.data.builder import DistillationDatasetBuilder
+from st_wkl.data.collection import Collection
+from st_wkl.data.dataset import DistillationDataset
+from st_wkl.data.dense import retriever_candidates
+from st_wkl.evaluation.identity import load_model, model_revision
+from st_wkl.training.distillation import distill
+
+if TYPE_CHECKING:
+    from st_wkl.data.lists import ListTeacher
+    from st_wkl.data.teachers import Teacher
+
+logger = logging.getLogger(__name__)
+
+Train = Callable[[SentenceTransformer | SparseEncoder, DistillationDataset, Path], object]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of `distill_rounds`.
+
+    Args:
+        number: Counts from 1.
+        dataset: What the student was trained on.
+        student: Folder of the trained student.
+        reused: Whether the round was complete already, so that nothing was done.
+    """
+
+    number: int
+    dataset: DistillationDataset
+    student: Path
+    reused: bool
+
+
+def distill_rounds(
+    student: str | Path | SentenceTransformer | SparseEncoder,
+    collection: Collection | str | Path,
+    teacher: Teacher | ListTeacher | str | Path,
+    *,
+    output_dir: str | Path,
+    rounds: int = 2,
+    restart: bool = False,
+    train: Train | None = None,
+    show_progress: bool = True,
+    **builder_options: Any,
+) -> list[Round]:
+    """Mine, score and train, then mine again with the new student, score what is new, and train again.
+
+    The first round takes the candidates that the builder is given, BM25's by default; every further round takes those
+    that the student of the round before finds, which are the documents that it still mistakes for relevant. Scores are
+    kept in the builder's store, so a later round only pays for pairs that no round has met.
+
+    `output_dir/round-1`, `round-2`, … each hold `dataset` and `student`. A part that is complete is not made again: a
+    run that was killed continues with the part that it was at.
+
+    Args:
+        student: The student, or its Hub id or folder. It is dense or sparse, as it has to search the collection.
+        collection: What `DistillationDatasetBuilder` takes.
+        teacher: What `DistillationDatasetBuilder` takes.
+        output_dir: Folder of the rounds.
+        rounds: How many; 2 is what is published.
+        restart: Train each round from the given student, not from that of the round before.
+        train: `train(student, dataset, folder)` trains and saves a student to a folder, which does not exist yet.
+            Default: `distill(student, dataset, output_dir=folder)`. A change of it is not noticed: take another
+            `output_dir`.
+        show_progress: Show bars of mining and scoring.
+        **builder_options: `candidates`, `num_negatives`, `pairwise`, `store`, `selection`, … of the builder.
+
+    Returns:
+        The rounds, the last of which holds the student that was asked for.
+
+    Raises:
+        TypeError: If the student can only rerank or has token embeddings, so that it cannot mine.
+        ValueError: If `rounds` is below 1, or `output_dir` holds rounds of other settings.
+
+    Source:
+        PairDistill, EMNLP 2024, https://arxiv.org/abs/2410.01383, repeats itself with the new student as retriever;
+        speculative distillation (https://arxiv.org/abs/2410.11325) lets the student propose, too.
+
+    Example:
+        >>> teacher = "cross-encoder/ms-marco-MiniLM-L12-v2"
+        >>> rounds = distill_rounds(
+        ...     "minishlab/potion-base-8M", "mteb/nfcorpus", teacher, output_dir="rounds"
+        ... )  # doctest: +SKIP
+        >>> SentenceTransformer(str(rounds[-1].student))  # doctest: +SKIP
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be 1 or more, got {rounds}.")
+    output_dir = Path(output_dir)
+    first, name = load_model(student)
+    if not isinstance(first, SentenceTransformer | SparseEncoder):
+        raise TypeError(f"A {type(first).__name__} cannot search a collection, so it finds no candidates for a round.")
+    if train is None:
+        train = _distill(name)
+    builder = DistillationDatasetBuilder(collection, teacher, **builder_options)
+    said = {"start": model_revision(first), "restart": restart, "queries": _hash(builder.query_ids)}
+    done: list[Round] = []
+    for number in range(1, rounds + 1):
+        folder = output_dir / f"round-{number}"
+        made = {**said, "number": number}
+        dataset_ready = (folder / "dataset").is_dir()
+        if dataset_ready:
+            dataset = DistillationDataset.load_from_disk(folder / "dataset")
+            _check_same(dataset, builder, made, folder)
+        else:
+            if number > 1:
+                builder.candidates = _mine(builder, done[-1].student, show_progress)
+            dataset = builder.build(show_progress=show_progress)
+            dataset.provenance["round"] = made
+            dataset.save_to_disk(folder / "dataset")
+        reused = dataset_ready and (folder / "student").is_dir()
+        if not reused:
+            # Training changes the model that it is given; the first one is needed again where rounds restart.
+            model = copy.deepcopy(first) if restart or number == 1 else load_model(done[-1].student)[0]
+            _into(folder / "student", lambda place, m=model, d=dataset: train(m, d, place))  # type: ignore[misc]
+        logger.info("round %d: %s", number, "complete before" if reused else f"trained on {len(dataset):,} lists")
+        done.append(Round(number, dataset, folder / "student", reused))
+    return done
+
+
+def _distill(name: str) -> Train:
+    def train(student: SentenceTransformer | SparseEncoder, dataset: DistillationDataset, folder: Path) -> object:
+        return distill(student, dataset, output_dir=folder, base_name=name)  # type: ignore[arg-type]
+
+    return train
+
+
+def _mine(builder: DistillationDatasetBuilder, student: Path, show_progress: bool) -> Any:
+    positives = builder.collection.positives(builder.split)
+    query_ids = [query_id for query_id in builder.query_ids if query_id in positives]
+    # As deep as the builder asks BM25: enough even if every positive and a few copies stand before the negatives.
+    depth = builder.selection.pool(builder.num_negatives) + 5
+    depth += max((len(positives[query_id]) for query_id in query_ids), default=0)
+    return retriever_candidates(builder.collection, student, query_ids, top_k=depth, show_progress=show_progress)
+
+
+def _into(folder: Path, make: Callable[[Path], object]) -> None:
+    """Let `make` fill a folder that only appears under its name once it is complete."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    make(unfinished)
+    os.replace(unfinished, folder)
+
+
+def _check_same(
+    dataset: DistillationDataset, builder: DistillationDatasetBuilder, made: dict[str, Any], folder: Path
+) -> None:
+    """Refuse to go on with the rounds of other settings, which would look like results of these."""
+    expected: dict[str, Any] = {
+        "collection": {"name": builder.collection.name, "fingerprint": builder.collection.fingerprint},
+        "split": builder.split,
+        "num_negatives": builder.num_negatives,
+        "selection": asdict(builder.selection),
+        "teacher": builder.teacher.identity,
+        "round": made,
+    }
+    if builder.pairwise is not None:
+        expected["preferences"] = {
+            **(dataset.provenance.get("preferences") or {}),
+            "teacher": builder.pairwise.identity,
+        }
+    plain = json.loads(json.dumps(expected))  # as it reads back from a file: tuples are lists there
+    if changed := [name for name, value in plain.items() if dataset.provenance.get(name) != value]:
+        raise ValueError(
+            f"{folder} was made with another {', '.join(changed)}. Give another output_dir, or delete this one if its "
+            "rounds may go."
+        )
+
+
+def _hash(texts: list[str]) -> str:
+    return hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
