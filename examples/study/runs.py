@@ -32,6 +32,15 @@ HERE = Path(__file__).parent
 # PairDistill asks a pairwise teacher about neighbours of the pointwise ranking. No such model comes as a package, so
 # here the pointwise scores say which of two neighbours is better.
 NEIGHBOURS = 5
+# How many of the two temperatures, the student's and the teacher's, a loss listens to, where that is not both: a grid
+# over the others would be the same run again.
+TEMPERATURES = {
+    "AdaptiveRelevanceMarginLoss": 0,
+    "PearsonDistillLoss": 0,
+    "InBatchContrastiveLoss": 1,
+    "ListContrastiveLoss": 1,
+    "RankNetDistillLoss": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -158,14 +167,12 @@ def make_loss(run: Run, model: SentenceTransformer) -> torch.nn.Module:
     parameters = dict(run.parameters)
     in_batch = parameters.pop("in_batch", None)
     cls = getattr(st_wkl.losses, run.loss)
-    if run.loss == "InBatchContrastiveLoss":
-        parameters["temperature"] = run.student_temperature
-    elif run.loss == "ListContrastiveLoss":
-        parameters["student_temperature"] = run.student_temperature
-    elif run.loss == "AdaptiveRelevanceMarginLoss" or run.loss == "PearsonDistillLoss":
-        pass  # neither has a temperature
-    else:
-        parameters["student_temperature"] = run.student_temperature
+    heard = TEMPERATURES.get(run.loss, 2)
+    if heard:
+        parameters["temperature" if run.loss == "InBatchContrastiveLoss" else "student_temperature"] = (
+            run.student_temperature
+        )
+    if heard == 2:
         parameters["teacher_temperature"] = run.teacher_temperature
     loss = cls(model, **parameters)
     if in_batch is None:

@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import sys
 import time
+import traceback
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,14 +32,6 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 PUBLISHED = Path(__file__).parent / "published"
-# How many of the two temperatures, the student's and the teacher's, a loss listens to, where that is not both: a grid
-# over the others would be the same run again.
-TEMPERATURES = {
-    "AdaptiveRelevanceMarginLoss": 0,
-    "PearsonDistillLoss": 0,
-    "InBatchContrastiveLoss": 1,
-    "ListContrastiveLoss": 1,
-}
 
 
 def base_run(config: dict[str, Any], name: str, method: str) -> Any:
@@ -64,6 +57,8 @@ def base_run(config: dict[str, Any], name: str, method: str) -> Any:
 
 
 def tuning_runs(config: dict[str, Any]) -> list[Any]:
+    from runs import TEMPERATURES
+
     runs = []
     for name, method in itertools.product(config["collections"], config["methods"]):
         dev = config["collections"][name]["dev"]
@@ -153,7 +148,11 @@ def execute(job: tuple[Any, str, str, list[str]]) -> str:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     start = time.perf_counter()
-    scores = measure(run, train(run, data), data, others)
+    try:
+        scores = measure(run, train(run, data), data, others)
+    except Exception as error:  # one method that fails must not cost the others their hours
+        traceback.print_exc()
+        return f"FAILED: {run.collection} {run.method} seed {run.seed}: {error}"
     value = {"run": asdict(run), "seconds": round(time.perf_counter() - start, 1), "scores": scores}
     write_text(file, json.dumps(value, ensure_ascii=False))
     own = scores[run.collection].values()
@@ -169,10 +168,14 @@ def execute_all(runs: list[Any], data: str, output: Path, others: list[str], wor
     jobs = [(run, data, str(output), others) for run in runs if not (output / "runs" / f"{run.key}.json").is_file()]
     print(f"{len(runs) - len(jobs)} of {len(runs)} runs are there already.", file=sys.stderr)
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    failed = []
     with multiprocessing.get_context("spawn").Pool(workers) as pool, tqdm(total=len(jobs), unit="run") as bar:
         for line in pool.imap_unordered(execute, jobs):
             bar.set_postfix_str(line)
             bar.update()
+            failed += [line] if line.startswith("FAILED") else []
+    if failed:
+        raise SystemExit("\n".join([f"{len(failed)} of {len(jobs)} runs failed; the others are kept.", *failed]))
 
 
 def main() -> None:
