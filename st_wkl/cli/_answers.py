@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -55,3 +56,22 @@ def _log_to_stderr(quiet: bool) -> None:
             typer.echo(str(message), err=True)
 
     warnings.showwarning = show  # type: ignore[assignment]
+
+
+def invocation(context: typer.Context) -> str:
+    """Return the running command as it would be typed, with names in place of the folders of this machine."""
+    words = context.command_path.split()[1:]
+    for param in context.command.params:
+        value = context.params.get(str(param.name))
+        if param.name in ("as_json", "quiet") or value == param.get_default(context) or value is None:
+            continue
+        if param.param_type_name == "option":
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                words += [param.opts[0]] if getattr(param, "is_flag", False) else [param.opts[0], _portable(one)]
+        else:
+            words.append(_portable(value))
+    return shlex.join(["st-wkl", *words])
+
+
+def _portable(value: Any) -> str:
+    return Path(str(value)).name if Path(str(value)).is_absolute() else str(value)

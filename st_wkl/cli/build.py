@@ -2,60 +2,166 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from st_wkl.cli._answers import Answer, JsonOption, QuietOption, StoreOption, answering
+from st_wkl.cli._answers import Answer, JsonOption, QuietOption, StoreOption, answering, invocation
 
 if TYPE_CHECKING:
-    pass
+    from st_wkl.data.candidates import Candidates
+    from st_wkl.data.collection import Collection
+
+# Panels of `--help`: nobody reads thirty options in a row.
+_CANDIDATES, _TEACHER, _LISTS, _LEAKS = "Candidates", "Teacher", "Lists", "Leaks"
 
 
 @answering
 def build(
+    context: typer.Context,
     collection: Annotated[str, typer.Argument(help="BEIR folder, or Hub id or folder in MTEB's layout.")],
-    teacher: Annotated[str, typer.Option(help="Cross-encoder: Hub id or folder, torch or ONNX.")],
+    teacher: Annotated[list[str], typer.Option(help="Cross-encoder, Hub id or folder. Several: z-scored and mixed.")],
     output: Annotated[Path, typer.Option(help="Folder for the distillation dataset.")],
     split: Annotated[str, typer.Option(help="Split of the judgements to learn from.")] = "train",
-    num_negatives: Annotated[int, typer.Option(min=1, help="Hard negatives per query.")] = 15,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many judged queries only.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=8, help="Tokens the teacher reads. Default: its own.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file for the report on the teacher.")] = None,
+    run: Annotated[
+        list[Path] | None, typer.Option(help="TREC run file in place of BM25.", rich_help_panel=_CANDIDATES)
+    ] = None,
+    retriever: Annotated[
+        list[str] | None,
+        typer.Option(help="Retriever in place of BM25, such as the student.", rich_help_panel=_CANDIDATES),
+    ] = None,
+    bm25: Annotated[
+        bool,
+        typer.Option("--bm25", help="BM25 beside runs and retrievers; all are fused.", rich_help_panel=_CANDIDATES),
+    ] = False,
+    max_length: Annotated[
+        int | None, typer.Option(min=8, help="Tokens the teacher reads. Default: its own.", rich_help_panel=_TEACHER)
+    ] = None,
+    backend: Annotated[Literal["auto", "torch", "onnx"], typer.Option(rich_help_panel=_TEACHER)] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Default: the model's own; auto: bfloat16 where it is fast.", rich_help_panel=_TEACHER),
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of one forward pass.", rich_help_panel=_TEACHER)
+    ] = None,
+    engine: Annotated[
+        Literal["process", "pool", "ray"], typer.Option(help="Where pairs are scored.", rich_help_panel=_TEACHER)
+    ] = "process",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of the pool, or actors on Ray.", rich_help_panel=_TEACHER)
+    ] = None,
     store: StoreOption = None,
-    engine: Annotated[str, typer.Option(help="Where pairs are scored: process, pool or ray.")] = "process",
-    drop_leaks: Annotated[bool, typer.Option("--drop-leaks", help="Leave out what the test split shares.")] = False,
+    num_negatives: Annotated[int, typer.Option(min=1, help="Hard negatives per query.", rich_help_panel=_LISTS)] = 15,
+    max_positives: Annotated[int | None, typer.Option(min=1, help="Default: all.", rich_help_panel=_LISTS)] = None,
+    choice: Annotated[
+        Literal["top", "random", "quantiles"], typer.Option(help="How negatives are drawn.", rich_help_panel=_LISTS)
+    ] = "top",
+    seed: Annotated[int, typer.Option(help="Seed of that draw.", rich_help_panel=_LISTS)] = 0,
+    relative_margin: Annotated[
+        float | None, typer.Option(help="Leave out negatives above this share of the positive.", rich_help_panel=_LISTS)
+    ] = None,
+    absolute_margin: Annotated[
+        float | None, typer.Option(help="Leave out negatives nearer to the positive.", rich_help_panel=_LISTS)
+    ] = None,
+    near_duplicates: Annotated[
+        float, typer.Option(help="Jaccard coefficient that makes a copy; 1 for exact ones.", rich_help_panel=_LISTS)
+    ] = 0.9,
+    label_correction: Annotated[
+        Literal["raise_positives", "swap_positives"] | None,
+        typer.Option(help="Change scores that contradict the judgements.", rich_help_panel=_LISTS),
+    ] = None,
+    against: Annotated[str, typer.Option(help="Test split to compare with.", rich_help_panel=_LEAKS)] = "test",
+    drop_leaks: Annotated[
+        bool, typer.Option("--drop-leaks", help="Leave out what that split shares.", rich_help_panel=_LEAKS)
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many pairs, tokens and hours.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Answer:
-    """Mine candidates with BM25, score them with the teacher, and save the distillation dataset."""
+    """Mine candidates, score them with the teacher, and save the distillation dataset.
+
+    Killed at any moment, the same command goes on where it was: what was scored is in the store.
+    """
     from dataclasses import asdict
 
     from st_wkl.data.builder import DistillationDatasetBuilder
     from st_wkl.data.collection import Collection
+    from st_wkl.data.report import plot_report
+    from st_wkl.data.selection import Selection
     from st_wkl.data.teachers import CrossEncoderTeacher
 
-    if engine not in ("process", "pool", "ray"):
-        raise ValueError(f"--engine must be process, pool or ray, got {engine!r}.")
     if output.exists():
         raise FileExistsError(f"{output} exists already. Choose another --output, or delete it if it may go.")
+    selection = Selection(
+        choice=choice,
+        relative_margin=relative_margin,
+        absolute_margin=absolute_margin,
+        label_correction=label_correction,
+        max_positives=max_positives,
+        near_duplicates=near_duplicates,
+        seed=seed,
+    )
     loaded = Collection.load(collection)
     if split not in loaded.qrels:
         raise ValueError(f"{collection} has no split {split!r}, only {', '.join(sorted(loaded.qrels))}.")
+    options: dict[str, Any] = {
+        "max_length": max_length,
+        "backend": backend,
+        "dtype": dtype,
+        "batch_tokens": batch_tokens,
+    }
+    teachers = [CrossEncoderTeacher(model, **options) for model in teacher]
+    query_ids = list(loaded.qrels[split])[:limit]
     builder = DistillationDatasetBuilder(
         loaded,
-        CrossEncoderTeacher(teacher, max_length=max_length),
+        teachers if len(teachers) > 1 else teachers[0],
         split=split,
-        query_ids=list(loaded.qrels[split])[:limit],
+        query_ids=query_ids,
+        candidates=_candidates(loaded, query_ids, run or [], retriever or [], bm25, not quiet),
         num_negatives=num_negatives,
         store=store,
+        selection=selection,
+        against=against,
         drop_leaks=drop_leaks,
-        engine=engine,  # type: ignore[arg-type]
+        engine=engine,
+        workers=workers,
     )
     if dry_run:
         estimate = builder.estimate(show_progress=not quiet)
         return {**asdict(estimate), "hours": estimate.hours}, str(estimate)
     dataset = builder.build(show_progress=not quiet)
+    dataset.provenance["command"] = invocation(context)
     dataset.save_to_disk(output)
-    return dataset.provenance, f"{len(dataset.train):,} queries with their scored candidates are in {output}."
+    if plot is not None:
+        plot_report(dataset, plot)
+    counts = dataset.provenance["counts"]
+    cut = f", {counts['cut_pairs']:,} of them cut to the teacher's length" if counts["cut_pairs"] else ""
+    text = f"{len(dataset.train):,} queries with {counts['pairs']:,} scored documents{cut} are in {output}."
+    return dataset.provenance, text
+
+
+def _candidates(
+    collection: Collection,
+    query_ids: Sequence[str],
+    runs: Sequence[Path],
+    retrievers: Sequence[str],
+    bm25: bool,
+    show_progress: bool,
+) -> Candidates | None:
+    """Return the lists of all sources, fused where there are several; None leaves BM25 to the builder."""
+    from st_wkl.data.candidates import bm25_candidates
+    from st_wkl.data.dense import retriever_candidates
+    from st_wkl.data.runs import read_run, reciprocal_rank_fusion
+
+    found = [read_run(run, collection) for run in runs]
+    found += [retriever_candidates(collection, model, query_ids, show_progress=show_progress) for model in retrievers]
+    if not found:
+        return None
+    if bm25:
+        found.append(bm25_candidates(collection, query_ids, show_progress=show_progress))
+    return found[0] if len(found) == 1 else reciprocal_rank_fusion(*found)

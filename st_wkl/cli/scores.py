@@ -50,6 +50,22 @@ def export(
     return {"path": str(output), "scores": count}, f"{count:,} scores are in {output}."
 
 
+@scores.command("import")
+@answering
+def import_(
+    source: Annotated[Path, typer.Argument(help="Parquet file that `st-wkl scores export` wrote.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> Answer:
+    """Take the scores of a parquet file into the store, which is made if there is none; scores it has stay."""
+    from st_wkl.data.score_store import ScoreStore, default_store_path
+
+    with ScoreStore(default_store_path() if store is None else store) as opened:
+        count = opened.import_parquet(source, show_progress=not quiet)
+        return {"path": str(opened.path), "scores": count}, f"{count:,} scores of {source} are in {opened.path}."
+
+
 def _opened(store: Path | None) -> ScoreStore:
     from st_wkl.data.score_store import ScoreStore, default_store_path
 

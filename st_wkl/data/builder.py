@@ -9,22 +9,21 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from st_wkl._versions import installed_versions
 from st_wkl.data.candidates import Candidates, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.leaks import document_disjoint, find_leaks, near_texts
-from st_wkl.data.lists import ListTeacher, score_lists
+from st_wkl.data.lists import EnsembleTeacher, ListTeacher, score_lists
 from st_wkl.data.pairwise import PairwiseTeacher, dataset_preferences
+from st_wkl.data.pools import DROPPED, Pool, Row, correct_labels, make_pool, make_row
+from st_wkl.data.provenance import count_truncated, python_call
 from st_wkl.data.report import TeacherReport, report_on_lists
 from st_wkl.data.score_store import ScoreStore, default_store_path
 from st_wkl.data.scoring import ScoringEstimate, estimate_scoring
-from st_wkl.data.selection import Selection, choose, duplicates, false_negatives
+from st_wkl.data.selection import Selection
 from st_wkl.data.teachers import CrossEncoderTeacher, Teacher
 
 if TYPE_CHECKING:
@@ -35,22 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("st-wkl", "sentence-transformers", "transformers", "torch", "onnxruntime", "datasets", "bm25s", "numba")
-
-
-# What is counted while the lists are made, in the order in which it happens.
-_DUPLICATES = ("copies_of_positives", "near_copies_of_positives", "repeated_documents")
-_DROPPED = (
-    "queries_without_positive",
-    "queries_without_candidate",
-    "queries_without_negative",
-    "leaked_queries",
-    "leaked_positives",
-    "empty_documents",
-    "unusable_documents",
-    *_DUPLICATES,
-    "further_positives",
-    "false_negatives",
-)
 
 
 class DistillationDatasetBuilder:
@@ -64,7 +47,8 @@ class DistillationDatasetBuilder:
     Args:
         collection: A `Collection`, a BEIR folder, or a folder or Hub dataset in MTEB's layout.
         teacher: A `Teacher` of pairs or a `ListTeacher` (several teachers, or feedback), or what `CrossEncoderTeacher`
-            takes: a Hub id, a folder, a loaded `CrossEncoder`.
+            takes: a Hub id, a folder, a loaded `CrossEncoder`. A list of these becomes an `EnsembleTeacher` whose
+            scores are z-scored in each list, since the logits of two models share no scale.
         split: Split of the judgements that names queries and positives. Keep the one for evaluation out of training.
         query_ids: Only these queries, in this order; `None` takes all queries of the split.
         candidates: `{query_id: candidates, best first}`, or `None` for BM25.
@@ -81,6 +65,7 @@ class DistillationDatasetBuilder:
         pairs_per_query: Pairs that it is asked about, drawn from those within 5 ranks of each other by the teacher's
             scores; `None` for all of these, about 5 for each document.
         engine: Where pairs are scored: in this process, in a `"pool"` of them, or on `"ray"`; see `score_pairs`.
+        workers: Processes of a pool, or actors on Ray; see `score_pairs`.
 
     Raises:
         ValueError: A split or a query does not exist, or candidates name unknown documents.
@@ -94,7 +79,7 @@ class DistillationDatasetBuilder:
     def __init__(
         self,
         collection: Collection | str | os.PathLike[str],
-        teacher: Teacher | ListTeacher | str | os.PathLike[str] | CrossEncoder,
+        teacher: Teacher | ListTeacher | str | os.PathLike[str] | CrossEncoder | Sequence[Any],
         *,
         split: str = "train",
         query_ids: Iterable[str] | None = None,
@@ -107,6 +92,7 @@ class DistillationDatasetBuilder:
         pairwise: PairwiseTeacher | None = None,
         pairs_per_query: int | None = None,
         engine: Engine = "process",
+        workers: int | None = None,
     ) -> None:
         if num_negatives < 1:
             raise ValueError(f"num_negatives must be 1 or more, got {num_negatives}: a list of one teaches nothing.")
@@ -130,10 +116,13 @@ class DistillationDatasetBuilder:
             )
         if candidates is not None:
             _check_candidates(candidates, self.query_ids, self.collection)
-        self.engine = engine
+        self.engine, self.workers = engine, workers
         self.pairwise, self.pairs_per_query = pairwise, pairs_per_query
-        is_teacher = hasattr(teacher, "identity") and (hasattr(teacher, "score") or hasattr(teacher, "score_lists"))
-        self.teacher: Teacher | ListTeacher = teacher if is_teacher else CrossEncoderTeacher(teacher)  # type: ignore[assignment, arg-type]
+        self.teacher: Teacher | ListTeacher
+        if isinstance(teacher, Sequence) and not isinstance(teacher, str):
+            self.teacher = EnsembleTeacher([_as_teacher(one) for one in teacher], calibration="z-score")
+        else:
+            self.teacher = _as_teacher(teacher)
 
     def build(self, show_progress: bool = True) -> DistillationDataset:
         """Run all stages. What was scored before, in this run or another, is taken from the store.
@@ -145,19 +134,29 @@ class DistillationDatasetBuilder:
             ValueError: No query is left, or the teacher returns something that is not a score.
         """
         candidates, source = self._candidates(show_progress)
-        dropped = dict.fromkeys(_DROPPED, 0)
+        dropped = dict.fromkeys(DROPPED, 0)
         pools = self._pools(candidates, dropped)
         lists = [(self.collection.queries[pool.query_id], self._texts(pool)) for pool in pools]
         with self._opened_store() as store:
-            found = score_lists(self.teacher, lists, store=store, show_progress=show_progress, engine=self.engine)
+            found = score_lists(
+                self.teacher,
+                lists,
+                store=store,
+                show_progress=show_progress,
+                engine=self.engine,
+                workers=self.workers,
+            )
         probabilities = all(float(scores.min()) >= 0 and float(scores.max()) <= 1 for scores in found)
-        rows = [self._row(pool, scores, probabilities, dropped) for pool, scores in zip(pools, found, strict=True)]
+        rows = [
+            make_row(pool, scores, probabilities, self.selection, self.num_negatives, dropped)
+            for pool, scores in zip(pools, found, strict=True)
+        ]
         rows = [row for row in rows if len(row.labels) > row.num_positives]
         self._say_dropped(len(rows), dropped)
         report = report_on_lists([row.scores for row in rows], [row.labels for row in rows])
         _warn_of_useless(report)
         preferences, asked = self._preferences(rows, show_progress)
-        corrected = self._correct(rows)
+        corrected = correct_labels(rows, self.selection.label_correction)
         provenance: dict[str, Any] = {
             "collection": {"name": self.collection.name, "fingerprint": self.collection.fingerprint},
             "split": self.split,
@@ -165,9 +164,11 @@ class DistillationDatasetBuilder:
             "candidates": source,
             "selection": dataclasses.asdict(self.selection),
             "teacher": self.teacher.identity,
-            "counts": {"queries": len(rows), **_count_pairs(lists)},
+            "teacher_license": getattr(self.teacher, "license", None),
+            "counts": {"queries": len(rows), **_count_pairs(self.teacher, lists)},
             "dropped": dropped,
             "report": report.to_dict(),
+            "command": self._call(),
             "versions": installed_versions(_PACKAGES),
         }
         if self.selection.label_correction:
@@ -200,12 +201,22 @@ class DistillationDatasetBuilder:
             raise TypeError(
                 f"{type(self.teacher).__name__} scores whole lists, which cannot be estimated from a sample."
             )
-        pools = self._pools(self._candidates(show_progress)[0], dict.fromkeys(_DROPPED, 0))
+        pools = self._pools(self._candidates(show_progress)[0], dict.fromkeys(DROPPED, 0))
         pairs = [(self.collection.queries[pool.query_id], text) for pool in pools for text in self._texts(pool)]
         with self._opened_store() as store:
             return estimate_scoring(self.teacher, pairs, store=store)  # type: ignore[arg-type]
 
-    def _texts(self, pool: _Pool) -> list[str]:
+    def _call(self) -> str:
+        options = {
+            "split": (self.split, "train"),
+            "num_negatives": (self.num_negatives, 15),
+            "selection": (self.selection, Selection()),
+            "drop_leaks": (self.drop_leaks, False),
+            "pairs_per_query": (self.pairs_per_query, None),
+        }
+        return python_call(self.collection.name, self.teacher.identity, options)
+
+    def _texts(self, pool: Pool) -> list[str]:
         return [self.collection.documents[document_id] for document_id in (*pool.positives, *pool.negatives)]
 
     @contextmanager
@@ -252,13 +263,21 @@ class DistillationDatasetBuilder:
         )
         return query_ids, kept
 
-    def _pools(self, candidates: Candidates, dropped: dict[str, int]) -> list[_Pool]:
+    def _pools(self, candidates: Candidates, dropped: dict[str, int]) -> list[Pool]:
         """Return what is to be scored for each query: its positives, and its negatives as far as they matter."""
         query_ids, judgements = self._judgements(dropped)
         pools = []
         for query_id in query_ids:
             hits = list(dict.fromkeys(hit.document_id for hit in candidates.get(query_id, ())))
-            pool = self._pool(query_id, judgements.get(query_id, {}), hits, dropped)
+            pool = make_pool(
+                query_id,
+                judgements.get(query_id, {}),
+                hits,
+                self.collection.documents,
+                self.selection,
+                self.num_negatives,
+                dropped,
+            )
             if not pool.positives:
                 dropped["queries_without_positive"] += 1
             elif not hits:
@@ -271,69 +290,6 @@ class DistillationDatasetBuilder:
             self._say_dropped(0, dropped)
         return pools
 
-    def _pool(self, query_id: str, judged: Mapping[str, int], ranked: list[str], dropped: dict[str, int]) -> _Pool:
-        texts, options = self.collection.documents, self.selection
-        place = {document_id: rank for rank, document_id in enumerate(ranked)}
-        relevant = [document_id for document_id, gain in judged.items() if gain > 0]
-        relevant.sort(key=lambda document_id: (-judged[document_id], place.get(document_id, len(place))))
-        others = [document_id for document_id in ranked if judged.get(document_id, 0) == 0]
-        dropped["unusable_documents"] += sum(judged.get(document_id, 0) < 0 for document_id in ranked)
-        positives = [document_id for document_id in relevant if texts[document_id].strip()]
-        negatives = [document_id for document_id in others if texts[document_id].strip()]
-        dropped["empty_documents"] += len(relevant) - len(positives) + len(others) - len(negatives)
-        if positives:
-            # Twice the pool is deep enough to fill it; copies further down cannot be chosen.
-            negatives = negatives[: 2 * options.pool(self.num_negatives)]
-            found = duplicates(
-                {document_id: texts[document_id] for document_id in negatives},
-                {document_id: texts[document_id] for document_id in positives},
-                options.near_duplicates,
-            )
-            for name, ids in zip(_DUPLICATES, found, strict=True):
-                dropped[name] += len(ids)
-            gone = set().union(*found)
-            negatives = [document_id for document_id in negatives if document_id not in gone]
-        dropped["further_positives"] += len(positives[options.max_positives or len(positives) :])
-        positives = positives[: options.max_positives]
-        negatives = negatives[: options.pool(self.num_negatives)]
-        if not options.needs_scores:
-            chosen = choose(len(negatives), self.num_negatives, options.choice, seed=options.seed, key=query_id)
-            negatives = [negatives[place] for place in chosen]
-        return _Pool(query_id, positives, negatives, [judged[document_id] for document_id in positives])
-
-    def _row(self, pool: _Pool, scores: np.ndarray, probabilities: bool, dropped: dict[str, int]) -> _Row:
-        """Filter and choose by the teacher's scores, if the selection asks for it."""
-        options, split = self.selection, len(pool.positives)
-        places = np.arange(len(pool.negatives))
-        if options.filters:
-            removed = false_negatives(
-                scores[split:],
-                scores[:split],
-                relative_margin=options.relative_margin,
-                absolute_margin=options.absolute_margin,
-                reference=options.reference,
-                probabilities=probabilities,
-            )
-            dropped["false_negatives"] += int(removed.sum())
-            places = places[~removed]
-            dropped["queries_without_negative"] += not len(places)
-        if options.needs_scores:
-            chosen = choose(
-                len(places),
-                self.num_negatives,
-                options.choice,
-                scores=scores[split:][places],
-                seed=options.seed,
-                key=pool.query_id,
-            )
-            places = places[chosen]
-        return _Row(
-            pool.query_id,
-            [*pool.positives, *(pool.negatives[place] for place in places)],
-            [*pool.gains, *[0] * len(places)],
-            np.concatenate([scores[:split], scores[split:][places]]),
-        )
-
     def _say_dropped(self, kept: int, dropped: Mapping[str, int]) -> None:
         total = len(self.query_ids)
         lost = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in dropped.items() if count)
@@ -345,24 +301,7 @@ class DistillationDatasetBuilder:
         if lost:
             warnings.warn(f"{total - kept:,} of {total:,} queries are dropped; in all: {lost}.", stacklevel=3)
 
-    def _correct(self, rows: Sequence[_Row]) -> int:
-        """Change scores that contradict the judgements, and return in how many rows."""
-        if self.selection.label_correction is None:
-            return 0
-        import torch
-
-        from st_wkl import functional
-
-        correct = getattr(functional, self.selection.label_correction)
-        changed = 0
-        for row in rows:
-            before = torch.from_numpy(row.scores)[None]
-            after = correct(before, torch.tensor([row.labels]) > 0)
-            changed += not torch.equal(before, after)
-            row.scores = after[0].numpy()
-        return changed
-
-    def _preferences(self, rows: Sequence[_Row], show_progress: bool) -> tuple[list[Any] | None, dict[str, Any]]:
+    def _preferences(self, rows: Sequence[Row], show_progress: bool) -> tuple[list[Any] | None, dict[str, Any]]:
         if self.pairwise is None:
             return None, {}
         texts, queries = self.collection.documents, self.collection.queries
@@ -377,7 +316,7 @@ class DistillationDatasetBuilder:
                 show_progress=show_progress,
             )
 
-    def _assemble(self, rows: Sequence[_Row], provenance: dict[str, Any]) -> DistillationDataset:
+    def _assemble(self, rows: Sequence[Row], provenance: dict[str, Any]) -> DistillationDataset:
         from datasets import Dataset
 
         used = list(dict.fromkeys(document_id for row in rows for document_id in row.document_ids))
@@ -400,26 +339,6 @@ class DistillationDatasetBuilder:
         return DistillationDataset(**tables, provenance=provenance)
 
 
-@dataclass(frozen=True)
-class _Pool:
-    query_id: str
-    positives: list[str]
-    negatives: list[str]
-    gains: list[int]
-
-
-@dataclass
-class _Row:
-    query_id: str
-    document_ids: list[str]
-    labels: list[int]
-    scores: np.ndarray
-    num_positives: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.num_positives = sum(label > 0 for label in self.labels)
-
-
 def _check_candidates(candidates: Candidates, query_ids: Iterable[str], collection: Collection) -> None:
     absent = [
         (query_id, hit.document_id)
@@ -434,9 +353,14 @@ def _check_candidates(candidates: Candidates, query_ids: Iterable[str], collecti
         )
 
 
-def _count_pairs(lists: Sequence[tuple[str, Sequence[str]]]) -> dict[str, int]:
-    different = {(query, text) for query, texts in lists for text in texts}
-    return {"pairs": sum(len(texts) for _, texts in lists), "different_pairs": len(different)}
+def _as_teacher(teacher: Any) -> Any:
+    is_teacher = hasattr(teacher, "identity") and (hasattr(teacher, "score") or hasattr(teacher, "score_lists"))
+    return teacher if is_teacher else CrossEncoderTeacher(teacher)
+
+
+def _count_pairs(teacher: Teacher | ListTeacher, lists: Sequence[tuple[str, Sequence[str]]]) -> dict[str, int | None]:
+    pairs = [(query, text) for query, texts in lists for text in texts]
+    return {"pairs": len(pairs), "different_pairs": len(set(pairs)), "cut_pairs": count_truncated(teacher, pairs)}
 
 
 def _warn_of_useless(report: TeacherReport) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from st_wkl.data.backends import FALLBACK_LENGTH, NO_LIMIT, OnnxEngine, TorchEngine
+from st_wkl.data.provenance import stated_license
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +146,14 @@ class CrossEncoderTeacher:
         The size of the batches is no part of it: it moves scores by rounding only.
         """
         return dict(self._identity)
+
+    @property
+    def license(self) -> str | None:
+        """The licence that the model's card states; None where it states none or there is no card."""
+        model = self._made_from[0]
+        if isinstance(model, (str, os.PathLike)):
+            return stated_license(model)
+        return model.model_card_data.license
 
     def token_lengths(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray | None:
         """Return the tokens of each pair, special ones included, before anything is cut.

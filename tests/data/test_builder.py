@@ -182,8 +182,43 @@ def test_provenance_is_complete_json() -> None:
     assert provenance["collection"] == {"name": "mine", "fingerprint": collection().fingerprint}
     assert provenance["teacher"] == LengthTeacher().identity
     assert provenance["candidates"] == {"sources": {"hand": 6}}
-    assert provenance["counts"] == {"queries": 1, "pairs": 7, "different_pairs": 7, "documents": 7}
+    counts = {"queries": 1, "pairs": 7, "different_pairs": 7, "cut_pairs": None, "documents": 7}
+    assert provenance["counts"] == counts
+    assert provenance["teacher_license"] is None
+    assert provenance["command"] == "DistillationDatasetBuilder('mine', 'length').build()"
     assert {"datasets", "torch", "bm25s"} <= set(provenance["versions"])
+
+
+class CountingTokens(LengthTeacher):
+    """A teacher that says how long it reads."""
+
+    license = "apache-2.0"
+
+    @property
+    def identity(self) -> dict[str, str | int | float | None]:
+        """Name it, and its length."""
+        return {"model": "length", "max_length": 20}
+
+    def token_lengths(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Take a letter for a token."""
+        return np.array([len(document) for _, document in pairs])
+
+
+def test_cut_pairs_and_licence(tmp_path: Path) -> None:
+    """A teacher that read half of every document has to show in the dataset, from a warm store too."""
+    for _ in range(2):
+        dataset = build(query_ids=["q1"], candidates=HAND, teacher=CountingTokens(), store=tmp_path / "scores")
+        assert dataset.provenance["counts"]["cut_pairs"] == sum(len(DOCUMENTS[key]) > 20 for key in DOCUMENTS)
+        assert dataset.provenance["teacher_license"] == "apache-2.0"
+
+
+def test_several_teachers_are_z_scored() -> None:
+    """Two teachers' logits share no scale; the one with the wider scores would decide alone."""
+    wide = build(query_ids=["q1"], candidates=HAND, teacher=[LengthTeacher(), LengthTeacher(scale=100.0)])
+    scores = np.array(wide.train[0]["scores"])
+    assert wide.provenance["teacher"]["calibration"] == "z-score"
+    assert scores.mean() == pytest.approx(0, abs=1e-6)
+    assert scores.std() == pytest.approx(1)
 
 
 def test_teacher_report() -> None:

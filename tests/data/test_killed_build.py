@@ -23,7 +23,10 @@ QUERIES, CANDIDATES = 300, 20
 class SlowTeacher:
     """A teacher that takes its time, so that it can be killed at work, and writes down what it scores."""
 
-    identity = {"model": "slow-teacher"}
+    @property
+    def identity(self) -> dict[str, str]:
+        """Name it."""
+        return {"model": "slow-teacher"}
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -79,7 +82,7 @@ def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
         known: set[str] = set()
         if store.exists():
             with ScoreStore(store) as opened:
-                found = opened.get(SlowTeacher.identity, pairs)
+                found = opened.get(builder.teacher.identity, pairs)
             known = {"\t".join(pair) for pair, score in zip(pairs, found, strict=True) if np.isfinite(score)}
         log, started = tmp_path / f"log-{attempt}", context.Event()
         worker = context.Process(target=build, args=(log, store, output, started))

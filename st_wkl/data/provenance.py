@@ -1,0 +1,64 @@
+"""What a dataset can say of its own making, beside the counts: the call, the teacher's licence, and what was cut."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from st_wkl.data.lists import ListTeacher
+    from st_wkl.data.teachers import Teacher
+
+
+def count_truncated(teacher: Teacher | ListTeacher, pairs: Sequence[tuple[str, str]]) -> int | None:
+    """Count the different pairs that are longer than the teacher reads; None where the teacher cannot tell.
+
+    All pairs are counted, those whose scores were known too, so that a dataset says the same however often its making
+    was interrupted.
+    """
+    lengths_of, limit = getattr(teacher, "token_lengths", None), teacher.identity.get("max_length")
+    if lengths_of is None or limit is None:
+        return None
+    lengths = lengths_of(sorted(set(pairs)))
+    return None if lengths is None else int((np.asarray(lengths) > float(limit)).sum())
+
+
+def stated_license(model: str | os.PathLike[str]) -> str | None:
+    """Return the licence that the card of a model states; None where there is no card or it states none.
+
+    Args:
+        model: Folder or Hub id.
+    """
+    from huggingface_hub import hf_hub_download, metadata_load
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    card = Path(model) / "README.md"
+    if not Path(model).is_dir():
+        try:
+            card = Path(hf_hub_download(str(model), "README.md"))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+            return None  # a licence that nobody can look up is an unknown one, and no reason to lose the dataset
+    try:
+        stated = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    except ValueError:
+        return None
+    return stated if isinstance(stated, str) else None
+
+
+def python_call(collection: str, identity: Mapping[str, Any], options: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return the call that makes the dataset again, as far as it can be written down.
+
+    Args:
+        collection: Name of the collection.
+        identity: The teacher's.
+        options: Name to value and default; what has its default is left out.
+    """
+    teacher = repr(str(identity.get("model") or identity.get("kind") or "teacher"))
+    if identity.get("kind") == "cross-encoder":
+        teacher = f"CrossEncoderTeacher({teacher}, max_length={identity.get('max_length')})"
+    given = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
+    return f"DistillationDatasetBuilder({', '.join([repr(collection), teacher, *given])}).build()"
