@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +14,81 @@ _BLOCK = 2_000_000
 # Means of the same numbers in another order differ in the last bits; without this a sign flip that changes nothing
 # could miss the count.
 _EPSILON = 1e-12
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A mean of paired differences and what chance could have made of it.
+
+    Args:
+        mean: Mean difference.
+        low: Lower end of the 95 % bootstrap percentile interval of the mean.
+        high: Upper end of it.
+        p_value: Two-sided paired randomisation (sign-flip) test of "no difference".
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+def paired_difference(differences: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> PairedDifference:
+    """Return the mean of paired differences with its 95 % interval and p-value.
+
+    The interval is the percentile bootstrap over the pairs (Sakai, SIGIR 2006), the p-value the two-sided paired
+    randomisation test (Smucker et al., CIKM 2007) with the observed assignment counted in, `(count + 1) / (n + 1)`.
+
+    Args:
+        differences: One number per query, after minus before, in any order that is the same each time.
+        resamples: Number of bootstrap samples and of sign flips; 10,000 gives p-values down to 1e-4.
+        seed: Seed of both.
+
+    Raises:
+        ValueError: If there is no difference, one is not finite, or `resamples` is below 1.
+
+    Example:
+        >>> paired_difference([0.5] * 5).mean
+        0.5
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; it must be at least 1")
+    values = np.asarray(differences, dtype=float)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"differences has the shape {values.shape}; give one number per query, and at least one")
+    if not np.isfinite(values).all():
+        position = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(f"difference {position} is {values[position]}; leave out queries that have no score")
+    generator = np.random.default_rng(seed)
+    low, high = _bootstrap_interval(values, resamples, generator)
+    return PairedDifference(float(values.mean()), low, high, _randomisation_p_value(values, resamples, generator))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for testing several hypotheses at once, in the order given.
+
+    Holm's step-down method (Scandinavian Journal of Statistics 1979) bounds the chance of any false discovery, whatever
+    the dependence between the tests.
+
+    Args:
+        p_values: One p-value per hypothesis, each within [0, 1].
+
+    Raises:
+        ValueError: If a p-value is not within [0, 1].
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    wrong = [p for p in p_values if not 0 <= p <= 1]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is not a p-value: it must lie within [0, 1]")
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, p_values[i] * (len(p_values) - rank)))
+        corrected[i] = largest
+    return corrected
 
 
 def compare(
@@ -26,8 +102,7 @@ def compare(
 ) -> Comparison:
     """Compare two results query by query.
 
-    The interval is the percentile bootstrap over queries (Sakai, SIGIR 2006), the p-value the two-sided paired
-    randomisation test (Smucker et al., CIKM 2007) with the observed assignment counted in, `(count + 1) / (n + 1)`.
+    Interval and p-value are those of `paired_difference`.
 
     Args:
         before: Results of the first model.
@@ -47,19 +122,16 @@ def compare(
     Example:
         >>> print(compare(evaluate("before", "NFCorpus"), evaluate("after", "NFCorpus")))  # doctest: +SKIP
     """
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; it must be at least 1")
     first, second = _same_task(before, after, task)
     queries = _same_queries(first, second, query_ids)
     differences = np.array([second.per_query[query] - first.per_query[query] for query in queries])
     differences = np.round(differences, 6)  # the scores have 6 decimals; what lies below is float noise, not a win
-    generator = np.random.default_rng(seed)
-    low, high = _bootstrap_interval(differences, resamples, generator)
+    found = paired_difference(differences.tolist(), resamples=resamples, seed=seed)
     return Comparison(
-        mean=float(differences.mean()),
-        low=low,
-        high=high,
-        p_value=_randomisation_p_value(differences, resamples, generator),
+        mean=found.mean,
+        low=found.low,
+        high=found.high,
+        p_value=found.p_value,
         queries=len(queries),
         wins=int((differences > 0).sum()),
         ties=int((differences == 0).sum()),

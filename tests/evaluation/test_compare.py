@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap, permutation_test
 
 from st_wkl.evaluation import Results, TaskScores, compare, shared_document_queries
+from st_wkl.evaluation.compare import holm, paired_difference
 
 
 def results(per_query: dict[str, float], name: str = "model", **changes: Any) -> Results:
@@ -165,3 +166,33 @@ def test_shared_documents_are_those_with_a_gain() -> None:
     qrels = {"q1": {"d1": 2}, "q2": {"d2": 1, "d1": 0}, "q3": {"d3": 1, "d1": 1}, "q4": {"d1": 0}}
     assert shared_document_queries(qrels, {"d1"}) == (["q1", "q3"], ["q2"])
     assert shared_document_queries(qrels, []) == ([], ["q1", "q2", "q3"])
+
+
+def test_the_core_of_the_comparison_stands_alone() -> None:
+    """Scripts that hold differences and no results files must get the very same statistics."""
+    before, after = pair(40, 0.05)
+    x, y = before.task().per_query, after.task().per_query
+    core = paired_difference([round(y[q] - x[q], 6) for q in x])
+    ours = compare(before, after)
+    assert (core.mean, core.low, core.high, core.p_value) == (ours.mean, ours.low, ours.high, ours.p_value)
+    for wrong, message in (([], "at least one"), ([0.1, float("nan")], "difference 1 is nan")):
+        with pytest.raises(ValueError, match=message):
+            paired_difference(wrong)
+
+
+def test_holm_is_the_textbooks() -> None:
+    """Many tasks make a lucky one; the correction must be Holm's, monotone, capped and in the order given."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+    with pytest.raises(ValueError, match=r"1\.5 is not a p-value"):
+        holm([0.1, 1.5])
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_never_lowers_and_keeps_the_order(p_values: list[float]) -> None:
+    """A corrected p-value below the raw one, or in another order, would be wrong for any input."""
+    corrected = holm(p_values)
+    assert all(p <= c <= 1 for p, c in zip(p_values, corrected, strict=True))
+    ranked = [c for _, c in sorted(zip(p_values, corrected, strict=True))]
+    assert ranked == sorted(ranked)
