@@ -6,7 +6,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from st_wkl._files import replacing, set_aside
+from st_wkl.data import late_interaction
 from st_wkl.data.candidates import Candidate, Candidates
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer, SparseEncoder
+    from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
     from st_wkl.data.collection import Collection
 
@@ -35,7 +36,7 @@ _GROUP = 32
 
 def retriever_candidates(
     collection: Collection,
-    model: SentenceTransformer | SparseEncoder | str | os.PathLike[str],
+    model: SentenceTransformer | SparseEncoder | MultiVectorEncoder | str | os.PathLike[str],
     query_ids: Iterable[str] | None = None,
     *,
     top_k: int = 100,
@@ -46,27 +47,28 @@ def retriever_candidates(
     revision: str | None = None,
     show_progress: bool = True,
 ) -> Candidates:
-    """Find the best documents of each query with a dense or a sparse retriever, exactly, without an index.
+    """Find the best documents of each query with a dense, sparse or late-interaction retriever, exactly.
 
     Documents are embedded, searched and forgotten in pieces of 16,384, so that memory does not grow with their number
     (with `cache`, a piece is a file). Texts get the model's own prompts for queries and documents. Scores are the
-    model's similarity, cosine or dot product.
+    model's similarity: cosine, dot product, MaxSim or mean MaxSim.
 
     Args:
         collection: Where to search. Empty documents are no candidates.
-        model: A `SentenceTransformer` or `SparseEncoder`, or a folder or Hub id of one.
+        model: A `SentenceTransformer`, `SparseEncoder` or `MultiVectorEncoder`, or a folder or Hub id of one.
         query_ids: Queries to search for, by default all of the collection.
         top_k: Number of candidates of a query at most. A sparse retriever gives none without a common term.
         query_prompt: Text before each query in place of the model's own prompt.
         document_prompt: Text before each document in place of the model's own prompt.
         batch_size: Texts that are encoded at once.
         cache: Folder for document embeddings; `None` keeps none. Files are named by a hash of the weights, settings,
-            length, prompt and texts, so a trained model never meets embeddings of its former self.
+            length, prompt and texts, so a trained model never meets embeddings of its former self. Not for late
+            interaction, whose token vectors would fill a disk.
         revision: Name of the weights where they cannot be hashed, as with the ONNX backend; for the cache.
         show_progress: Show bars.
 
     Returns:
-        `{query_id: candidates, best first}` with the source `"dense:<name>"` or `"sparse:<name>"`.
+        `{query_id: candidates, best first}` with the source `"dense:<name>"`, `"sparse:<name>"` or `"late:<name>"`.
 
     Raises:
         TypeError: The model is of another kind.
@@ -76,6 +78,8 @@ def retriever_candidates(
     Example:
         >>> candidates = retriever_candidates(collection, "intfloat/e5-small-v2", cache="embeddings")  # doctest: +SKIP
     """
+    from sentence_transformers import MultiVectorEncoder
+
     from st_wkl.evaluation.identity import load_model
 
     if top_k < 1:
@@ -84,29 +88,53 @@ def retriever_candidates(
     if unknown := [query_id for query_id in queries if query_id not in collection.queries]:
         raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")
     retriever, name = load_model(model if not isinstance(model, os.PathLike) else Path(model))
-    encoder = _Encoder(retriever, document_prompt, batch_size, cache, revision)
     document_ids = [document_id for document_id, text in collection.documents.items() if text.strip()]
     if not queries or not document_ids:
         return {query_id: [] for query_id in queries}
     texts = [collection.queries[query_id] for query_id in queries]
-    blocks = [
-        encoder.queries(texts[start : start + _QUERIES_AT_ONCE], query_prompt)
-        for start in range(0, len(texts), _QUERIES_AT_ONCE)
-    ]
-    best = [_Best(len(block), top_k, block.device) for block in blocks]
+    documents = [collection.documents[document_id] for document_id in document_ids]
+    options: dict[str, Any] = {"document_prompt": document_prompt, "batch_size": batch_size}
     with tqdm(total=len(document_ids), desc=name, unit=" documents", disable=not show_progress) as bar:
-        for start in range(0, len(document_ids), _SHARD):
-            shard = document_ids[start : start + _SHARD]
-            documents = encoder.documents([collection.documents[document_id] for document_id in shard], shard)
-            for block, found in zip(blocks, best, strict=True):
-                found.add_products(block, documents.to(block.device), start)
-            bar.update(len(shard))
-    source = f"{'sparse' if encoder.sparse else 'dense'}:{name}"
-    lists = (row for found in best for row in found.lists(positive_only=encoder.sparse))
+        if isinstance(retriever, MultiVectorEncoder):
+            if cache is not None:
+                raise ValueError("The token vectors of a late-interaction model are not kept; leave cache out.")
+            kind, best = "late", BestDocuments(len(queries), top_k, torch.device("cpu"))
+            options |= {"best": best, "query_prompt": query_prompt, "advance": bar.update}
+            lists = list(late_interaction.search(retriever, texts, documents, document_ids, **options))
+        else:
+            encoder = _Encoder(retriever, **options, cache=cache, revision=revision)
+            kind = "sparse" if encoder.sparse else "dense"
+            lists = list(_search(encoder, texts, query_prompt, documents, document_ids, top_k, bar.update))
     return {
-        query_id: [Candidate(document_ids[place], score, rank, source) for rank, (place, score) in enumerate(row, 1)]
+        query_id: [
+            Candidate(document_ids[place], score, rank, f"{kind}:{name}") for rank, (place, score) in enumerate(row, 1)
+        ]
         for query_id, row in zip(queries, lists, strict=True)
     }
+
+
+def _search(
+    encoder: _Encoder,
+    queries: Sequence[str],
+    query_prompt: str | None,
+    documents: Sequence[str],
+    document_ids: Sequence[str],
+    top_k: int,
+    advance: Callable[[int], Any],
+) -> Iterator[list[tuple[int, float]]]:
+    blocks = [
+        encoder.queries(queries[start : start + _QUERIES_AT_ONCE], query_prompt)
+        for start in range(0, len(queries), _QUERIES_AT_ONCE)
+    ]
+    best = [BestDocuments(len(block), top_k, block.device) for block in blocks]
+    for start in range(0, len(documents), _SHARD):
+        shard = slice(start, start + _SHARD)
+        embeddings = encoder.documents(documents[shard], document_ids[shard])
+        for block, found in zip(blocks, best, strict=True):
+            found.add_products(block, embeddings.to(block.device), start)
+        advance(len(embeddings))
+    for found in best:
+        yield from found.lists(positive_only=encoder.sparse)
 
 
 def exact_top_k(queries: Tensor, documents: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -139,7 +167,7 @@ def exact_top_k(queries: Tensor, documents: Tensor, k: int) -> tuple[Tensor, Ten
         raise ValueError(f"Expected (Q, D) and (N, D), got {tuple(queries.shape)} and {tuple(documents.shape)}.")
     results = []
     for block in queries.split(_QUERIES_AT_ONCE):
-        best = _Best(len(block), k, queries.device)
+        best = BestDocuments(len(block), k, queries.device)
         best.add_products(block, documents, 0)
         results.append(best.sorted())
     if not results:
@@ -148,7 +176,7 @@ def exact_top_k(queries: Tensor, documents: Tensor, k: int) -> tuple[Tensor, Ten
     return torch.cat([scores for scores, _ in results]), torch.cat([places for _, places in results])
 
 
-class _Best:
+class BestDocuments:
     """The k best documents so far of each of a block of queries."""
 
     def __init__(self, queries: int, k: int, device: torch.device) -> None:
@@ -244,8 +272,8 @@ class _Encoder:
 
         if not isinstance(model, SentenceTransformer | SparseEncoder):
             raise TypeError(
-                f"Expected a SentenceTransformer or a SparseEncoder, got {type(model).__name__}. Write what another "
-                "retriever finds as a TREC run and read it with read_run."
+                f"Expected a SentenceTransformer, SparseEncoder or MultiVectorEncoder, got {type(model).__name__}. "
+                "Write what another retriever finds as a TREC run and read it with read_run."
             )
         self.sparse = isinstance(model, SparseEncoder)
         similarity = str(model.similarity_fn_name)

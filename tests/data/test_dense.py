@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from st_wkl.data import dense
+from st_wkl.data import dense, late_interaction
 from st_wkl.data.collection import Collection
 from st_wkl.data.dense import exact_top_k, retriever_candidates
 
@@ -136,17 +136,38 @@ def test_sparse_candidates(tiny_bert_path: Path, tmp_path: Path, monkeypatch: py
     assert retriever_candidates(COLLECTION, model, top_k=4, cache=tmp_path, show_progress=False) == found
 
 
+def test_late_interaction_candidates(tiny_bert_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces and merges must rank as a loop over all tokens does, by the model's own measure."""
+    from sentence_transformers import MultiVectorEncoder
+
+    monkeypatch.setattr(late_interaction, "_SHARD", 7)
+    model = MultiVectorEncoder(str(tiny_bert_path), device="cpu")
+    found = retriever_candidates(COLLECTION, model, top_k=9, show_progress=False)
+    for query_id, text in COLLECTION.queries.items():
+        asked = model.encode_query(text)
+        expected = {}
+        for document_id, document in COLLECTION.documents.items():
+            tokens = model.encode_document(document)
+            expected[document_id] = sum(max(float(token @ other) for other in tokens) for token in asked)
+        best = sorted(expected.values(), reverse=True)[:9]
+        assert [hit.score for hit in found[query_id]] == pytest.approx(best, rel=1e-5)
+        assert all(hit.score == pytest.approx(expected[hit.document_id], rel=1e-5) for hit in found[query_id])
+        assert found[query_id][0].source == f"late:{tiny_bert_path.name}"
+    with pytest.raises(ValueError, match="leave cache out"):
+        retriever_candidates(COLLECTION, model, cache="somewhere", show_progress=False)
+
+
 def test_models_and_arguments_that_cannot_work(static_student_path: Path, tiny_bert_path: Path) -> None:
     """Each is refused before anything is encoded, or with the document that is to blame."""
-    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers import CrossEncoder
 
     model = load(static_student_path)
     with pytest.raises(ValueError, match="1 query ids are not in 'mine', the first is 'q9'"):
         retriever_candidates(COLLECTION, model, ["q9"])
     with pytest.raises(ValueError, match="top_k must be 1"):
         retriever_candidates(COLLECTION, model, top_k=0)
-    with pytest.raises(TypeError, match=r"got MultiVectorEncoder.*read_run"):
-        retriever_candidates(COLLECTION, MultiVectorEncoder(str(tiny_bert_path), device="cpu"))
+    with pytest.raises(TypeError, match=r"got CrossEncoder.*read_run"):
+        retriever_candidates(COLLECTION, CrossEncoder(str(tiny_bert_path), device="cpu"))
     model.similarity_fn_name = "euclidean"
     with pytest.raises(ValueError, match="'euclidean'; exact search has"):
         retriever_candidates(COLLECTION, model)
