@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from st_wkl._files import cache_folder, replacing, set_aside
+from st_wkl._files import cache_folder, set_aside
+from st_wkl.data.score_files import BATCH, read_scores, write_scores
 
 Identity = Mapping[str, Any]
 Pair = tuple[str, str]
@@ -33,11 +33,6 @@ CREATE TABLE scores (
     PRIMARY KEY (teacher, query, document)
 ) WITHOUT ROWID;
 """
-
-
-# Marks exported files and their layout.
-_PARQUET_KEY, _PARQUET_VERSION = b"st_wkl.scores", b"1"
-_BATCH = 50_000
 
 
 @dataclass(frozen=True)
@@ -246,33 +241,11 @@ class ScoreStore:
         Returns:
             The number of scores.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        schema = pa.schema(
-            {"teacher": pa.dictionary(pa.int32(), pa.string()), "query": pa.binary(16), "document": pa.binary(16)}
-            | {"score": pa.float32()},
-            metadata={_PARQUET_KEY: _PARQUET_VERSION},
-        )
         statement = "SELECT identity, query, document, score FROM scores JOIN teachers ON teachers.id = teacher"
-        total = 0
-        with (
-            replacing(Path(path)) as temporary,
-            pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
-            tqdm(total=self.count(), desc="export", unit=" scores", disable=not show_progress) as bar,
-            self._explained(),
-        ):
+        with self._explained():
             cursor = self._connection.execute(statement)  # one statement: one state of the store, whoever writes
-            while rows := cursor.fetchmany(_BATCH):
-                columns = [
-                    pa.array(values, type=field.type if field.name != "teacher" else pa.string())
-                    for values, field in zip(zip(*rows, strict=True), schema, strict=True)
-                ]
-                columns[0] = columns[0].dictionary_encode()
-                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-                total += len(rows)
-                bar.update(len(rows))
-        return total
+            batches = iter(lambda: cursor.fetchmany(BATCH), [])
+            return write_scores(path, batches, total=self.count(), show_progress=show_progress)
 
     def import_parquet(self, path: str | os.PathLike[str], *, show_progress: bool = True) -> int:
         """Add the scores of a file that `export_parquet` wrote. Scores that are here already stay as they are.
@@ -289,29 +262,15 @@ class ScoreStore:
         Raises:
             ValueError: The file is damaged, of another kind, or holds a score that is not finite.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        with self._explained(), self._transaction():
+            before = self._connection.total_changes
+            teachers: dict[str, int] = {}
+            for rows in read_scores(path, show_progress=show_progress):
+                self._insert_new(rows, teachers)
+            # Each new teacher is a change too.
+            return self._connection.total_changes - before - sum(place < 0 for place in teachers.values())
 
-        try:
-            with pq.ParquetFile(path) as file:
-                if (file.schema_arrow.metadata or {}).get(_PARQUET_KEY) != _PARQUET_VERSION:
-                    raise ValueError(f"{path} is no export of a score store that this version of st_wkl reads.")
-                with (
-                    tqdm(total=file.metadata.num_rows, desc="import", unit=" scores", disable=not show_progress) as bar,
-                    self._explained(),
-                    self._transaction(),
-                ):
-                    before = self._connection.total_changes
-                    teachers: dict[str, int] = {}
-                    for batch in file.iter_batches(_BATCH):
-                        self._insert_new(batch.to_pydict(), teachers, str(path))
-                        bar.update(len(batch))
-                    # Each new teacher is a change too.
-                    return self._connection.total_changes - before - sum(place < 0 for place in teachers.values())
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} cannot be read: {error}. Fetch or export it again.") from error
-
-    def _insert_new(self, rows: dict[str, list[Any]], teachers: dict[str, int], path: str) -> None:
+    def _insert_new(self, rows: dict[str, list[Any]], teachers: dict[str, int]) -> None:
         """Insert what is not there; `teachers` collects ids, negative ones of teachers that are new."""
         for identity in dict.fromkeys(rows["teacher"]):
             if identity not in teachers:
@@ -321,8 +280,6 @@ class ScoreStore:
                     self._connection.execute("INSERT INTO teachers (identity) VALUES (?)", (canonical,))
                     known = -self._one("SELECT id FROM teachers WHERE identity = ?", canonical)
                 teachers[identity] = known
-        if not all(score is not None and math.isfinite(score) for score in rows["score"]):
-            raise ValueError(f"{path} holds a score that is not finite. Nothing is imported: export it again.")
         self._connection.executemany(
             "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)",
             zip(

@@ -1,0 +1,91 @@
+"""Scores as parquet: the file in which a score store travels, without any text."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from st_wkl._files import replacing
+
+# Marks exported files and their layout.
+_KEY, _VERSION = b"st_wkl.scores", b"1"
+# Rows that are in memory at a time, and one row group of the file.
+BATCH = 50_000
+
+Row = tuple[str, bytes, bytes, float]
+
+
+def write_scores(
+    path: str | os.PathLike[str], batches: Iterable[Sequence[Row]], *, total: int, show_progress: bool = True
+) -> int:
+    """Write rows to one parquet file, in one step: `teacher` (JSON), `query`, `document` (hashes), `score`.
+
+    Args:
+        path: The file to write.
+        batches: Lists of `(teacher, query, document, score)`, hashes of 16 bytes, scores as float32.
+        total: Expected number of rows, for the bar.
+        show_progress: Show a bar.
+
+    Returns:
+        The number of rows.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        {"teacher": pa.dictionary(pa.int32(), pa.string()), "query": pa.binary(16), "document": pa.binary(16)}
+        | {"score": pa.float32()},
+        metadata={_KEY: _VERSION},
+    )
+    types = [pa.string(), *schema.types[1:]]
+    count = 0
+    with (
+        replacing(Path(path)) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+        tqdm(total=total, desc="export", unit=" scores", disable=not show_progress) as bar,
+    ):
+        for rows in batches:
+            columns = [
+                pa.array(values, type=type_) for values, type_ in zip(zip(*rows, strict=True), types, strict=True)
+            ]
+            columns[0] = columns[0].dictionary_encode()
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            count += len(rows)
+            bar.update(len(rows))
+    return count
+
+
+def read_scores(path: str | os.PathLike[str], *, show_progress: bool = True) -> Iterator[dict[str, list[Any]]]:
+    """Yield the columns of a file that `write_scores` wrote, piece by piece.
+
+    Args:
+        path: The file to read.
+        show_progress: Show a bar.
+
+    Raises:
+        ValueError: The file is damaged, of another kind, or holds a score that is not finite.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            if (file.schema_arrow.metadata or {}).get(_KEY) != _VERSION:
+                raise ValueError(f"{path} is no export of a score store that this version of st_wkl reads.")
+            total = file.metadata.num_rows
+            with tqdm(total=total, desc="import", unit=" scores", disable=not show_progress) as bar:
+                for batch in file.iter_batches(BATCH):
+                    rows = batch.to_pydict()
+                    if not all(score is not None and math.isfinite(score) for score in rows["score"]):
+                        raise ValueError(
+                            f"{path} holds a score that is not finite. Nothing is imported: export it again."
+                        )
+                    yield rows
+                    bar.update(len(batch))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}. Fetch or export it again.") from error
