@@ -1,13 +1,10 @@
-"""Candidates of any sentence-transformers retriever, dense or sparse, by exact search in bounded memory."""
+"""Candidates of any sentence-transformers retriever: dense, sparse, late interaction; exact, in bounded memory."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import blake2b
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +12,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from st_wkl._files import replacing, set_aside
-from st_wkl.data import late_interaction
 from st_wkl.data.candidates import Candidate, Candidates
+from st_wkl.data.embeddings import Encoder
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
@@ -26,6 +22,8 @@ if TYPE_CHECKING:
 
 # Documents in one file of the cache: what a killed run loses at most, and what is in memory at a time.
 _SHARD = 16_384
+# The same where each token has an embedding: 100 MB at 180 tokens of 128 dimensions.
+_TOKEN_SHARD = 1_024
 _QUERIES_AT_ONCE = 1024
 # Scores that are in memory at a time: 256 MiB. Larger matrix products are faster, up to about here.
 _SCORES_AT_ONCE = 64 * 1024 * 1024
@@ -47,11 +45,11 @@ def retriever_candidates(
     revision: str | None = None,
     show_progress: bool = True,
 ) -> Candidates:
-    """Find the best documents of each query with a dense, sparse or late-interaction retriever, exactly.
+    """Find the best documents of each query with a dense, sparse or late-interaction retriever, exactly, without index.
 
-    Documents are embedded, searched and forgotten in pieces of 16,384, so that memory does not grow with their number
-    (with `cache`, a piece is a file). Texts get the model's own prompts for queries and documents. Scores are the
-    model's similarity: cosine, dot product, MaxSim or mean MaxSim.
+    Documents are embedded, searched and forgotten in pieces of 16,384 (1,024 where each token has an embedding), so
+    that memory does not grow with their number (with `cache`, a piece is a file). Texts get the model's own prompts for
+    queries and documents. Scores are the model's similarity: cosine or dot product, MaxSim or its mean.
 
     Args:
         collection: Where to search. Empty documents are no candidates.
@@ -62,13 +60,14 @@ def retriever_candidates(
         document_prompt: Text before each document in place of the model's own prompt.
         batch_size: Texts that are encoded at once.
         cache: Folder for document embeddings; `None` keeps none. Files are named by a hash of the weights, settings,
-            length, prompt and texts, so a trained model never meets embeddings of its former self. Not for late
-            interaction, whose token vectors would fill a disk.
+            length, prompt and texts, so a trained model never meets embeddings of its former self. Late interaction
+            fills it fast: 90 kB for a document of 180 tokens and 128 dimensions.
         revision: Name of the weights where they cannot be hashed, as with the ONNX backend; for the cache.
         show_progress: Show bars.
 
     Returns:
-        `{query_id: candidates, best first}` with the source `"dense:<name>"`, `"sparse:<name>"` or `"late:<name>"`.
+        `{query_id: candidates, best first}` with the source `"dense:<name>"`, `"sparse:<name>"` or
+        `"multi-vector:<name>"`.
 
     Raises:
         TypeError: The model is of another kind.
@@ -78,8 +77,6 @@ def retriever_candidates(
     Example:
         >>> candidates = retriever_candidates(collection, "intfloat/e5-small-v2", cache="embeddings")  # doctest: +SKIP
     """
-    from sentence_transformers import MultiVectorEncoder
-
     from st_wkl.evaluation.identity import load_model
 
     if top_k < 1:
@@ -88,53 +85,36 @@ def retriever_candidates(
     if unknown := [query_id for query_id in queries if query_id not in collection.queries]:
         raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")
     retriever, name = load_model(model if not isinstance(model, os.PathLike) else Path(model))
+    encoder = Encoder(retriever, document_prompt, batch_size, cache, revision)
     document_ids = [document_id for document_id, text in collection.documents.items() if text.strip()]
     if not queries or not document_ids:
         return {query_id: [] for query_id in queries}
     texts = [collection.queries[query_id] for query_id in queries]
-    documents = [collection.documents[document_id] for document_id in document_ids]
-    options: dict[str, Any] = {"document_prompt": document_prompt, "batch_size": batch_size}
+    blocks = [
+        encoder.queries(texts[start : start + _QUERIES_AT_ONCE], query_prompt)
+        for start in range(0, len(texts), _QUERIES_AT_ONCE)
+    ]
+    device = blocks[0][0].device
+    best = [_Best(len(block), top_k, device) for block in blocks]
+    size = _TOKEN_SHARD if encoder.kind == "multi-vector" else _SHARD
     with tqdm(total=len(document_ids), desc=name, unit=" documents", disable=not show_progress) as bar:
-        if isinstance(retriever, MultiVectorEncoder):
-            if cache is not None:
-                raise ValueError("The token vectors of a late-interaction model are not kept; leave cache out.")
-            kind, best = "late", BestDocuments(len(queries), top_k, torch.device("cpu"))
-            options |= {"best": best, "query_prompt": query_prompt, "advance": bar.update}
-            lists = list(late_interaction.search(retriever, texts, documents, document_ids, **options))
-        else:
-            encoder = _Encoder(retriever, **options, cache=cache, revision=revision)
-            kind = "sparse" if encoder.sparse else "dense"
-            lists = list(_search(encoder, texts, query_prompt, documents, document_ids, top_k, bar.update))
+        for start in range(0, len(document_ids), size):
+            shard = document_ids[start : start + size]
+            documents = encoder.documents([collection.documents[document_id] for document_id in shard], shard)
+            for block, found in zip(blocks, best, strict=True):
+                if isinstance(documents, list):
+                    found.add(_late_interaction(retriever, block, [tokens.to(device) for tokens in documents]), start)
+                else:
+                    found.add_products(block, documents.to(device), start)
+            bar.update(len(shard))
+    source = f"{encoder.kind}:{name}"
+    # A sparse retriever that shares no term gives 0; a document without any token that counts gets −∞.
+    floor = 0.0 if encoder.kind == "sparse" else -math.inf
+    lists = (row for found in best for row in found.lists(floor))
     return {
-        query_id: [
-            Candidate(document_ids[place], score, rank, f"{kind}:{name}") for rank, (place, score) in enumerate(row, 1)
-        ]
+        query_id: [Candidate(document_ids[place], score, rank, source) for rank, (place, score) in enumerate(row, 1)]
         for query_id, row in zip(queries, lists, strict=True)
     }
-
-
-def _search(
-    encoder: _Encoder,
-    queries: Sequence[str],
-    query_prompt: str | None,
-    documents: Sequence[str],
-    document_ids: Sequence[str],
-    top_k: int,
-    advance: Callable[[int], Any],
-) -> Iterator[list[tuple[int, float]]]:
-    blocks = [
-        encoder.queries(queries[start : start + _QUERIES_AT_ONCE], query_prompt)
-        for start in range(0, len(queries), _QUERIES_AT_ONCE)
-    ]
-    best = [BestDocuments(len(block), top_k, block.device) for block in blocks]
-    for start in range(0, len(documents), _SHARD):
-        shard = slice(start, start + _SHARD)
-        embeddings = encoder.documents(documents[shard], document_ids[shard])
-        for block, found in zip(blocks, best, strict=True):
-            found.add_products(block, embeddings.to(block.device), start)
-        advance(len(embeddings))
-    for found in best:
-        yield from found.lists(positive_only=encoder.sparse)
 
 
 def exact_top_k(queries: Tensor, documents: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -167,7 +147,7 @@ def exact_top_k(queries: Tensor, documents: Tensor, k: int) -> tuple[Tensor, Ten
         raise ValueError(f"Expected (Q, D) and (N, D), got {tuple(queries.shape)} and {tuple(documents.shape)}.")
     results = []
     for block in queries.split(_QUERIES_AT_ONCE):
-        best = BestDocuments(len(block), k, queries.device)
+        best = _Best(len(block), k, queries.device)
         best.add_products(block, documents, 0)
         results.append(best.sorted())
     if not results:
@@ -176,7 +156,19 @@ def exact_top_k(queries: Tensor, documents: Tensor, k: int) -> tuple[Tensor, Ten
     return torch.cat([scores for scores, _ in results]), torch.cat([places for _, places in results])
 
 
-class BestDocuments:
+@torch.inference_mode()
+def _late_interaction(model: Any, queries: Any, documents: list[Tensor]) -> Tensor:
+    """Return the model's late-interaction scores `(Q, N)`, −∞ for documents without a token that counts."""
+    # Neighbours of like length: the blocks that sentence-transformers pads are then nearly full.
+    order = sorted((place for place in range(len(documents)) if len(documents[place])), key=lambda p: len(documents[p]))
+    scores = torch.full((len(queries), len(documents)), -math.inf, device=queries[0].device)
+    if order:
+        found = model.similarity(queries, [documents[place] for place in order], chunk_elements=_SCORES_AT_ONCE)
+        scores[:, torch.tensor(order, device=scores.device)] = found
+    return scores
+
+
+class _Best:
     """The k best documents so far of each of a block of queries."""
 
     def __init__(self, queries: int, k: int, device: torch.device) -> None:
@@ -249,130 +241,9 @@ class BestDocuments:
         scores, order = self.scores.gather(1, order).sort(dim=1, descending=True, stable=True)
         return scores, places.gather(1, order)
 
-    def lists(self, *, positive_only: bool) -> Iterator[list[tuple[int, float]]]:
-        """Yield `(place, score)` of each query, best first."""
+    def lists(self, floor: float) -> Iterator[list[tuple[int, float]]]:
+        """Yield `(place, score)` of each query, best first, where the score is above `floor`."""
         scores, places = self.sorted()
         for row_scores, row_places in zip(scores.tolist(), places.tolist(), strict=True):
             pairs = zip(row_places, row_scores, strict=True)
-            yield [(place, score) for place, score in pairs if score > 0 or not positive_only]
-
-
-class _Encoder:
-    """A retriever's embeddings, normalised if its similarity is cosine, documents from the cache if they are there."""
-
-    def __init__(
-        self,
-        model: Any,
-        document_prompt: str | None,
-        batch_size: int,
-        cache: str | os.PathLike[str] | None,
-        revision: str | None,
-    ) -> None:
-        from sentence_transformers import SentenceTransformer, SparseEncoder
-
-        if not isinstance(model, SentenceTransformer | SparseEncoder):
-            raise TypeError(
-                f"Expected a SentenceTransformer, SparseEncoder or MultiVectorEncoder, got {type(model).__name__}. "
-                "Write what another retriever finds as a TREC run and read it with read_run."
-            )
-        self.sparse = isinstance(model, SparseEncoder)
-        similarity = str(model.similarity_fn_name)
-        if similarity not in ("cosine", "dot"):
-            raise ValueError(f"The model's similarity is {similarity!r}; exact search has 'cosine' and 'dot'.")
-        self.model, self.batch_size, self.document_prompt = model, batch_size, document_prompt
-        self.normalize = similarity == "cosine"
-        self.folder: Path | None = None
-        if cache is not None:
-            from st_wkl.evaluation.identity import model_revision
-
-            key = {
-                "weights": revision or model_revision(model),
-                "length": model.max_seq_length,
-                "prompt": document_prompt,
-                "normalized": self.normalize,
-                "dtype": str(next((p.dtype for p in model.parameters()), None)),
-            }
-            digest = blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
-            self.folder = Path(cache) / digest
-
-    def queries(self, texts: Sequence[str], prompt: str | None) -> Tensor:
-        """Return dense float32 embeddings on the model's device."""
-        embeddings = self._embed(self.model.encode_query, texts, prompt)
-        return embeddings.to_dense() if self.sparse else embeddings
-
-    def documents(self, texts: Sequence[str], document_ids: Sequence[str]) -> Tensor:
-        """Return float32 embeddings, sparse ones in CSR layout."""
-        path = self._path(texts)
-        embeddings = _read(path) if path is not None and path.is_file() else None
-        if embeddings is None:
-            embeddings = self._embed(self.model.encode_document, texts, self.document_prompt)
-            finite = (embeddings.to_dense() if self.sparse else embeddings).isfinite().all(dim=1)
-            if not bool(finite.all()):
-                wrong = document_ids[int((~finite).nonzero()[0])]
-                raise ValueError(f"The embedding of document {wrong!r} holds NaN or infinity. Check model and dtype.")
-            if path is not None:
-                _write(path, embeddings)
-        if not self.sparse:
-            return embeddings
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            return embeddings.to_sparse_csr()
-
-    def _embed(self, encode: Any, texts: Sequence[str], prompt: str | None) -> Tensor:
-        embeddings = encode(
-            list(texts), prompt=prompt, batch_size=self.batch_size, convert_to_tensor=True, show_progress_bar=False
-        )
-        if self.sparse:
-            embeddings = embeddings.coalesce().float()
-            if not self.normalize:
-                return embeddings
-            norms = (embeddings * embeddings).sum(dim=1).to_dense().sqrt().clamp_min(1e-12)
-            values = embeddings.values() / norms[embeddings.indices()[0]]
-            return torch.sparse_coo_tensor(embeddings.indices(), values, embeddings.shape, is_coalesced=True)
-        embeddings = embeddings.float()
-        return torch.nn.functional.normalize(embeddings, dim=1) if self.normalize else embeddings
-
-    def _path(self, texts: Sequence[str]) -> Path | None:
-        if self.folder is None:
-            return None
-        digest = blake2b(digest_size=16)
-        for text in texts:
-            data = text.encode()
-            digest.update(len(data).to_bytes(8, "little") + data)
-        return self.folder / f"{digest.hexdigest()}.safetensors"
-
-
-def _write(path: Path, embeddings: Tensor) -> None:
-    from safetensors.torch import save_file
-
-    embeddings = embeddings.cpu()
-    if embeddings.is_sparse:
-        tensors = {"indices": embeddings.indices().contiguous(), "values": embeddings.values().contiguous()}
-        tensors["shape"] = torch.tensor(embeddings.shape)
-    else:
-        tensors = {"embeddings": embeddings.contiguous()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary)
-
-
-def _read(path: Path) -> Tensor | None:
-    """Return the embeddings of a file, `None` if it is damaged; it is set aside then."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-        if "embeddings" in tensors:
-            return tensors["embeddings"]
-        shape = tensors["shape"].tolist()
-        # Checked: an index out of range would be read from somebody else's memory.
-        return torch.sparse_coo_tensor(
-            tensors["indices"], tensors["values"], shape, is_coalesced=True, check_invariants=True
-        )
-    except (SafetensorError, KeyError, RuntimeError) as error:
-        kept = set_aside(path)
-        warnings.warn(
-            f"The embeddings in {path} are damaged ({error}). The file is now {kept.name}; they are computed again.",
-            stacklevel=2,
-        )
-        return None
+            yield [(place, score) for place, score in pairs if score > floor]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from st_wkl.data import dense, late_interaction
+from st_wkl.data import dense
 from st_wkl.data.collection import Collection
 from st_wkl.data.dense import exact_top_k, retriever_candidates
 
@@ -136,25 +136,52 @@ def test_sparse_candidates(tiny_bert_path: Path, tmp_path: Path, monkeypatch: py
     assert retriever_candidates(COLLECTION, model, top_k=4, cache=tmp_path, show_progress=False) == found
 
 
-def test_late_interaction_candidates(tiny_bert_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces and merges must rank as a loop over all tokens does, by the model's own measure."""
+@pytest.mark.parametrize("similarity", ["maxsim", "meanmaxsim"])
+def test_late_interaction_candidates(
+    tiny_bert_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, similarity: str
+) -> None:
+    """For each query token the best token of the document, summed, in a plain loop; from the cache the same again."""
     from sentence_transformers import MultiVectorEncoder
 
-    monkeypatch.setattr(late_interaction, "_SHARD", 7)
+    monkeypatch.setattr(dense, "_TOKEN_SHARD", 7)
+    monkeypatch.setattr(dense, "_QUERIES_AT_ONCE", 2)
+    monkeypatch.setattr(dense, "_SCORES_AT_ONCE", 3_000)
+    torch.manual_seed(0)  # for the projection, which is new
     model = MultiVectorEncoder(str(tiny_bert_path), device="cpu")
-    found = retriever_candidates(COLLECTION, model, top_k=9, show_progress=False)
-    for query_id, text in COLLECTION.queries.items():
-        asked = model.encode_query(text)
+    model.similarity_fn_name = similarity
+    # Documents of very different lengths, so that padding would show.
+    documents = {key: text * (1 + place % 5) for place, (key, text) in enumerate(COLLECTION.documents.items())}
+    collection = Collection("mine", documents, COLLECTION.queries)
+    found = retriever_candidates(collection, model, top_k=9, cache=tmp_path, show_progress=False)
+    for query_id, hits in found.items():
+        query = model.encode_query(collection.queries[query_id])
         expected = {}
-        for document_id, document in COLLECTION.documents.items():
-            tokens = model.encode_document(document)
-            expected[document_id] = sum(max(float(token @ other) for other in tokens) for token in asked)
+        for document_id, text in documents.items():
+            products = query @ model.encode_document(text).T
+            expected[document_id] = sum(max(row) for row in products.tolist())
+            expected[document_id] /= len(query) if similarity == "meanmaxsim" else 1
         best = sorted(expected.values(), reverse=True)[:9]
-        assert [hit.score for hit in found[query_id]] == pytest.approx(best, rel=1e-5)
-        assert all(hit.score == pytest.approx(expected[hit.document_id], rel=1e-5) for hit in found[query_id])
-        assert found[query_id][0].source == f"late:{tiny_bert_path.name}"
-    with pytest.raises(ValueError, match="leave cache out"):
-        retriever_candidates(COLLECTION, model, cache="somewhere", show_progress=False)
+        assert [hit.score for hit in hits] == pytest.approx(best, rel=1e-5)
+        assert [expected[hit.document_id] for hit in hits] == pytest.approx(best, rel=1e-5)
+        assert hits[0].source.startswith("multi-vector:")
+    monkeypatch.setattr(model, "encode_document", None)  # nothing is encoded twice
+    assert retriever_candidates(collection, model, top_k=9, cache=tmp_path, show_progress=False) == found
+
+
+def test_documents_without_a_token_are_no_candidates(tiny_bert_path: Path) -> None:
+    """A document of stop words alone has nothing to interact with; upstream's score for it is -1e9, or that over n."""
+    from sentence_transformers import MultiVectorEncoder
+
+    model = MultiVectorEncoder(str(tiny_bert_path), device="cpu")
+    encode = model.encode_document
+    model.encode_document = lambda texts, **options: [
+        tokens[:0] if text == "eat" else tokens for text, tokens in zip(texts, encode(texts, **options), strict=True)
+    ]
+    collection = Collection("mine", {"none": "eat", "some": "dogs eat"}, {"q": "eat"})
+    (hits,) = retriever_candidates(collection, model, show_progress=False).values()
+    assert [hit.document_id for hit in hits] == ["some"]
+    collection = Collection("mine", {"none": "eat"}, {"q": "eat"})
+    assert retriever_candidates(collection, model, show_progress=False) == {"q": []}
 
 
 def test_models_and_arguments_that_cannot_work(static_student_path: Path, tiny_bert_path: Path) -> None:
@@ -167,7 +194,7 @@ def test_models_and_arguments_that_cannot_work(static_student_path: Path, tiny_b
     with pytest.raises(ValueError, match="top_k must be 1"):
         retriever_candidates(COLLECTION, model, top_k=0)
     with pytest.raises(TypeError, match=r"got CrossEncoder.*read_run"):
-        retriever_candidates(COLLECTION, CrossEncoder(str(tiny_bert_path), device="cpu"))
+        retriever_candidates(COLLECTION, CrossEncoder(str(tiny_bert_path), num_labels=1, device="cpu"))
     model.similarity_fn_name = "euclidean"
     with pytest.raises(ValueError, match="'euclidean'; exact search has"):
         retriever_candidates(COLLECTION, model)
