@@ -14,7 +14,7 @@ from st_wkl.losses.lists import pack
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
-QUERY, DOCUMENTS, SCORES, LABELS, PAIRS = "query", "documents", "scores", "labels", "pairs"
+QUERY, DOCUMENTS, SCORES, LABELS, PAIRS, RANKS = "query", "documents", "scores", "labels", "pairs", "ranks"
 
 
 @dataclass
@@ -24,7 +24,8 @@ class ListwiseCollator(BaseDataCollator):
     A row holds `query`, `documents` (a list of texts), `scores` (the teacher's, in the same order; only needed by
     losses that listen to a teacher) and `labels` (judged gains). `DistillationDataset.to_lists()` makes such rows. A
     document that stands in several lists of a batch is embedded once. For `PairDistillLoss`, a row also holds `pairs`:
-    a pairwise teacher's preferences as `[i, j, probability]`, saying that document i of the list is better than j.
+    a pairwise teacher's preferences as `[i, j, probability]`, saying that document i of the list is better than j. For
+    `WeightedKLDistillationLoss(ranks="dataset")` it holds `ranks` of its documents, 1 = best.
 
     Pass it as `data_collator=ListwiseCollator(model)` to the trainer of any of the four model classes. For an
     `IterableDataset`, also set `accelerator_config={"dispatch_batches": False}` in the training arguments: otherwise
@@ -85,7 +86,8 @@ class ListwiseCollator(BaseDataCollator):
             texts = list(unique)
             self._tokenize(batch, "query", queries)
             self._tokenize(batch, "document", texts)
-        batch["label"] = pack(indices, texts, scores, gains, pairs)
+        ranks = [row[RANKS] for row in features] if RANKS in features[0] else None
+        batch["label"] = pack(indices, texts, scores, gains, pairs, ranks)
         return batch
 
     def _tokenize(self, batch: dict[str, Any], side: str, texts: list[str]) -> None:
@@ -108,7 +110,7 @@ def _check(row: dict[str, Any]) -> None:
     query = row[QUERY]
     if not isinstance(query, str) or not query.strip():
         raise ValueError(f"a row has the query {query!r} with documents {str(row[DOCUMENTS])[:80]}… Drop that row.")
-    lengths = {name: len(row[name]) for name in (DOCUMENTS, SCORES, LABELS) if row.get(name) is not None}
+    lengths = {name: len(row[name]) for name in (DOCUMENTS, SCORES, LABELS, RANKS) if row.get(name) is not None}
     if len(set(lengths.values())) > 1 or not lengths.get(DOCUMENTS):
         raise ValueError(
             f"the row of the query {query!r} has lists of length {lengths}. Every document needs one score and one "
@@ -122,6 +124,11 @@ def _check(row: dict[str, Any]) -> None:
             raise ValueError(
                 f"the score of document {place} of the query {query!r} is {score}. One such score makes every weight "
                 "of the student NaN: score the pair again, or drop the document from the list."
+            )
+    for place, rank in enumerate(row.get(RANKS) or []):
+        if rank is None or not rank >= 1:
+            raise ValueError(
+                f"the rank of document {place} of the query {query!r} is {rank}; ranks count from 1, the best."
             )
     for i, j, probability in row.get(PAIRS) or []:
         documents = len(row[DOCUMENTS])

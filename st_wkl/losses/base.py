@@ -134,8 +134,11 @@ class CandidateListLoss(StudentLoss):
                 )
             self.rows_without_positive += missing
             if self.without_positive == "skip":
-                student_scores, positives = student_scores[kept], positives[kept]
-                return self.loss_from_scores(student_scores, lists.scores[kept].detach(), positives, lists.mask[kept])
+                student_scores, positives, lists = student_scores[kept], positives[kept], lists.select(kept)
+        return self._loss_from_lists(student_scores, lists, positives)
+
+    def _loss_from_lists(self, student_scores: Tensor, lists: CandidateLists, positives: Tensor) -> Tensor:
+        """Compute the loss; a subclass that needs more of the lists than scores takes it here."""
         return self.loss_from_scores(student_scores, lists.scores.detach(), positives, lists.mask)
 
     def _lists(self, embeddings: list[Tensor], labels: Tensor | None) -> CandidateLists:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCORE, GAIN, INDEX, IDENTITY = range(4)
+SCORE, GAIN, INDEX, IDENTITY, RANK = range(5)
 CHANNELS = 5
 ABSENT = -1.0
 # (i, j, probability that document i is better than document j), places in one list.
@@ -35,6 +35,7 @@ class CandidateLists:
         identity: A number per document text, equal for equal texts on every process; None where only embeddings tell.
         preferences: `(B, N, N)` a pairwise teacher's probability that document i is better than document j, NaN where
             it was not asked; None where no pairwise teacher took part.
+        ranks: Ranks that the dataset gives, 1 = best; None where it gives none.
     """
 
     scores: Tensor
@@ -43,6 +44,15 @@ class CandidateLists:
     mask: Tensor
     identity: Tensor | None
     preferences: Tensor | None = None
+    ranks: Tensor | None = None
+
+    def select(self, rows: Tensor) -> CandidateLists:
+        """Return some of the lists, given their places or a boolean `(B,)`."""
+        optional = (self.identity, self.preferences, self.ranks)
+        return CandidateLists(
+            *(part[rows] for part in (self.scores, self.gains, self.index, self.mask)),
+            *(None if part is None else part[rows] for part in optional),
+        )
 
 
 def holds_lists(labels: Tensor | None) -> bool:
@@ -56,6 +66,7 @@ def pack(
     scores: Sequence[Sequence[float]] | None,
     gains: Sequence[Sequence[float]],
     pairs: Sequence[Sequence[Preference]] | None = None,
+    ranks: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
     """Pack ragged lists into the label tensor.
 
@@ -65,6 +76,7 @@ def pack(
         scores: Teacher scores of each list, or None where no teacher took part.
         gains: Judged gains of each list.
         pairs: A pairwise teacher's preferences within each list, or None where there is none.
+        ranks: Ranks of each list's documents that the dataset gives, or None where it gives none.
 
     Returns:
         float32 tensor `(B, N, C)`, padded with NaN scores and gains, and index −1.
@@ -83,6 +95,8 @@ def pack(
         here[:, GAIN] = torch.as_tensor(gains[row], dtype=torch.float32)
         here[:, INDEX] = torch.as_tensor(places, dtype=torch.float32)
         here[:, IDENTITY] = torch.as_tensor([identities[place] for place in places], dtype=torch.float32)
+        if ranks is not None:
+            here[:, RANK] = torch.as_tensor(ranks[row], dtype=torch.float32)
         for first, second, probability in () if pairs is None else pairs[row]:
             here[first, CHANNELS + second] = probability
     return labels
@@ -92,6 +106,7 @@ def unpack(labels: Tensor) -> CandidateLists:
     """Read the lists of a batch from its label tensor."""
     mask = labels[..., INDEX] >= 0
     width = labels.shape[1]
+    ranked = labels[..., RANK] > 0
     return CandidateLists(
         scores=labels[..., SCORE],
         gains=torch.where(mask, labels[..., GAIN], 0.0),
@@ -99,6 +114,7 @@ def unpack(labels: Tensor) -> CandidateLists:
         mask=mask,
         identity=labels[..., IDENTITY].long(),
         preferences=labels[..., CHANNELS : CHANNELS + width] if labels.shape[2] > CHANNELS else None,
+        ranks=labels[..., RANK] if bool(ranked.any()) else None,
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from st_wkl import functional
 from st_wkl.functional._scores import check_at_least_zero
 from st_wkl.losses.base import CandidateListLoss, ListLossOptions
+from st_wkl.losses.lists import CandidateLists
 
 if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
@@ -31,6 +32,8 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         alpha: Strength of the rank bias; 1 is the authors' main setting. Keep it at most `gamma`.
         beta: One constant bias for all negatives in place of the rank bias.
         detach_weights: Treat the weights as constants. The authors let gradients flow through them.
+        ranks: `"student"` ranks each list by the student's scores of the moment; `"dataset"` takes the column `ranks`
+            of lists, such as `RefreshCandidatesCallback` renews every k steps, as the authors do.
         several_positives: `"best"` or `"first"`: how a list with several positives is ranked and weighted, see
             `st_wkl.functional.weighted_kl`.
         reduction: `"batchmean"` averages the rows; `"mean"` averages over candidates too, as the authors do, which
@@ -68,6 +71,7 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         *,
         beta: float | None = None,
         detach_weights: bool = False,
+        ranks: Literal["student", "dataset"] = "student",
         several_positives: Literal["best", "first"] = "best",
         reduction: Literal["batchmean", "mean"] = "batchmean",
         **options: Unpack[ListLossOptions],
@@ -75,7 +79,10 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         super().__init__(model, **options)
         if reduction not in ("batchmean", "mean"):
             raise ValueError(f"reduction must be 'batchmean' or 'mean', got {reduction!r}.")
+        if ranks not in ("student", "dataset"):
+            raise ValueError(f"ranks must be 'student' or 'dataset', got {ranks!r}.")
         check_at_least_zero(gamma=gamma, alpha=alpha)
+        self.ranks = ranks
         self.gamma = gamma
         self.alpha = alpha
         self.beta = beta
@@ -87,10 +94,25 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor
     ) -> Tensor:
         """Compute the loss from `(B, N)` scores; `positives` and `mask` are boolean `(B, N)`."""
+        return self._loss(student_scores, teacher_scores, positives, mask, None)
+
+    def _loss_from_lists(self, student_scores: Tensor, lists: CandidateLists, positives: Tensor) -> Tensor:
+        if self.ranks == "dataset" and lists.ranks is None:
+            raise ValueError(
+                "WeightedKLDistillationLoss(ranks='dataset') needs lists with a column 'ranks', collated by "
+                "ListwiseCollator(model): RefreshCandidatesCallback makes it. Or take ranks='student'."
+            )
+        ranks = lists.ranks if self.ranks == "dataset" else None
+        return self._loss(student_scores, lists.scores.detach(), positives, lists.mask, ranks)
+
+    def _loss(
+        self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor, ranks: Tensor | None
+    ) -> Tensor:
         return functional.weighted_kl(
             student_scores,
             teacher_scores,
             positives,
+            ranks=ranks,
             gamma=self.gamma,
             alpha=self.alpha,
             beta=self.beta,
@@ -104,7 +126,9 @@ class WeightedKLDistillationLoss(CandidateListLoss):
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the parameters for the model card."""
-        bias = {"alpha": self.alpha} if self.beta is None else {"beta": self.beta}
+        bias: dict[str, Any] = {"alpha": self.alpha} if self.beta is None else {"beta": self.beta}
+        if self.ranks != "student":
+            bias["ranks"] = self.ranks
         return {
             "gamma": self.gamma,
             **bias,

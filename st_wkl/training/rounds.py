@@ -18,9 +18,9 @@ from sentence_transformers import SentenceTransformer, SparseEncoder
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
-from st_wkl.data.dense import retriever_candidates
 from st_wkl.evaluation.identity import load_model, model_revision
 from st_wkl.training.distillation import distill
+from st_wkl.training.refresh import mine
 
 if TYPE_CHECKING:
     from st_wkl.data.lists import ListTeacher
@@ -120,7 +120,7 @@ def distill_rounds(
             _check_same(dataset, builder, made, folder)
         else:
             if number > 1:
-                builder.candidates = _mine(builder, done[-1].student, show_progress)
+                builder.candidates = mine(builder, done[-1].student, show_progress=show_progress)
             dataset = builder.build(show_progress=show_progress)
             dataset.provenance["round"] = made
             dataset.save_to_disk(folder / "dataset")
@@ -139,15 +139,6 @@ def _distill(name: str) -> Train:
         return distill(student, dataset, output_dir=folder, base_name=name)  # type: ignore[arg-type]
 
     return train
-
-
-def _mine(builder: DistillationDatasetBuilder, student: Path, show_progress: bool) -> Any:
-    positives = builder.collection.positives(builder.split)
-    query_ids = [query_id for query_id in builder.query_ids if query_id in positives]
-    # As deep as the builder asks BM25: enough even if every positive and a few copies stand before the negatives.
-    depth = builder.selection.pool(builder.num_negatives) + 5
-    depth += max((len(positives[query_id]) for query_id in query_ids), default=0)
-    return retriever_candidates(builder.collection, student, query_ids, top_k=depth, show_progress=show_progress)
 
 
 def _into(folder: Path, make: Callable[[Path], object]) -> None:

@@ -1,0 +1,318 @@
+"""Candidates and ranks that follow the student while it trains."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.util import get_rank, get_world_size
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from st_wkl._files import write_text
+from st_wkl.data.dense import retriever_candidates
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from st_wkl.data.builder import DistillationDatasetBuilder
+    from st_wkl.data.dataset import DistillationDataset
+
+logger = logging.getLogger(__name__)
+
+_STATE_FILE = "refreshed_candidates.json"
+_COLUMNS = ("query_id", "document_ids", "scores", "labels", "preferences")
+
+
+class RefreshCandidatesCallback(TrainerCallback):
+    """Every k steps the student proposes new candidates, the teacher scores what is new, and training goes on with it.
+
+    A student soon outgrows the negatives that it was given: it ranks them low already, and what it now ranks high by
+    mistake is not among them. Ranks age in the same way: those that CKL weighs by are, in the authors' code, renewed
+    every 1,000 to 2,000 steps.
+
+    Give `train_dataset` to the trainer together with `ListwiseCollator`, and the callback to its `callbacks`. The rows
+    of that dataset change under the trainer: their number and order stay, a query whose list cannot be renewed keeps
+    its old one. Rows have to be read in the training process (`dataloader_num_workers=0`), since workers hold copies
+    that no refresh reaches. Checkpoints hold the lists; a run that is resumed goes on as if it had not been stopped.
+
+    Args:
+        builder: The builder that made the dataset. Its teacher, store, selection and pairwise teacher serve for the new
+            lists, too. Its candidates, if it has any, are what `ranks` counts in.
+        dataset: What the builder built, at the start of training.
+        every: Steps between refreshes. A refresh embeds the collection and scores about one new pair for each document
+            that was not in the query's list, so on small collections once an epoch is a good start.
+        candidates: Mine and score new lists. False leaves the lists as they are.
+        ranks: Add the column `ranks`, for `WeightedKLDistillationLoss(ranks="dataset")`: the place of each document,
+            by the student at the last refresh, among the candidates that were mined for its query.
+        batch_size: Texts that are embedded at once.
+        show_progress: Show bars of mining and scoring.
+
+    Raises:
+        ValueError: If there is nothing to refresh, `every` is below 1, rows are read by workers, or a checkpoint holds
+            the lists of another dataset.
+        TypeError: When training starts, if the student cannot search a collection.
+
+    Source:
+        Yang, Qiao, He, Yang, SIGIR 2024, https://arxiv.org/abs/2406.05977, for the ranks; candidates proposed by the
+        student and judged by the teacher as in speculative distillation, https://arxiv.org/abs/2410.11325.
+
+    Example:
+        >>> builder = DistillationDatasetBuilder("mteb/nfcorpus", "cross-encoder/ms-marco-MiniLM-L12-v2")  # doctest: +SKIP
+        >>> refresh = RefreshCandidatesCallback(builder, builder.build(), every=100)  # doctest: +SKIP
+        >>> trainer = SentenceTransformerTrainer(
+        ...     student, args, refresh.train_dataset, loss=WeightedKLDistillationLoss(student),
+        ...     data_collator=ListwiseCollator(student), callbacks=[refresh],
+        ... )  # doctest: +SKIP
+    """  # noqa: E501
+
+    def __init__(
+        self,
+        builder: DistillationDatasetBuilder,
+        dataset: DistillationDataset,
+        *,
+        every: int = 1000,
+        candidates: bool = True,
+        ranks: bool = False,
+        batch_size: int = 32,
+        show_progress: bool = False,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be 1 or more steps, got {every}.")
+        if not candidates and not ranks:
+            raise ValueError("There is nothing to refresh: ask for candidates, ranks, or both.")
+        self.builder, self.every, self.batch_size = copy.copy(builder), every, batch_size
+        if not builder.drop_leaks:
+            self.builder.against = None  # the leaks of the queries were reported once and stay what they are
+        self.refreshes_candidates, self.refreshes_ranks = candidates, ranks
+        self.show_progress = show_progress
+        self.history: list[dict[str, int]] = []
+        self._mined = builder.candidates or {}
+        self._rows: list[dict[str, Any]] = [
+            {name: row[name] for name in _COLUMNS if name in row} for row in dataset.train.with_format(None).to_list()
+        ]
+        # The lists before the last refresh: what a trainer had fetched by then it trains on after it.
+        self._previous = self._rows
+        self._one_batch_behind = False
+        self._refreshed_at = 0
+
+    @property
+    def train_dataset(self) -> Dataset:
+        """Rows of `query`, `documents`, `scores`, `labels`, with `pairs` and `ranks` where there are any, as they are.
+
+        They are looked up at the moment that a batch is made.
+        """
+        from datasets import Dataset
+
+        def current(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+            lists = self._previous if self._one_batch_behind else self._rows
+            self._one_batch_behind = False
+            rows = [self._row(lists[place]) for place in batch["row"]]
+            return {name: [row[name] for row in rows] for name in rows[0]}
+
+        # A plain function, since `datasets` copies its transforms deeply with all that belongs to a bound method.
+        return Dataset.from_dict({"row": list(range(len(self._rows)))}).with_transform(current)
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        texts = self.builder.collection
+        found = {
+            "query": texts.queries[row["query_id"]],
+            "documents": [texts.documents[document_id] for document_id in row["document_ids"]],
+            "scores": row["scores"],
+            "labels": row["labels"],
+        }
+        if row.get("preferences") is not None:
+            found["pairs"] = [[pair["first"], pair["second"], pair["probability"]] for pair in row["preferences"]]
+        if self.refreshes_ranks:
+            found["ranks"] = row.get("ranks") or [1] * len(row["document_ids"])
+        return found
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the setting, and take the lists of a checkpoint where training is resumed."""
+        model = kwargs["model"]
+        if not isinstance(model, SentenceTransformer | SparseEncoder):
+            raise TypeError(f"A {type(model).__name__} cannot search a collection, so it proposes no candidates.")
+        if args.dataloader_num_workers > 0:
+            raise ValueError(
+                f"dataloader_num_workers={args.dataloader_num_workers}: worker processes hold copies of the lists, "
+                "which no refresh reaches. Set it to 0."
+            )
+        if state.global_step:
+            given = args.resume_from_checkpoint
+            known = isinstance(given, str) and Path(given).is_dir()
+            self.load(Path(str(given)) if known else _checkpoint(args, state))
+            # An undisturbed run had fetched one batch ahead of the refresh, except at the end of an epoch.
+            within_epoch = not float(state.epoch or 0).is_integer()
+            self._one_batch_behind = within_epoch and self._refreshed_at == state.global_step
+        elif self.refreshes_ranks:
+            self._rank(model)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refresh every k steps, but not after the last one."""
+        if state.global_step % self.every == 0 and state.global_step < state.max_steps:
+            self.refresh(kwargs["model"], state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep the lists beside the weights."""
+        if state.is_world_process_zero:
+            self.save(_checkpoint(args, state), state.global_step)
+
+    def refresh(self, model: SentenceTransformer | SparseEncoder, step: int = 0) -> None:
+        """Let the student propose candidates, have the new ones scored, and rank.
+
+        Args:
+            model: The student as it is.
+            step: Where training is, for `history`.
+        """
+        training = model.training
+        before = self._rows
+        if self.refreshes_candidates:
+            self._mine(model)
+        if self.refreshes_ranks:
+            self._rank(model)
+        model.train(training)
+        self._previous, self._refreshed_at = before, step
+        pairs = [({*old["document_ids"]}, {*new["document_ids"]}) for old, new in zip(before, self._rows, strict=True)]
+        said = {
+            "step": step,
+            "changed_lists": sum(old != new for old, new in pairs),
+            "new_documents": sum(len(new - old) for old, new in pairs),
+        }
+        self.history.append(said)
+        logger.info("refreshed: %s", said)
+
+    def _mine(self, model: Any) -> None:
+        found: list[Any] = [None]
+        if get_rank() == 0:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is left out was said when the dataset was built
+                found = [self._built(model)]
+        if get_world_size() > 1:
+            torch.distributed.broadcast_object_list(found, src=0)
+        new = {row["query_id"]: row for row in found[0]}
+        self._rows = [new.get(row["query_id"], row) for row in self._rows]
+
+    def _built(self, model: Any) -> list[dict[str, Any]]:
+        builder = self.builder
+        builder.candidates = mine(builder, model, show_progress=self.show_progress)
+        self._mined = builder.candidates
+        return builder.build(show_progress=self.show_progress).train.with_format(None).to_list()
+
+    def _rank(self, model: Any) -> None:
+        pools = [
+            list(
+                dict.fromkeys(
+                    [*row["document_ids"], *(hit.document_id for hit in self._mined.get(row["query_id"], ()))]
+                )
+            )
+            for row in self._rows
+        ]
+        texts = self.builder.collection
+        training = model.training
+        ranks = student_ranks_in(
+            model,
+            [texts.queries[row["query_id"]] for row in self._rows],
+            pools,
+            texts.documents,
+            batch_size=self.batch_size,
+        )
+        model.train(training)
+        self._rows = [
+            {**row, "ranks": rank[: len(row["document_ids"])]} for row, rank in zip(self._rows, ranks, strict=True)
+        ]
+
+    def save(self, folder: Path, step: int) -> Path:
+        """Write the lists to a folder; those before the refresh as well, where it was at this very step."""
+        previous = self._previous if step == self._refreshed_at else None
+        state = {"step": self._refreshed_at, "rows": self._rows, "previous": previous, "history": self.history}
+        return write_text(folder / _STATE_FILE, json.dumps(state, ensure_ascii=False, allow_nan=False))
+
+    def load(self, folder: Path) -> None:
+        """Take the lists that `save` wrote.
+
+        Raises:
+            FileNotFoundError: If the folder holds none.
+            ValueError: If they belong to another dataset.
+        """
+        path = folder / _STATE_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist, so the lists of that run are not known. Resume from a checkpoint that was "
+                "saved with this callback, in the output_dir of the training arguments."
+            )
+        state = json.loads(path.read_text(encoding="utf-8"))
+        queries = [row["query_id"] for row in state["rows"]]
+        if queries != [row["query_id"] for row in self._rows]:
+            raise ValueError(f"{path} holds the lists of other queries: it belongs to another dataset.")
+        self._rows, self.history = state["rows"], state["history"]
+        self._previous, self._refreshed_at = state["previous"] or state["rows"], state["step"]
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def mine(builder: DistillationDatasetBuilder, model: Any, *, show_progress: bool = True) -> Any:
+    """Find the candidates of a builder's queries with a student, as deep as the builder would ask BM25.
+
+    Args:
+        builder: The builder.
+        model: A `SentenceTransformer` or `SparseEncoder`, or a folder of one.
+        show_progress: Show a bar.
+
+    Returns:
+        `{query_id: candidates, best first}`.
+    """
+    positives = builder.collection.positives(builder.split)
+    query_ids = [query_id for query_id in builder.query_ids if query_id in positives]
+    # Enough even if every positive and a few copies stand before the negatives.
+    depth = builder.selection.pool(builder.num_negatives) + 5
+    depth += max((len(positives[query_id]) for query_id in query_ids), default=0)
+    return retriever_candidates(builder.collection, model, query_ids, top_k=depth, show_progress=show_progress)
+
+
+def student_ranks_in(
+    model: SentenceTransformer | SparseEncoder,
+    queries: Sequence[str],
+    pools: Sequence[Sequence[str]],
+    documents: Mapping[str, str],
+    *,
+    batch_size: int = 32,
+) -> list[list[int]]:
+    """Rank each query's pool of documents by a student, 1 = best.
+
+    Args:
+        model: The student, whose own similarity ranks.
+        queries: n texts.
+        pools: n lists of document ids.
+        documents: `{document_id: text}`.
+        batch_size: Texts that are embedded at once.
+
+    Returns:
+        n lists of ranks, in the order of the pools.
+    """
+    used = list(dict.fromkeys(document_id for pool in pools for document_id in pool))
+    if not used:
+        return [[] for _ in pools]
+    place = {document_id: number for number, document_id in enumerate(used)}
+    options: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
+    found = model.encode_document([documents[document_id] for document_id in used], **options)
+    asked = model.encode_query(list(queries), **options)
+    ranks = []
+    for query, pool in zip(asked, pools, strict=True):
+        index = torch.tensor([place[document_id] for document_id in pool], dtype=torch.long, device=found.device)
+        scores = model.similarity(query[None], found.index_select(0, index))[0].float().cpu().numpy()
+        ordered = np.sort(-scores)
+        ranks.append((np.searchsorted(ordered, -scores, side="left") + 1).tolist())
+    return ranks
