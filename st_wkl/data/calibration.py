@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -139,3 +140,129 @@ def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
 def _first_bad(values: np.ndarray) -> str:
     bad = values[~np.isfinite(values)]
     return str(bad[0]) if bad.size else f"an array of shape {values.shape}"
+
+
+@dataclass(frozen=True)
+class FittedCalibration:
+    """A teacher's logits t turned into scale · t + offset, as fitted on judged lists.
+
+    Args:
+        scale: Positive, so the order stays. 1 / scale is the teacher temperature that the judgements ask for.
+        offset: Makes σ(scale · t + offset) the probability of relevance; 0 where a softmax over lists was fitted, which
+            ignores it.
+        method: What was fitted.
+        loss_before: Mean negative log-likelihood of the judgements with the teacher's own logits.
+        loss_after: The same with the calibrated ones.
+        lists: Lists that took part; those without a positive or without a negative say nothing.
+    """
+
+    scale: float
+    offset: float
+    method: Literal["temperature", "platt"]
+    loss_before: float
+    loss_after: float
+    lists: int
+
+    def __call__(self, scores: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Calibrate scores of any shape; float32."""
+        return (self.scale * np.asarray(scores, dtype=np.float64) + self.offset).astype(np.float32)
+
+
+def fit_calibration(
+    scores: Sequence[Sequence[float] | np.ndarray],
+    labels: Sequence[Sequence[int]],
+    *,
+    method: Literal["temperature", "platt"] = "temperature",
+    anchor: float = 0.1,
+) -> FittedCalibration:
+    """Fit a teacher's scale to judged lists that no student is trained on or measured by.
+
+    A reranker that was trained to sort is often far too sure, or not sure enough. `"temperature"` fits the softmax over
+    each list, which the listwise losses use; `"platt"` the sigmoid of each logit, for preferences, thresholds and
+    mixtures of teachers. Unjudged documents count as not relevant, so the fit errs towards a softer teacher.
+
+    Args:
+        scores: A teacher's raw logits of each list, such as `dev.train["scores"]` of a `DistillationDataset`.
+        labels: Judged gains of the same documents; above 0 is relevant.
+        method: What to fit.
+        anchor: Weight of the KL divergence from the teacher's own distribution, which keeps a small dev set from
+            throwing away what the teacher knows. 0 trusts the judgements alone.
+
+    Raises:
+        ValueError: Lists do not fit, a score is not finite, or no list has a positive and a negative.
+
+    Source:
+        Guo et al., ICML 2017 (https://arxiv.org/abs/1706.04599), and Platt scaling; the anchor to the teacher's own
+        scores is that of online distillation (https://arxiv.org/abs/2409.12512).
+
+    Example:
+        >>> fitted = fit_calibration([[4.0, 0.0], [4.0, 0.0], [0.0, 4.0]], [[1, 0], [1, 0], [1, 0]], anchor=0)
+        >>> round(fitted.scale, 2), bool(fitted.loss_after < fitted.loss_before)  # right in two of three lists
+        (0.17, True)
+    """
+    from scipy.optimize import minimize
+
+    if method not in ("temperature", "platt"):
+        raise ValueError(f'method must be "temperature" or "platt", got {method!r}.')
+    if not 0 <= anchor < np.inf:
+        raise ValueError(f"anchor must be a finite number of at least 0, got {anchor}.")
+    lists = _judged(scores, labels)
+    if method == "temperature":
+        parts = [(values, positive / positive.sum()) for values, positive in lists]
+    else:
+        flat = np.concatenate([values for values, _ in lists]), np.concatenate([positive for _, positive in lists])
+        # A softmax over (logit, 0) is the sigmoid.
+        values, positive = (np.stack(pair, axis=1) for pair in ((flat[0], 0 * flat[0]), (flat[1], 1 - flat[1])))
+        parts = list(zip(values, positive, strict=True))
+
+    def losses(parameters: np.ndarray) -> tuple[float, float]:
+        scale, offset = np.exp(parameters[0]), parameters[1] if method == "platt" else 0.0
+        judged = anchored = 0.0
+        for values, target in parts:
+            shifted = scale * values
+            shifted[0] += offset
+            log_q, log_p = _log_softmax(shifted), _log_softmax(values)
+            judged -= float(target @ log_q)
+            anchored += float(np.exp(log_p) @ (log_p - log_q))
+        return judged / len(parts), anchored / len(parts)
+
+    def objective(parameters: np.ndarray) -> float:
+        judged, anchored = losses(parameters)
+        return judged + anchor * anchored
+
+    start = np.zeros(2 if method == "platt" else 1)
+    # Within a factor of 1000: lists that the teacher sorts perfectly would ask for an infinite scale.
+    bounds = [(-np.log(1000), np.log(1000)), (-1000, 1000)][: len(start)]
+    found = minimize(objective, start, method="L-BFGS-B", bounds=bounds).x
+    return FittedCalibration(
+        scale=float(np.exp(found[0])),
+        offset=float(found[1]) if method == "platt" else 0.0,
+        method=method,
+        loss_before=losses(start)[0],
+        loss_after=losses(found)[0],
+        lists=len(lists),
+    )
+
+
+def _judged(
+    scores: Sequence[Sequence[float] | np.ndarray], labels: Sequence[Sequence[int]]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    if len(scores) != len(labels):
+        raise ValueError(f"Got {len(scores)} lists of scores and {len(labels)} of labels.")
+    lists = []
+    for row, (row_scores, row_labels) in enumerate(zip(scores, labels, strict=True)):
+        values, positive = np.asarray(row_scores, dtype=np.float64), np.asarray(row_labels) > 0
+        if values.shape != positive.shape or not np.isfinite(values).all():
+            raise ValueError(f"List {row} has {positive.size} labels and the scores {_first_bad(values)}.")
+        if positive.any() and not positive.all():
+            lists.append((values, positive.astype(np.float64)))
+    if not lists:
+        raise ValueError(
+            f"None of {len(scores)} lists has both a relevant and another document: nothing can be fitted."
+        )
+    return lists
+
+
+def _log_softmax(values: np.ndarray) -> np.ndarray:
+    shifted = values - values.max()
+    return shifted - np.log(np.exp(shifted).sum())

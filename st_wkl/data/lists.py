@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from st_wkl.data.calibration import Calibration, calibrate, check_weights, combine
+from st_wkl.data.calibration import Calibration, FittedCalibration, calibrate, check_weights, combine
 from st_wkl.data.engines import Engine
 from st_wkl.data.scoring import score_pairs
 
@@ -154,3 +155,33 @@ class EnsembleTeacher:
             )
             for scores in zip(*by_teacher, strict=True)
         ]
+
+
+class CalibratedTeacher:
+    """A teacher whose scores go through a calibration that was fitted on judged lists.
+
+    The store keeps the raw scores under the teacher's own identity: another calibration scores nothing again.
+
+    Args:
+        teacher: A teacher of raw logits.
+        calibration: What `st_wkl.data.calibration.fit_calibration` found.
+
+    Example:
+        >>> fitted = fit_calibration(dev.train["scores"], dev.train["labels"])  # doctest: +SKIP
+        >>> DistillationDatasetBuilder(collection, CalibratedTeacher(teacher, fitted)).build()  # doctest: +SKIP
+    """
+
+    def __init__(self, teacher: Teacher | ListTeacher, calibration: FittedCalibration) -> None:
+        self.teacher, self.calibration = teacher, calibration
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The teacher's identity and the calibration."""
+        return {"kind": "calibrated", "teacher": self.teacher.identity, "calibration": asdict(self.calibration)}
+
+    def score_lists(
+        self, lists: Lists, *, store: ScoreStore | None = None, show_progress: bool = True, **options: Any
+    ) -> list[np.ndarray]:
+        """Return the calibrated scores of each list; `options` (engine, workers) go to `score_pairs`."""
+        found = score_lists(self.teacher, lists, store=store, show_progress=show_progress, **options)
+        return [self.calibration(scores) for scores in found]
