@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from st_wkl.data.teachers import CrossEncoderTeacher
     from st_wkl.evaluation import compare, evaluate
     from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
+    from st_wkl.losses.coherence import CoherenceLoss
     from st_wkl.losses.in_batch import InBatchContrastiveLoss
     from st_wkl.losses.list_contrastive import ListContrastiveLoss
     from st_wkl.losses.margin_kl import MarginKL
@@ -36,6 +37,7 @@ _HOMES = {
     "MarginMSEDistillLoss": "st_wkl.losses.margin_mse",
     "RankNetDistillLoss": "st_wkl.losses.rank_net",
     "ListContrastiveLoss": "st_wkl.losses.list_contrastive",
+    "CoherenceLoss": "st_wkl.losses.coherence",
     "InBatchContrastiveLoss": "st_wkl.losses.in_batch",
     "WeightedSumLoss": "st_wkl.losses.weighted_sum",
     "ListwiseCollator": "st_wkl.data.collator",
@@ -56,6 +58,7 @@ __all__ = [
     "MarginMSEDistillLoss",
     "RankNetDistillLoss",
     "ListContrastiveLoss",
+    "CoherenceLoss",
     "InBatchContrastiveLoss",
     "WeightedSumLoss",
     "ListwiseCollator",

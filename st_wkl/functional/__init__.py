@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from st_wkl.functional.labels import raise_positives, swap_positives
 from st_wkl.functional.listwise import kl_divergence, list_contrastive, pearson, student_ranks, weighted_kl
-from st_wkl.functional.margins import adaptive_relevance_margin
+from st_wkl.functional.margins import adaptive_relevance_margin, coherence
 from st_wkl.functional.pairwise import margin_kl, margin_mse, pairwise_kl, rank_net
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "pearson",
     "list_contrastive",
     "adaptive_relevance_margin",
+    "coherence",
     "raise_positives",
     "swap_positives",
     "student_ranks",

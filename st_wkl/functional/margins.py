@@ -1,4 +1,4 @@
-"""Losses that set a margin from the documents themselves, without a teacher."""
+"""Losses over the margins between a positive and other documents that need no teacher."""
 
 from __future__ import annotations
 
@@ -70,6 +70,68 @@ def adaptive_relevance_margin(
         goal = {"adaptive": everywhere.diagonal(), "distributed": everywhere}.get(str(target), margins.new_tensor(0.0))
         goal = goal if isinstance(target, str) else torch.full_like(margins, target)
     return errors[error](margins - goal).mean()
+
+
+def coherence(
+    query_embeddings: Tensor,
+    paraphrase_embeddings: Tensor,
+    document_embeddings: Tensor,
+    *,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """How far a query and its paraphrase are from asking the same: in their embeddings, and in what they tell apart.
+
+    With unit embeddings e and m_d(q) = cos(q, d⁺) − cos(q, d) for every document d that is not the query's own:
+
+        distance = mean over queries of ‖e(q) − e(q′)‖²
+        margins  = mean over queries and documents of (m_d(q) − m_d(q′))²
+
+    Args:
+        query_embeddings: `(B, D)`.
+        paraphrase_embeddings: `(B, D)`, one paraphrase q′ per query.
+        document_embeddings: `(M, D)`, M ≥ B; document i < B is the positive of query i.
+        mask: `(B,)` boolean, False where a query has no paraphrase; it counts in neither mean.
+
+    Returns:
+        Distance and margins, two scalars ≥ 0; 0 where no query has a paraphrase, or there is no other document.
+
+    Raises:
+        ValueError: If shapes do not fit, or an embedding has length 0.
+
+    Source:
+        https://arxiv.org/abs/2508.07975. Its sum over documents is a mean here, so that weights do not depend on the
+        size of the batch, and embeddings are brought to length 1 first.
+
+    Example:
+        >>> import torch
+        >>> query, documents = torch.eye(2)[:1], torch.eye(2)
+        >>> [round(term.item(), 4) for term in coherence(query, torch.tensor([[1.0, 1.0]]), documents)]
+        [0.5858, 1.0]
+    """
+    rows = len(query_embeddings)
+    if mask is None:
+        mask = torch.ones(rows, dtype=torch.bool, device=query_embeddings.device)
+    if (
+        mask.shape != (rows,)
+        or paraphrase_embeddings.shape != query_embeddings.shape
+        or len(document_embeddings) < rows
+    ):
+        raise ValueError(
+            f"coherence needs (B, D) queries and paraphrases, (B,) mask and (M ≥ B, D) documents, got "
+            f"{tuple(query_embeddings.shape)}, {tuple(paraphrase_embeddings.shape)}, {tuple(mask.shape)} and "
+            f"{tuple(document_embeddings.shape)}."
+        )
+    # What stands in the place of a missing paraphrase may be anything.
+    paraphrase_embeddings = torch.where(mask[:, None], paraphrase_embeddings, query_embeddings)
+    query = _unit("query", query_embeddings, query_embeddings.shape)
+    paraphrase = _unit("paraphrase", paraphrase_embeddings, query_embeddings.shape)
+    documents = _unit("document", document_embeddings, document_embeddings.shape)
+    present = mask.to(query)
+    distance = (((query - paraphrase) ** 2).sum(dim=1) * present).sum() / present.sum().clamp_min(1)
+    # Both margins are linear in the query, and so is their difference.
+    cosines = (query - paraphrase) @ documents.T
+    squared = (cosines.diagonal()[:, None] - cosines) ** 2  # 0 for the query's own document
+    return distance, (squared.sum(dim=1) * present).sum() / (present.sum() * (len(documents) - 1)).clamp_min(1)
 
 
 def _unit(name: str, embeddings: Tensor, shape: torch.Size) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
+from st_wkl.losses.coherence import CoherenceLoss
 from st_wkl.losses.in_batch import InBatchContrastiveLoss
 from st_wkl.losses.list_contrastive import ListContrastiveLoss
 from st_wkl.losses.margin_kl import MarginKL
@@ -15,6 +16,7 @@ from st_wkl.losses.weighted_sum import WeightedSumLoss
 
 __all__ = [
     "AdaptiveRelevanceMarginLoss",
+    "CoherenceLoss",
     "InBatchContrastiveLoss",
     "ListContrastiveLoss",
     "MarginKL",

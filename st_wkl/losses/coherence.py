@@ -1,0 +1,123 @@
+"""Coherence: a query and its paraphrases shall find the same documents."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from st_wkl import functional
+from st_wkl.losses.cached import StudentLoss
+from st_wkl.losses.scoring import BOUNDED_TEMPERATURE
+from st_wkl.losses.weighted_sum import Terms
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer, SparseEncoder
+
+logger = logging.getLogger(__name__)
+
+
+class CoherenceLoss(StudentLoss):
+    """In-batch contrast, plus two terms that draw a query and its paraphrase together.
+
+    Takes the columns query, paraphrase, positive, and any negatives, in this order, and a column `label` with 1 where
+    the paraphrase is one and 0 where it is missing (any text may stand there then). Missing ones take part in the
+    contrast with their query alone; they are counted in `rows_without_paraphrase`.
+    `st_wkl.data.paraphrases.add_paraphrases` makes these columns. Without labels, every row has a paraphrase.
+
+    Args:
+        model: The student, a `SentenceTransformer` or `SparseEncoder`.
+        embedding_weight: λ₁ of the squared distance between the two embeddings.
+        margin_weight: λ₂ of the squared difference between their margins, see `st_wkl.functional.coherence`.
+        temperature: Divides the cosines in the contrastive term.
+        mini_batch_size: Rows that are embedded at once; default: the whole batch.
+
+    Raises:
+        ValueError: If the student has no single embedding per text, a parameter is out of range, or at training time if
+            columns are missing or an embedding has length 0.
+
+    Source:
+        https://arxiv.org/abs/2508.07975; `st_wkl.functional.coherence` says what is this project's reading.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> student = SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
+        >>> loss = CoherenceLoss(student)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer | SparseEncoder,
+        embedding_weight: float = 1.0,
+        margin_weight: float = 1.0,
+        *,
+        temperature: float = BOUNDED_TEMPERATURE,
+        mini_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(model, mini_batch_size)
+        if self.output != "embedding":
+            raise ValueError(f"CoherenceLoss compares single embeddings, which a {type(model).__name__} does not have.")
+        for name, value in (("embedding_weight", embedding_weight), ("margin_weight", margin_weight)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be a positive finite number, got {temperature}.")
+        self.embedding_weight, self.margin_weight, self.temperature = embedding_weight, margin_weight, temperature
+        self.rows_without_paraphrase = 0
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Terms:
+        """Compute the terms from the embeddings of query, paraphrase, positive and negatives."""
+        if len(embeddings) < 3:
+            raise ValueError(
+                f"CoherenceLoss expects the columns query, paraphrase, positive, … but got {len(embeddings)} of them. "
+                "st_wkl.data.paraphrases.add_paraphrases adds the second."
+            )
+        query, paraphrase, *documents = embeddings
+        rows = len(query)
+        present = torch.ones(rows, dtype=torch.bool, device=query.device) if labels is None else labels.view(-1) > 0
+        if len(present) != rows:
+            raise ValueError(f"CoherenceLoss expects one label per row, 1 or 0, but got {tuple(labels.shape)}.")  # type: ignore[union-attr]
+        missing = rows - int(present.sum())
+        if missing and not self.rows_without_paraphrase:
+            logger.warning(
+                "%d of %d queries of this batch have no paraphrase and are left out of the coherence terms. "
+                "rows_without_paraphrase goes on counting.",
+                missing,
+                rows,
+            )
+        self.rows_without_paraphrase += missing
+        pool = torch.cat(documents)
+        distance, margins = functional.coherence(query, paraphrase, pool, mask=present)
+        own = torch.arange(rows, device=query.device)
+        asked, answers = torch.cat([query, paraphrase[present]]), torch.cat([own, own[present]])
+        scores = torch.nn.functional.normalize(asked, dim=1) @ torch.nn.functional.normalize(pool, dim=1).T
+        return Terms(
+            {
+                "contrast": torch.nn.functional.cross_entropy(scores / self.temperature, answers),
+                "embedding_coherence": self.embedding_weight * distance,
+                "margin_coherence": self.margin_weight * margins,
+            }
+        )
+
+    def _total(self, loss: Terms) -> Tensor:
+        return torch.stack(list(loss.values())).sum()
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the parameters for the model card."""
+        names = ("embedding_weight", "margin_weight", "temperature")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper, for the model card."""
+        return """
+@misc{coherence2025,
+    year = {2025},
+    eprint = {2508.07975},
+    archivePrefix = {arXiv},
+    primaryClass = {cs.IR},
+    url = {https://arxiv.org/abs/2508.07975},
+}
+"""
