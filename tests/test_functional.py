@@ -27,6 +27,7 @@ from st_wkl.functional import (
     pearson,
     raise_positives,
     rank_net,
+    regularised_kl,
     student_ranks,
     swap_positives,
     weighted_kl,
@@ -42,6 +43,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "weighted_kl_beta": lambda *a, **k: weighted_kl(*a, beta=0.5, **k),
     "weighted_kl_first": lambda *a, **k: weighted_kl(*a, several_positives="first", **k),
     "kl_divergence": lambda s, t, p, **k: kl_divergence(s, t, **k),
+    "regularised_kl_mean": regularised_kl,
     "margin_kl": margin_kl,
     "margin_kl_all": lambda *a, **k: margin_kl(*a, pairs="all", **k),
     "margin_mse": margin_mse,
@@ -263,6 +265,18 @@ def test_neighbours_agree_with_their_authors_code(case: int) -> None:
             ("query", "positive", "negative"), torch.autograd.grad(loss, embeddings), strict=True
         ):
             torch.testing.assert_close(gradient, float64(found["grad"][side]), rtol=0, atol=1e-9, msg=f"{name} {side}")
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.02])
+@pytest.mark.parametrize("case", range(len(GOLDEN["cases"])))
+def test_regularised_kl_agrees_with_its_authors_code(case: int, beta: float) -> None:
+    """A baseline of the comparison, with its sum over the batch beside a mean over the candidates."""
+    inputs = GOLDEN["cases"][case]
+    expected = inputs["expected"][f"kl_plus_regulariser_beta{beta}"]
+    arguments = [float64(inputs[name]) for name in ("student_scores", "teacher_scores", "positives")]
+    value, gradient = value_and_gradient(regularised_kl, *arguments, beta=beta)
+    assert value == pytest.approx(expected["loss"], abs=1e-9)
+    torch.testing.assert_close(gradient, float64(expected["grad"]), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", range(len(GOLDEN["cases"])))

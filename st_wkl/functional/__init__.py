@@ -10,13 +10,21 @@ detached; everything is twice differentiable.
 from __future__ import annotations
 
 from st_wkl.functional.labels import raise_positives, swap_positives
-from st_wkl.functional.listwise import kl_divergence, list_contrastive, pearson, student_ranks, weighted_kl
+from st_wkl.functional.listwise import (
+    kl_divergence,
+    list_contrastive,
+    pearson,
+    regularised_kl,
+    student_ranks,
+    weighted_kl,
+)
 from st_wkl.functional.margins import adaptive_relevance_margin, coherence
 from st_wkl.functional.pairwise import margin_kl, margin_mse, pairwise_kl, rank_net
 
 __all__ = [
     "weighted_kl",
     "kl_divergence",
+    "regularised_kl",
     "margin_kl",
     "pairwise_kl",
     "margin_mse",
