@@ -97,6 +97,8 @@ def compare(
     *,
     task: str | None = None,
     query_ids: Iterable[str] | None = None,
+    group: str | None = None,
+    metric: str = "ndcg_at_10",
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
@@ -108,23 +110,30 @@ def compare(
         before: Results of the first model.
         after: Results of the second; differences are `after - before`.
         task: Name of the task; None for the only one that both have.
-        query_ids: Restrict to these queries, for example one part of `shared_document_queries`. None for all.
+        query_ids: Restrict to these queries, for example those of one language. None for all.
+        group: Restrict to one group of the queries, `"shared"` or `"unseen"`, as `after` has it, or else `before`.
+        metric: What to compare; a metric that both keep per query, see `TaskScores.scores`.
         resamples: Number of bootstrap samples and of sign flips; 10,000 gives p-values down to 1e-4.
         seed: Seed of both.
 
     Returns:
-        Mean difference in nDCG@10 with its 95 % interval, p-value, and the number of wins, ties and losses.
+        Mean difference with its 95 % interval, p-value, and the number of wins, ties and losses.
 
     Raises:
         ValueError: If the task is ambiguous, was evaluated on different data or on different queries, has no per-query
-            scores, or `query_ids` is empty, repeats itself or names unknown queries.
+            scores, `query_ids` is empty, repeats itself or names unknown queries, or there is no such group.
 
     Example:
         >>> print(compare(evaluate("before", "NFCorpus"), evaluate("after", "NFCorpus")))  # doctest: +SKIP
     """
     first, second = _same_task(before, after, task)
+    if group is not None:
+        if query_ids is not None:
+            raise ValueError("give query_ids or group, not both")
+        query_ids = (second if second.groups or not first.groups else first).members(group)
     queries = _same_queries(first, second, query_ids)
-    differences = np.array([second.per_query[query] - first.per_query[query] for query in queries])
+    x, y = first.scores(metric), second.scores(metric)
+    differences = np.array([y[query] - x[query] for query in queries])
     differences = np.round(differences, 6)  # the scores have 6 decimals; what lies below is float noise, not a win
     found = paired_difference(differences.tolist(), resamples=resamples, seed=seed)
     return Comparison(
@@ -136,6 +145,8 @@ def compare(
         wins=int((differences > 0).sum()),
         ties=int((differences == 0).sum()),
         losses=int((differences < 0).sum()),
+        metric=metric,
+        group=group,
     )
 
 

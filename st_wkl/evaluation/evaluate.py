@@ -13,14 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_wkl.evaluation.qrels import relevant_qrels
-from st_wkl.evaluation.results import Results, TaskScores, results_file
+from st_wkl.evaluation.qrels import exposure_groups, relevant_qrels
+from st_wkl.evaluation.results import UNSEEN, Results, TaskScores, results_file
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.models import MTEBModels
 
     from st_wkl.data.collection import Collection
+    from st_wkl.data.exposure import Exposure
     from st_wkl.evaluation.identity import AnyModel
     from st_wkl.evaluation.tasks import Task
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # pytrec_eval's names of the measures and MTEB's, and MTEB's ranks.
 _MEASURES = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}
+_PER_QUERY = {"ndcg_at_10": "ndcg_cut_10", "recall_at_10": "recall_10", "recall_at_100": "recall_100"}
 _CUTS = (1, 3, 5, 10, 20, 100, 1000)
 _KEPT = tuple(f"{name}_at_" for name in (*_MEASURES.values(), "mrr"))
 # What MTEB and sentence-transformers warn each other of; no user can do anything about it.
@@ -47,10 +49,14 @@ def evaluate(
     name: str | None = None,
     revision: str | None = None,
     output: str | Path | None = None,
+    exposure: Exposure | None = None,
     batch_size: int = 32,
     show_progress: bool = True,
 ) -> Results:
     """Evaluate a model with MTEB and keep every query's nDCG@10.
+
+    The queries of a student that carries hashes of its training texts are told apart by whether one of their relevant
+    documents was a training positive: `TaskScores.groups`, and three columns of the table.
 
     MTEB's result cache, which tells two local models apart by a name that they share, is not used: each call computes,
     and the results carry a hash of the model's weights and settings. Each query's nDCG@10 is computed from MTEB's own
@@ -65,6 +71,7 @@ def evaluate(
         name: Name of the model in the results. None for its folder's name or Hub id.
         revision: None for the hash of weights and settings; give one only for a model that torch cannot read.
         output: A `.json` file or a folder (which gets `results.json`) to write the results to.
+        exposure: What the model was trained on. None for what its folder or Hub repository says, if anything.
         batch_size: Texts per forward pass.
         show_progress: Show progress bars.
 
@@ -89,13 +96,15 @@ def evaluate(
     if output is not None:  # find out that nothing can be written there before the work, not after it
         results_file(output).parent.mkdir(parents=True, exist_ok=True)
     resolved = resolve_tasks(tasks, split)
+    if exposure is None and isinstance(model, str | Path):
+        exposure = _carried_exposure(str(model))
     loaded, found_name = load_model(model)
     with _quiet(show_progress):
         wrapped = identified(loaded, name=name or found_name, revision=revision)
         scores = [
             entry
             for task in tqdm(resolved, desc="Tasks", disable=not show_progress or len(resolved) == 1)
-            for entry in _evaluate_task(wrapped, task, batch_size, show_progress)
+            for entry in _evaluate_task(wrapped, task, exposure, batch_size, show_progress)
         ]
     about = _describe(loaded, name or found_name, wrapped.mteb_model_meta.revision or "")
     return _saved(Results(model=about, tasks=scores), output)
@@ -108,6 +117,7 @@ def evaluate_run(
     split: str = "test",
     name: str,
     query_ids: Iterable[str] | None = None,
+    exposure: Exposure | None = None,
     output: str | Path | None = None,
 ) -> Results:
     """Score a finished run, such as BM25's or a teacher's reranked lists, as `evaluate` scores a model.
@@ -118,6 +128,7 @@ def evaluate_run(
         split: Split of the judgements.
         name: Name of the run in the results, such as `"BM25"`.
         query_ids: Score these queries only, for example the sample that was reranked. None for all of the split.
+        exposure: What the model behind the run was trained on, if it was.
         output: A `.json` file or a folder (which gets `results.json`) to write the results to.
 
     Returns:
@@ -143,15 +154,21 @@ def evaluate_run(
             stacklevel=2,
         )
     metrics, per_query = _score_run(qrels, {query: run.get(query, {}) for query in qrels})
+    groups, repeated = (
+        ({}, []) if exposure is None else exposure_groups(qrels, collection.queries, collection.documents, exposure)
+    )
     scores = TaskScores(
         task=collection.name,
         split=split,
         subset="default",
         main_metric="ndcg_at_10",
         metrics=metrics,
-        per_query=per_query,
+        per_query=per_query.pop("ndcg_at_10"),
         dataset_revision=collection.fingerprint,
         seconds=0.0,
+        groups=groups,
+        training_queries=repeated,
+        query_metrics=per_query,
     )
     digest = _hash(
         {query: {document: float(score) for document, score in found.items()} for query, found in run.items()}
@@ -160,7 +177,9 @@ def evaluate_run(
     return _saved(Results(model=about, tasks=[scores]), output)
 
 
-def _evaluate_task(model: MTEBModels, task: AbsTask, batch_size: int, show_progress: bool) -> list[TaskScores]:
+def _evaluate_task(
+    model: MTEBModels, task: AbsTask, exposure: Exposure | None, batch_size: int, show_progress: bool
+) -> list[TaskScores]:
     """Run MTEB on one task and return an entry per split and subset."""
     import mteb
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -186,7 +205,7 @@ def _evaluate_task(model: MTEBModels, task: AbsTask, batch_size: int, show_progr
             runs = json.loads(file.read_text(encoding="utf-8")) if isinstance(task, AbsTaskRetrieval) else {}
         result = outcome.task_results[0]
         return [
-            _entry(task, split, scores, runs, result.evaluation_time or 0.0)
+            _entry(task, split, scores, runs, exposure, result.evaluation_time or 0.0)
             for split, subsets in result.scores.items()
             for scores in subsets
         ]
@@ -195,14 +214,25 @@ def _evaluate_task(model: MTEBModels, task: AbsTask, batch_size: int, show_progr
             task.unload_data()
 
 
-def _entry(task: AbsTask, split: str, scores: Mapping[str, Any], runs: Mapping[str, Any], seconds: float) -> TaskScores:
+def _entry(
+    task: AbsTask,
+    split: str,
+    scores: Mapping[str, Any],
+    runs: Mapping[str, Any],
+    exposure: Exposure | None,
+    seconds: float,
+) -> TaskScores:
     """Return what MTEB says about one split and subset, with the score of every query."""
     subset, main_metric = scores["hf_subset"], task.metadata.main_score
     name, revision = task.metadata.name, task.metadata.dataset["revision"]
-    per_query: dict[str, float] = {}
+    per_query: dict[str, dict[str, float]] = {}
+    groups: dict[str, list[str]] = {}
+    repeated: list[str] = []
     if runs:
         data = task.dataset[subset][split]  # type: ignore[index]
         per_query = _score_run(data["relevant_docs"], _counted(runs[subset][split], task))[1]
+        if exposure is not None:
+            groups, repeated = _groups_of(data, exposure)
         # A task that was turned into reranking keeps its name; another first stage or depth is another task.
         candidates = data["top_ranked"]
         if candidates and task.metadata.type == "Retrieval":
@@ -215,10 +245,40 @@ def _entry(task: AbsTask, split: str, scores: Mapping[str, Any], runs: Mapping[s
         subset=subset,
         main_metric=main_metric,
         metrics={metric: scores[metric] for metric in scores if metric == main_metric or metric.startswith(_KEPT)},
-        per_query=per_query,
+        per_query=per_query.pop("ndcg_at_10", {}),
         dataset_revision=revision,
         seconds=seconds,
+        groups=groups,
+        training_queries=repeated,
+        query_metrics=per_query,
     )
+
+
+def _carried_exposure(model: str) -> Exposure | None:
+    """Return what the folder or Hub repository of a student says about its training texts."""
+    from sentence_transformers.util import load_file_path
+
+    from st_wkl.data.exposure import EXPOSURE_FILE, Exposure
+
+    path = load_file_path(model, EXPOSURE_FILE)
+    return None if path is None else Exposure.load(Path(path).parent)
+
+
+def _groups_of(data: Mapping[str, Any], exposure: Exposure) -> tuple[dict[str, list[str]], list[str]]:
+    """Split the queries of one split of an MTEB task, see `exposure_groups`."""
+    from st_wkl.data._reading import document_text
+
+    qrels, corpus = data["relevant_docs"], data["corpus"]
+    wanted = {document for gains in qrels.values() for document, gain in gains.items() if gain > 0}
+    found = [place for place, document in enumerate(corpus["id"]) if document in wanted]
+    documents = {row["id"]: document_text(row.get("title"), row["text"]) for row in corpus.select(found)}
+    queries = dict(zip(data["queries"]["id"], data["queries"]["text"], strict=True))
+    # A judged document that the corpus lacks can be neither found nor recognised.
+    present = {query: {d: g for d, g in gains.items() if d in documents} for query, gains in qrels.items()}
+    groups, repeated = exposure_groups(present, queries, documents, exposure)
+    grouped = {query for group in groups.values() for query in group}
+    groups[UNSEEN] = [*groups.get(UNSEEN, []), *(query for query in qrels if query not in grouped)]
+    return {name: ids for name, ids in groups.items() if ids}, repeated
 
 
 def _check_candidates(model: MTEBModels, task: Any) -> None:
@@ -256,8 +316,8 @@ def _counted(run: Mapping[str, dict[str, float]], task: Any) -> Mapping[str, dic
 
 def _score_run(
     qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the mean metrics under MTEB's names, and nDCG@10 of every query.
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Return the mean metrics under MTEB's names, and some of them for every query.
 
     Raises:
         ValueError: If a score is not finite.
@@ -283,7 +343,13 @@ def _score_run(
     for cut in _CUTS:  # the first relevant document is within the cut exactly when its reciprocal rank is 1/cut or more
         within = [v["recip_rank"] for v in values if v["recip_rank"] >= 1 / cut - 1e-9]
         metrics[f"mrr_at_{cut}"] = math.fsum(within) / len(values)
-    return metrics, {query: found["ndcg_cut_10"] for query, found in scores.items()}
+    per_query = {
+        name: {query: found[measure] for query, found in scores.items()} for name, measure in _PER_QUERY.items()
+    }
+    per_query["mrr_at_10"] = {
+        query: found["recip_rank"] if found["recip_rank"] >= 1 / 10 - 1e-9 else 0.0 for query, found in scores.items()
+    }
+    return metrics, per_query
 
 
 def _only(qrels: Mapping[str, dict[str, int]], wanted: list[str], where: str) -> dict[str, dict[str, int]]:

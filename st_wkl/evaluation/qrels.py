@@ -7,8 +7,11 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from st_wkl.evaluation.results import SHARED, UNSEEN
+
 if TYPE_CHECKING:
     from st_wkl.data.collection import Collection
+    from st_wkl.data.exposure import Exposure
 
 
 def relevant_qrels(collection: Collection, split: str) -> dict[str, dict[str, int]]:
@@ -31,6 +34,38 @@ def relevant_qrels(collection: Collection, split: str) -> dict[str, dict[str, in
             stacklevel=3,
         )
     return relevant
+
+
+def exposure_groups(
+    qrels: Mapping[str, Mapping[str, int]],
+    queries: Mapping[str, str],
+    documents: Mapping[str, str],
+    exposure: Exposure,
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Split test queries by what a student's training has seen, by the hashes of its training texts.
+
+    Args:
+        qrels: Test query id to document id to gain.
+        queries: Query id to text, of the test queries at least.
+        documents: Document id to text as MTEB reads it, of the documents with a gain above 0 at least.
+        exposure: What the student was trained on.
+
+    Returns:
+        `{"shared": ids, "unseen": ids}` without an empty part, and the ids of queries that are training queries, too.
+
+    Example:
+        >>> from st_wkl.data.exposure import Exposure, text_hash
+        >>> seen = Exposure(frozenset([text_hash("a cat?")]), frozenset([text_hash("Cats purr.")]))
+        >>> exposure_groups({"q1": {"d1": 1}}, {"q1": "a cat?"}, {"d1": "Cats purr."}, seen)
+        ({'shared': ['q1']}, ['q1'])
+    """
+    from st_wkl.data.exposure import text_hash
+
+    relevant = {document for gains in qrels.values() for document, gain in gains.items() if gain > 0}
+    seen = [document for document in relevant if text_hash(documents[document]) in exposure.positives]
+    shared, unseen = shared_document_queries(qrels, seen)
+    groups = {name: ids for name, ids in ((SHARED, shared), (UNSEEN, unseen)) if ids}
+    return groups, [query for query in [*shared, *unseen] if text_hash(queries[query]) in exposure.queries]
 
 
 def shared_document_queries(

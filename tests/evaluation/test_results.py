@@ -95,7 +95,7 @@ def test_a_truncated_file_is_named_with_the_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "pip install -U st-wkl"),
+        ({"schema_version": 3}, "pip install -U st-wkl"),
         ({"schema_version": None}, "not a results file of st_wkl"),
         ({"schema_version": "1"}, "schema_version '1'"),
         ({"tasks": None}, "'tasks' is missing"),
