@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from st_wkl.evaluation.compare import compare
+from st_wkl.evaluation.effects import Effect, GapClosed, compare_all, effects_table, gap_closed
 from st_wkl.evaluation.evaluate import evaluate, evaluate_run
 from st_wkl.evaluation.qrels import shared_document_queries
 from st_wkl.evaluation.results import Comparison, Results, TaskScores
@@ -11,8 +12,13 @@ __all__ = [
     "evaluate",
     "evaluate_run",
     "compare",
+    "compare_all",
+    "effects_table",
+    "gap_closed",
     "shared_document_queries",
     "Results",
     "TaskScores",
     "Comparison",
+    "Effect",
+    "GapClosed",
 ]

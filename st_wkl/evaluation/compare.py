@@ -190,7 +190,7 @@ def _same_queries(first: TaskScores, second: TaskScores, query_ids: Iterable[str
     return queries
 
 
-def _blocks(resamples: int, queries: int) -> Iterator[int]:
+def blocks(resamples: int, queries: int) -> Iterator[int]:
     """Yield how many resamples to draw at once, so that a block holds at most `_BLOCK` numbers."""
     size = max(1, _BLOCK // queries)
     for start in range(0, resamples, size):
@@ -200,7 +200,7 @@ def _blocks(resamples: int, queries: int) -> Iterator[int]:
 def _bootstrap_interval(differences: np.ndarray, resamples: int, generator: np.random.Generator) -> tuple[float, float]:
     """Return the 2.5 % and 97.5 % percentiles of the mean over queries drawn with replacement."""
     n = len(differences)
-    means = [differences[generator.integers(n, size=(block, n))].mean(axis=1) for block in _blocks(resamples, n)]
+    means = [differences[generator.integers(n, size=(block, n))].mean(axis=1) for block in blocks(resamples, n)]
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
 
@@ -210,7 +210,7 @@ def _randomisation_p_value(differences: np.ndarray, resamples: int, generator: n
     n = len(differences)
     observed = abs(differences.mean())
     count = 0
-    for block in _blocks(resamples, n):
+    for block in blocks(resamples, n):
         signs = generator.integers(0, 2, size=(block, n), dtype=np.int8) * 2 - 1
         count += int((np.abs(signs @ differences) / n >= observed - _EPSILON).sum())
     return (count + 1) / (resamples + 1)
