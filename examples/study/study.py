@@ -47,7 +47,7 @@ def base_run(config: dict[str, Any], name: str, method: str) -> Any:
         learning_rate=config["tuning"]["learning_rate"][0],
         student_temperature=config["tuning"]["temperatures"][0][0],
         teacher_temperature=config["tuning"]["temperatures"][0][1],
-        epochs=student["epochs"],
+        epochs=config["collections"][name]["epochs"],
         batch_size=student["batch_size"],
         negatives=config["negatives"],
         student=student["name"],

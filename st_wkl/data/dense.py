@@ -102,10 +102,10 @@ def retriever_candidates(
             shard = document_ids[start : start + size]
             documents = encoder.documents([collection.documents[document_id] for document_id in shard], shard)
             for block, found in zip(blocks, best, strict=True):
-                if isinstance(documents, list):
+                if isinstance(documents, list):  # a tensor of token vectors for each document
                     found.add(_late_interaction(retriever, block, [tokens.to(device) for tokens in documents]), start)
                 else:
-                    found.add_products(block, documents.to(device), start)
+                    found.add_products(block, documents.to(device), start)  # type: ignore[arg-type]
             bar.update(len(shard))
     source = f"{encoder.kind}:{name}"
     # A sparse retriever that shares no term gives 0; a document without any token that counts gets −∞.
