@@ -44,7 +44,8 @@ def differences_figure(own: dict[str, Any], parts: dict[str, Any], path: Path) -
             counts = ", ".join(f"{len(queries)} {part}" for part, queries in parts[name].items())
             axis.set_title(f"{name}\n{counts}", fontsize=9)
             axis.set_xlabel("nDCG@10 − that of KL")
-        axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, loc="upper left", ncols=2)
         _save(figure, path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def report(config: dict[str, Any], data: str, output: Path) -> None:
     (output / "figures").mkdir(exist_ok=True)
     own = {name: _differences(means, name, parts[name]) for name in config["collections"]}
     text = [_main_table(name, final, parts[name], references[name], own[name], config) for name in own]
-    text.append(_transfer_table(means, config))
+    text += [_pairs_table(means, parts, config), _transfer_table(means, config)]
     text += [_analysis_table(name, runs, parts) for name, runs in analyses.items() if runs and name != "correctness"]
     differences_figure(own, parts, output / "figures" / "differences.png")
     if analyses["correctness"]:
@@ -137,6 +138,29 @@ def _main_table(
         run = runs[0][0]
         setting = f"{run.learning_rate:g}, {run.student_temperature:g}, {run.teacher_temperature:g}"
         lines.append(f"| {method} | " + " | ".join([*cells, *tail, setting]) + " |")
+    return "\n".join(lines)
+
+
+def _pairs_table(
+    means: dict[tuple[str, str, str], Scores], parts: dict[str, dict[str, list[str]]], config: dict[str, Any]
+) -> str:
+    """Compare two methods that differ in one thing, on shared and on unseen documents."""
+    lines = [
+        "### One thing changed",
+        "",
+        "| | trained on | shared | unseen | all | p (Holm) |",
+        "| :-- | :-- | --: | --: | --: | --: |",
+    ]
+    cells = []
+    for (after, before), name in itertools.product(config["pairs"], config["collections"]):
+        if (name, after, name) not in means or (name, before, name) not in means:
+            continue
+        first, second = means[name, before, name], means[name, after, name]
+        found = [_difference(first, second, queries) for queries in (*parts[name].values(), list(first))]
+        cells.append((f"{after} − {before}", name, found))
+    for (label, name, found), p in zip(cells, holm([_p(found[-1]) for *_, found in cells]), strict=True):
+        values = " | ".join(_interval(part) if part is not None else "–" for part in found)
+        lines.append(f"| {label} | {name} | {values} | {_p_text(p)} |")
     return "\n".join(lines)
 
 

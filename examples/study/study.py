@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--collections", nargs="*", help="only these")
     options = parser.parse_args()
     config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    others = [*config["collections"], *config["transfer_to"]]
     if options.collections:
         config["collections"] = {name: config["collections"][name] for name in options.collections}
     if options.stage == "check":
@@ -205,7 +206,6 @@ def main() -> None:
         execute_all(tuning_runs(config), options.data, options.output, [], options.workers)
         write_tuned(config, options.output)
     elif options.stage == "final":
-        others = [*config["collections"], *config["transfer_to"]]
         execute_all(final_runs(config, options.output), options.data, options.output, others, options.workers)
     elif options.stage == "analyse":
         runs = [run for runs in analysis_runs(config, options.output).values() for run in runs]
