@@ -10,20 +10,23 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from st_wkl.evaluation.qrels import exposure_groups, relevant_qrels
 from st_wkl.evaluation.results import UNSEEN, Results, TaskScores, results_file
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.models import MTEBModels
 
     from st_wkl.data.collection import Collection
     from st_wkl.data.exposure import Exposure
     from st_wkl.evaluation.identity import AnyModel
     from st_wkl.evaluation.tasks import Task
+    from st_wkl.evaluation.two_stage import FirstStage
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,9 @@ def evaluate(
     revision: str | None = None,
     output: str | Path | None = None,
     exposure: Exposure | None = None,
+    first_stage: FirstStage | None = None,
+    top_k: int = 100,
+    cache: str | Path | None = None,
     batch_size: int = 32,
     show_progress: bool = True,
 ) -> Results:
@@ -58,13 +64,14 @@ def evaluate(
     The queries of a student that carries hashes of its training texts are told apart by whether one of their relevant
     documents was a training positive: `TaskScores.groups`, and three columns of the table.
 
-    MTEB's result cache, which tells two local models apart by a name that they share, is not used: each call computes,
-    and the results carry a hash of the model's weights and settings. Each query's nDCG@10 is computed from MTEB's own
-    rankings with pytrec_eval, and must average to the value that MTEB reports.
+    MTEB's shared result cache, which tells two local models apart by a name that they share, is never used. The results
+    carry a hash of the model's weights and settings, under which a cache of your own is safe. Each query's nDCG@10 is
+    computed from MTEB's own rankings with pytrec_eval, and must average to the value that MTEB reports.
 
     Args:
         model: A `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`, or a folder or Hub id,
-            which is loaded with the class that it was saved from. A `CrossEncoder` needs a task with candidates.
+            which is loaded with the class that it was saved from, or `"bm25"`. A `CrossEncoder` needs a first stage or
+            a task with candidates.
         tasks: One or several of: MTEB task or benchmark name, BEIR folder, Hub dataset id in MTEB's layout,
             `Collection`, MTEB task.
         split: Split of the judgements. None for the task's own; for a collection `"test"`, or its only split.
@@ -72,6 +79,12 @@ def evaluate(
         revision: None for the hash of weights and settings; give one only for a model that torch cannot read.
         output: A `.json` file or a folder (which gets `results.json`) to write the results to.
         exposure: What the model was trained on. None for what its folder or Hub repository says, if anything.
+        first_stage: What finds the candidates that the model reranks: `"bm25"`, a run (query id to document id to
+            score), a run file of TREC, or a retriever (model, folder or Hub id). The task's name then says so, such as
+            `SciFact-rerank-bm25-top100`. None to let the model search.
+        top_k: Candidates of a query; means nothing without `first_stage`.
+        cache: Folder for MTEB's results and rankings; a task is computed once for each model revision and dataset
+            revision. None to compute always.
         batch_size: Texts per forward pass.
         show_progress: Show progress bars.
 
@@ -90,23 +103,31 @@ def evaluate(
 
     from st_wkl.evaluation.identity import identified, load_model
     from st_wkl.evaluation.tasks import resolve_tasks
+    from st_wkl.evaluation.two_stage import BM25Search
 
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if output is not None:  # find out that nothing can be written there before the work, not after it
         results_file(output).parent.mkdir(parents=True, exist_ok=True)
     resolved = resolve_tasks(tasks, split)
-    if exposure is None and isinstance(model, str | Path):
+    if exposure is None and isinstance(model, str | Path) and model != "bm25":
         exposure = _carried_exposure(str(model))
-    loaded, found_name = load_model(model)
+    how = _How(exposure, first_stage, top_k, None if cache is None else Path(cache), batch_size, show_progress)
+    wrapped: Any
     with _quiet(show_progress):
-        wrapped = identified(loaded, name=name or found_name, revision=revision)
+        if model == "bm25":
+            wrapped = BM25Search(show_progress)
+            about = {"name": name or "bm25", "class": "BM25", "settings": dict(wrapped.settings)}
+        else:
+            loaded, found_name = load_model(model)  # type: ignore[arg-type]
+            wrapped = identified(loaded, name=name or found_name, revision=revision)
+            about = _describe(loaded, name or found_name)
+        about["revision"] = wrapped.mteb_model_meta.revision or ""
         scores = [
             entry
             for task in tqdm(resolved, desc="Tasks", disable=not show_progress or len(resolved) == 1)
-            for entry in _evaluate_task(wrapped, task, exposure, batch_size, show_progress)
+            for entry in _evaluate_task(wrapped, task, how)
         ]
-    about = _describe(loaded, name or found_name, wrapped.mteb_model_meta.revision or "")
     return _saved(Results(model=about, tasks=scores), output)
 
 
@@ -177,41 +198,93 @@ def evaluate_run(
     return _saved(Results(model=about, tasks=[scores]), output)
 
 
-def _evaluate_task(
-    model: MTEBModels, task: AbsTask, exposure: Exposure | None, batch_size: int, show_progress: bool
-) -> list[TaskScores]:
+class _How(NamedTuple):
+    """What is the same for all tasks of one call."""
+
+    exposure: Exposure | None
+    first_stage: FirstStage | None
+    top_k: int
+    cache: Path | None
+    batch_size: int
+    show_progress: bool
+
+
+def _evaluate_task(model: MTEBModels, task: AbsTask, how: _How) -> list[TaskScores]:
     """Run MTEB on one task and return an entry per split and subset."""
-    import mteb
     from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    from st_wkl.evaluation.tasks import load_task
 
     borrowed = task.data_loaded  # data that the caller has loaded stays loaded
     if not borrowed:
-        task.load_data()
+        load_task(task)
     try:
+        asked = task
         if isinstance(task, AbsTaskRetrieval):
             task.convert_v1_dataset_format_to_v2(None)
-            _check_candidates(model, task)
+            asked = _staged(model, task, how)
+        elif how.first_stage is not None:
+            raise ValueError(f"{task.metadata.name} is no retrieval task, so there is nothing to rerank")
         with tempfile.TemporaryDirectory(prefix="st_wkl_") as folder:
-            outcome = mteb.evaluate(
-                model,
-                task,
-                co2_tracker=False,
-                encode_kwargs={"batch_size": batch_size, "show_progress_bar": show_progress},
-                cache=None,
-                prediction_folder=folder,
-                show_progress_bar=show_progress,
-            )
-            file = Path(folder) / task.prediction_file_name
-            runs = json.loads(file.read_text(encoding="utf-8")) if isinstance(task, AbsTaskRetrieval) else {}
-        result = outcome.task_results[0]
+            result, runs = _run_mteb(model, asked, how, Path(folder))
         return [
-            _entry(task, split, scores, runs, exposure, result.evaluation_time or 0.0)
+            _entry(asked, split, scores, runs, how.exposure, result.evaluation_time or 0.0)
             for split, subsets in result.scores.items()
+            if split in asked.eval_splits  # a cached result may hold others, too
             for scores in subsets
         ]
     finally:
         if not borrowed:
             task.unload_data()
+
+
+def _staged(model: Any, task: AbsTaskRetrieval, how: _How) -> AbsTaskRetrieval:
+    """Return the task that the model is run on: with candidates if there is a first stage, and checked."""
+    from mteb.models.sentence_transformer_wrapper import SparseEncoderWrapper
+
+    from st_wkl.evaluation.two_stage import named_candidates, reranking_task
+
+    if how.first_stage is None:
+        _check_candidates(model, task)
+        task = named_candidates(task)
+    else:
+        task = reranking_task(
+            task, how.first_stage, how.top_k, batch_size=how.batch_size, show_progress=how.show_progress
+        )
+    has_candidates = any(data.get("top_ranked") for splits in task.dataset.values() for data in splits.values())
+    if has_candidates and isinstance(model, SparseEncoderWrapper) and "Reranking" not in task.metadata.type:
+        # MTEB indexes rows of a sparse tensor in tasks of any other type, which torch cannot do.
+        task = copy(task)
+        task.metadata = task.metadata.model_copy(update={"type": "Reranking"})
+    return task
+
+
+def _run_mteb(model: MTEBModels, task: AbsTask, how: _How, folder: Path) -> tuple[Any, Mapping[str, Any]]:
+    """Return MTEB's result and rankings, from the cache if both are there."""
+    import mteb
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    ranked, results, strategy = isinstance(task, AbsTaskRetrieval), None, "always"
+    if how.cache is not None:
+        # One folder of rankings for each model, task and dataset: MTEB merges what it finds in a file.
+        meta = model.mteb_model_meta
+        parts = [str(meta.name), str(meta.revision), task.metadata.name, task.metadata.dataset["revision"], how.top_k]
+        folder = how.cache / "rankings" / _hash([*parts, sorted(task.eval_splits)])[:20]
+        results = mteb.ResultCache(how.cache)
+        if not ranked or (folder / task.prediction_file_name).is_file():
+            strategy = "only-missing"
+    outcome = mteb.evaluate(
+        model,
+        task,
+        co2_tracker=False,
+        encode_kwargs={"batch_size": how.batch_size, "show_progress_bar": how.show_progress},
+        cache=results,
+        overwrite_strategy=strategy,
+        prediction_folder=folder,
+        show_progress_bar=how.show_progress,
+    )
+    file = folder / task.prediction_file_name
+    return outcome.task_results[0], json.loads(file.read_text(encoding="utf-8")) if ranked else {}
 
 
 def _entry(
@@ -230,15 +303,10 @@ def _entry(
     repeated: list[str] = []
     if runs:
         data = task.dataset[subset][split]  # type: ignore[index]
-        per_query = _score_run(data["relevant_docs"], _counted(runs[subset][split], task))[1]
+        run = _counted(runs[subset][split], task)
+        per_query = _score_run(data["relevant_docs"], {q: run.get(q, {}) for q in data["relevant_docs"]})[1]
         if exposure is not None:
             groups, repeated = _groups_of(data, exposure)
-        # A task that was turned into reranking keeps its name; another first stage or depth is another task.
-        candidates = data["top_ranked"]
-        if candidates and task.metadata.type == "Retrieval":
-            first = scores.get("previous_results_model_meta", {}).get("model_name", "candidates").split("/")[-1]
-            name = f"{name}-rerank-{first}-top{max(map(len, candidates.values()))}"
-            revision = f"{revision}+candidates.{_hash(candidates)[:12]}"
     return TaskScores(
         task=name,
         split=split,
@@ -290,9 +358,8 @@ def _check_candidates(model: MTEBModels, task: Any) -> None:
         return
     if isinstance(model, CrossEncoderWrapper):
         raise ValueError(
-            f"{task.metadata.name} has no candidates, and a cross-encoder can only rerank; make a retriever's run with "
-            "mteb.evaluate(..., prediction_folder=P) and pass task.convert_to_reranking(P, top_k=100), or score the "
-            "lists with CrossEncoderTeacher and use evaluate_run"
+            f"{task.metadata.name} has no candidates, and a cross-encoder can only rerank; say what finds them, as in "
+            "evaluate(..., first_stage='bm25', top_k=100)"
         )
     if "Reranking" in task.metadata.type:
         raise ValueError(
@@ -378,13 +445,12 @@ def _check_run(run: Mapping[str, Mapping[str, float]], collection: Collection, n
                 )
 
 
-def _describe(model: Any, name: str, revision: str) -> dict[str, Any]:
+def _describe(model: Any, name: str) -> dict[str, Any]:
     """Return what the results say about the model."""
     length = model.get_max_seq_length()
     dimension = model.get_embedding_dimension() if hasattr(model, "get_embedding_dimension") else None
     return {
         "name": name,
-        "revision": revision,
         "class": type(model).__name__,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "dimension": dimension,

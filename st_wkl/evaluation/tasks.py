@@ -112,6 +112,25 @@ def resolve_tasks(tasks: Task | Iterable[Task], split: str | None = None) -> lis
     return resolved
 
 
+def load_task(task: AbsTask) -> None:
+    """Load a task's data, or say what to do where they cannot be had.
+
+    Raises:
+        OSError: If a task by name cannot be fetched, such as offline.
+    """
+    if isinstance(task, CollectionTask):
+        return task.load_data()
+    try:
+        task.load_data()
+    except Exception as error:  # whatever breaks inside of datasets, MTEB and the HTTP libraries below them
+        path = task.metadata.dataset["path"]
+        raise OSError(
+            f"the data of {task.metadata.name} could not be loaded ({type(error).__name__}: {error}). They come from "
+            f"the Hub ({path}): run with a connection, or fetch them on another machine with huggingface_hub."
+            f"snapshot_download({path!r}, repo_type='dataset', local_dir=...) and pass that folder"
+        ) from error
+
+
 def _resolve(item: Task, split: str | None) -> list[AbsTask]:
     if isinstance(item, AbsTask):
         return _parts(item, split)

@@ -198,7 +198,7 @@ def test_another_depth_of_reranking_is_another_task(student: Any, tiny_bert: Any
 def test_a_reranker_without_candidates_is_told_so(tiny_bert: Any) -> None:
     """A cross-encoder cannot search; the error must say how to give it lists."""
     model = CrossEncoder(str(tiny_bert(BertForSequenceClassification)), device="cpu")
-    with pytest.raises(ValueError, match=r"tiny has no candidates.*convert_to_reranking.*evaluate_run"):
+    with pytest.raises(ValueError, match=r"tiny has no candidates.*first_stage=.bm25."):
         evaluate(model, collection(), show_progress=False)
 
 

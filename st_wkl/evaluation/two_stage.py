@@ -1,0 +1,233 @@
+"""Two-stage retrieval: a first stage finds, the model reranks, and the task's name says which first stage and how deep.
+
+MTEB keeps the name of a task that was turned into reranking, whatever found its candidates and however many, so that
+numbers of different tasks stand under one name. Importing this module imports MTEB, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping
+from copy import copy
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import mteb
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.models import ModelMeta
+
+from st_wkl.data._reading import document_text
+from st_wkl.data.candidates import bm25_candidates
+from st_wkl.data.collection import Collection
+from st_wkl.data.runs import read_run
+from st_wkl.evaluation.identity import identified, load_model
+
+if TYPE_CHECKING:
+    from st_wkl.evaluation.identity import AnyModel
+
+Run: TypeAlias = dict[str, dict[str, float]]
+FirstStage: TypeAlias = "str | Path | Mapping[str, Mapping[str, float]] | AnyModel"
+
+logger = logging.getLogger(__name__)
+
+_BM25 = {"formula": "lucene", "k1": 1.5, "b": 0.75, "stemmer": "english", "stop words": "english"}
+
+
+class BM25Search:
+    """BM25 as a model that MTEB runs: `bm25_candidates` with its defaults.
+
+    These are the settings of MTEB's own `mteb/baseline-bm25s` (Lucene's formula, k1 1.5, b 0.75, English stemmer and
+    stop words), except that words of one character count.
+
+    Args:
+        show_progress: Show bars.
+    """
+
+    settings = _BM25
+
+    def __init__(self, show_progress: bool = True) -> None:
+        self.show_progress = show_progress
+        revision = hashlib.blake2b(json.dumps([_BM25, version("bm25s")]).encode(), digest_size=20).hexdigest()
+        self.mteb_model_meta = ModelMeta.create_empty(overwrites={"name": "local/bm25", "revision": revision})
+        self.documents: dict[str, str] = {}
+
+    def index(self, corpus: Any, **_: Any) -> None:
+        """Keep the documents; a search over them builds the index."""
+        self.documents = _texts(corpus)
+
+    def search(self, queries: Any, *, top_k: int, top_ranked: Any = None, **_: Any) -> Run:
+        """Return the best documents of each query, among its candidates if there are any."""
+        collection = _collection("bm25", self.documents, queries)
+        depth = top_k if top_ranked is None else len(self.documents)
+        found = bm25_candidates(collection, top_k=depth, show_progress=self.show_progress)
+        run = {query: {hit.document_id: hit.score for hit in hits} for query, hits in found.items()}
+        if top_ranked is not None:
+            run = {query: {d: run[query].get(d, 0.0) for d in top_ranked.get(query, [])} for query in run}
+        return run
+
+
+def reranking_task(
+    task: AbsTaskRetrieval, first_stage: FirstStage, top_k: int, *, batch_size: int = 32, show_progress: bool = True
+) -> AbsTaskRetrieval:
+    """Return a task that reranks the candidates of a first stage, under a name of its own.
+
+    The corpus of the new task holds the candidates only, so that a bi-encoder does not embed what nobody found.
+
+    Args:
+        task: A retrieval task whose data are loaded.
+        first_stage: `"bm25"`, a run (query id to document id to score), a run file of TREC, or a retriever: a model,
+            its folder or its Hub id.
+        top_k: Candidates of a query.
+        batch_size: Texts per forward pass of a retriever.
+        show_progress: Show bars.
+
+    Returns:
+        A task called `<name>-rerank-<first stage>-top<k>`, whose dataset revision includes a hash of the candidates.
+
+    Raises:
+        ValueError: If `top_k` is below 1, the task has candidates already, the first stage is a reranker, or it has no
+            candidate for any query.
+
+    Example:
+        >>> reranking_task(task, "bm25", 100).metadata.name  # doctest: +SKIP
+        'SciFact-rerank-bm25-top100'
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}; a reranker needs at least 1 candidate")
+    staged = copy(task)
+    staged.dataset = {}
+    name, runs = _first_stage(task, first_stage, top_k, batch_size, show_progress)
+    candidates: dict[str, Any] = {}
+    for subset, splits in task.dataset.items():
+        staged.dataset[subset] = {}
+        for split, data in splits.items():
+            if data.get("top_ranked"):
+                raise ValueError(f"{task.metadata.name} has candidates of its own; leave out first_stage=")
+            ranked = _top(runs[subset, split], data["relevant_docs"], top_k, task)
+            candidates[f"{subset}/{split}"] = ranked
+            wanted = {document for documents in ranked.values() for document in documents}
+            corpus = data["corpus"]
+            places = [place for place, document in enumerate(corpus["id"]) if document in wanted]
+            staged.dataset[subset][split] = {**data, "corpus": corpus.select(places), "top_ranked": ranked}
+    return renamed(staged, name, top_k, candidates)
+
+
+def renamed(task: AbsTaskRetrieval, first_stage: str, top_k: int, candidates: Any) -> AbsTaskRetrieval:
+    """Return the task under a name and a dataset revision that say what is reranked, so that no cache mixes them up."""
+    digest = hashlib.blake2b(json.dumps(candidates, sort_keys=True).encode(), digest_size=6).hexdigest()
+    task = copy(task)
+    source = task.metadata.dataset
+    task.metadata = task.metadata.model_copy(
+        update={
+            "name": f"{task.metadata.name}-rerank-{first_stage}-top{top_k}",
+            "dataset": {**source, "revision": f"{source['revision']}+candidates.{digest}"},
+        }
+    )
+    return task
+
+
+def named_candidates(task: AbsTaskRetrieval) -> AbsTaskRetrieval:
+    """Give a task that a user has turned into reranking with MTEB's `convert_to_reranking` the name that it lacks."""
+    candidates = {
+        f"{subset}/{split}": dict(data["top_ranked"] or {})
+        for subset, splits in task.dataset.items()
+        for split, data in splits.items()
+        if data.get("top_ranked")
+    }
+    if not candidates or task.metadata.type != "Retrieval" or "+candidates." in task.metadata.dataset["revision"]:
+        return task
+    meta = getattr(task, "_previous_results_model_meta", None) or {}
+    first = str(meta.get("model_name") or meta.get("name") or "candidates").split("/")[-1]
+    depth = max(len(found) for ranked in candidates.values() for found in ranked.values())
+    return renamed(task, first, depth, candidates)
+
+
+def _first_stage(
+    task: AbsTaskRetrieval, source: FirstStage, top_k: int, batch_size: int, show_progress: bool
+) -> tuple[str, dict[tuple[str, str], Run]]:
+    """Return the name of a first stage, and its run of each subset and split."""
+    places = [(subset, split) for subset, splits in task.dataset.items() for split in splits]
+    if isinstance(source, Mapping):
+        given = {query: dict(found) for query, found in source.items()}
+        return "run", dict.fromkeys(places, given)
+    if isinstance(source, str | Path) and Path(source).is_file():
+        return _stem(Path(source)), {place: _run_of_file(task, place, Path(source)) for place in places}
+    if source == "bm25":
+        return "bm25", _retrieved(task, BM25Search(show_progress), batch_size, show_progress)
+    model, name = load_model(source)  # type: ignore[arg-type]
+    if type(model).__name__ == "CrossEncoder":
+        raise ValueError(f"first_stage is {name}, a cross-encoder, which can only rerank; take a retriever or 'bm25'")
+    return name.split("/")[-1], _retrieved(task, identified(model, name=name), batch_size, show_progress)
+
+
+def _retrieved(task: AbsTaskRetrieval, model: Any, batch_size: int, show_progress: bool) -> dict[tuple[str, str], Run]:
+    """Search with a retriever through MTEB and return its rankings."""
+    with tempfile.TemporaryDirectory(prefix="st_wkl_") as folder:
+        mteb.evaluate(
+            model,
+            task,
+            co2_tracker=False,
+            encode_kwargs={"batch_size": batch_size, "show_progress_bar": show_progress},
+            cache=None,
+            prediction_folder=folder,
+            show_progress_bar=show_progress,
+        )
+        found = json.loads((Path(folder) / task.prediction_file_name).read_text(encoding="utf-8"))
+    return {(subset, split): found[subset][split] for subset, splits in task.dataset.items() for split in splits}
+
+
+def _run_of_file(task: AbsTaskRetrieval, place: tuple[str, str], path: Path) -> Run:
+    data = task.dataset[place[0]][place[1]]
+    collection = _collection(task.metadata.name, _texts(data["corpus"]), data["queries"])
+    found = read_run(path, collection)
+    if not found:
+        raise ValueError(f"{path} has no query and document of {task.metadata.name}; is it the run of another task?")
+    return {query: {hit.document_id: hit.score for hit in hits} for query, hits in found.items()}
+
+
+def _top(run: Run, qrels: Mapping[str, Any], top_k: int, task: AbsTaskRetrieval) -> dict[str, list[str]]:
+    """Return the candidates of each judged query, best first; queries without any are counted."""
+    ranked = {}
+    for query in qrels:
+        found = run.get(query, {})
+        if task.ignore_identical_ids:  # MTEB does not count them, so they must not take a candidate's place
+            found = {document: score for document, score in found.items() if document != query}
+        ranked[query] = sorted(found, key=lambda document: (-found[document], document))[:top_k]
+    empty = [query for query, found in ranked.items() if not found]
+    if len(empty) == len(ranked):
+        raise ValueError(
+            f"the first stage has no candidate for any query of {task.metadata.name}; is it another's run?"
+        )
+    if empty:
+        warnings.warn(
+            f"the first stage has no candidate for {len(empty)} of {len(ranked)} queries of {task.metadata.name}, "
+            f"which count as 0, such as {', '.join(empty[:5])}",
+            stacklevel=2,
+        )
+    return ranked
+
+
+def _texts(corpus: Any) -> dict[str, str]:
+    titles = corpus["title"] if "title" in corpus.column_names else [""] * len(corpus)
+    return {
+        key: document_text(title, text) for key, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
+    }
+
+
+def _collection(name: str, documents: dict[str, str], queries: Any) -> Collection:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of documents without text, of which the caller's own collection has warned
+        return Collection(name, documents, dict(zip(queries["id"], queries["text"], strict=True)))
+
+
+def _stem(path: Path) -> str:
+    """Return a run file's name without its suffixes, which may hold dots only if they are no suffix of a run."""
+    name = path.name
+    for suffix in (".gz", ".txt", ".tsv", ".run", ".trec"):
+        name = name.removesuffix(suffix)
+    return "-".join(name.split()) or "run"
