@@ -18,7 +18,7 @@ queries = list(collection.qrels["train"])[:300]  # a few minutes of scoring; all
 dataset = DistillationDatasetBuilder(collection, teacher, query_ids=queries, num_negatives=7).build()
 
 before = evaluate(SentenceTransformer(str(fetch(STATIC_STUDENT))), collection, name="before")
-student = distill(fetch(STATIC_STUDENT), dataset, output_dir="my-student")
+student = distill(fetch(STATIC_STUDENT), dataset, output_dir="my-student").student
 after = evaluate(student, collection, name="after")
 
 print(before.table())

@@ -54,6 +54,7 @@ def test_build_train_evaluate(
     assert "--num-negatives 4" in json.loads(out)["command"]
     assert str(tmp_path) not in json.loads(out)["command"]
     train = ["train", scored, "--student", static_student_path, "--output", student, "--epochs", 1, "--gamma", 2]
+    train += ["--batch-size", 4]
     code, out, err = st_wkl(*train, *common)
     assert code == 0, err
     assert json.loads(out)["loss_config"]["gamma"] == 2.0

@@ -37,7 +37,7 @@ def train(
 
     from st_wkl.data.dataset import DistillationDataset
     from st_wkl.losses import MarginKL, WeightedKLDistillationLoss
-    from st_wkl.training import TrainingRecord, default_arguments, distill
+    from st_wkl.training import default_arguments, distill
 
     if loss not in ("weighted-kl", "margin-kl"):
         raise ValueError(f"--loss must be weighted-kl or margin-kl, got {loss!r}.")
@@ -57,6 +57,5 @@ def train(
     args.learning_rate = args.learning_rate if learning_rate is None else learning_rate
     args.disable_tqdm = quiet
     name = Path(student).name if Path(student).exists() else student
-    distill(model, data, chosen, args, output_dir=output, base_name=name)
-    record = TrainingRecord.load(output)
+    record = distill(model, data, chosen, args, output_dir=output, base_name=name).record
     return asdict(record), f"The student is in {output}, trained in {record.seconds:.0f} s."

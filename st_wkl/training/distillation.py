@@ -2,143 +2,304 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import nn
 
 from st_wkl.cards.model_card import write_model_card
+from st_wkl.data.exposure import Exposure
+from st_wkl.evaluation.identity import load_model, model_revision
 from st_wkl.evaluation.results import package_versions
-from st_wkl.losses import WeightedKLDistillationLoss
-from st_wkl.training.record import TrainingRecord
+from st_wkl.training import checkpoints
+from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
+from st_wkl.training.record import RECORD_FILE, TrainingRecord
+from st_wkl.training.students import check_loss, default_arguments, kind_of, make_loss
 
 if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from sentence_transformers.base.trainer import BaseTrainer
+    from sentence_transformers.base.training_args import BaseTrainingArguments
+    from transformers import TrainerCallback
+
     from st_wkl.data.dataset import DistillationDataset
+    from st_wkl.losses.scoring import Student
 
 logger = logging.getLogger(__name__)
 
-# A static student's embeddings are looked up, not computed, so each token moves on its own and needs a step a thousand
-# times larger than the shared weights of a transformer.
-STATIC_LEARNING_RATE = 3e-2
-TRANSFORMER_LEARNING_RATE = 2e-5
+CHECKPOINTS = "checkpoints"
+# What of the training arguments decides the outcome; the rest is about logging, devices and files.
+_ARGUMENTS = (
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "optim",
+    "seed",
+    "bf16",
+    "fp16",
+)
 
 
-def default_arguments(student: SentenceTransformer, output_dir: str | Path) -> SentenceTransformerTrainingArguments:
-    """Return the arguments that `distill` uses when it is given none.
-
-    Batches of 32 lists for 3 epochs with linear decay. The learning rate is 3e-2 for static students, whose
-    embeddings are independent of each other, and 2e-5 for transformers. No checkpoints in between: a run that needs
-    them deserves arguments of its own.
+@dataclass(frozen=True)
+class Distilled:
+    """What `distill` returns.
 
     Args:
-        student: The model to be trained.
-        output_dir: Where the trained student goes.
-
-    Returns:
-        Arguments to use as they are or to change.
+        student: The trained student, as it is saved in `folder`.
+        results: `seconds` of training, and its mean `train_loss` unless the run was stopped after its last step.
+        record: How it was made.
+        folder: Weights, card, `distillation.json` and hashes of the training texts.
     """
-    return SentenceTransformerTrainingArguments(
-        output_dir=str(output_dir),
-        per_device_train_batch_size=32,
-        num_train_epochs=3,
-        learning_rate=STATIC_LEARNING_RATE if has_static_embedding_input(student) else TRANSFORMER_LEARNING_RATE,
-        lr_scheduler_type="linear",
-        logging_steps=50,
-        save_strategy="no",
-        report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
+
+    student: Student
+    results: dict[str, float]
+    record: TrainingRecord
+    folder: Path
 
 
 def distill(
-    student: str | Path | SentenceTransformer,
-    dataset: DistillationDataset,
-    loss: nn.Module | Callable[[SentenceTransformer], nn.Module] | None = None,
-    args: SentenceTransformerTrainingArguments | None = None,
+    student: str | Path | Student,
+    dataset: DistillationDataset | Dataset | IterableDataset,
+    loss: str | nn.Module | Callable[[Any], nn.Module] | None = None,
+    args: BaseTrainingArguments | None = None,
     *,
     output_dir: str | Path,
+    mini_batch_size: int | None = None,
+    callbacks: Iterable[TrainerCallback] = (),
+    resume: bool = False,
     base_name: str | None = None,
-) -> SentenceTransformer:
-    """Train a student on a distillation dataset with the stock trainer, and save it with the record of its making.
+) -> Distilled:
+    """Train a student on a distillation dataset with its stock trainer, and save it with the record of its making.
+
+    The defaults, and why:
+
+    - Loss: `WeightedKLDistillationLoss` with the authors' γ = 5 and α = 1; inside `SpladeLoss` for sparse students.
+      Temperature 0.05 for a student that compares by cosine, whose scores are too close for a softmax otherwise, 1 for
+      others and for the teacher's logits, unless the teacher report finds the teacher nearly one-hot or nearly flat
+      there: then the temperature that it suggests. See `st_wkl.training.students.make_loss`.
+    - Arguments: batches of 32 lists, 3 epochs, a learning rate by model class, a checkpoint each tenth of training. See
+      `st_wkl.training.students.default_arguments`.
+    - Memory: transformers embed 32 texts at once (`mini_batch_size`), with the gradient of the whole batch; on lists of
+      uneven texts that is not slower, since short texts are not padded to the longest of the batch.
 
     Args:
-        student: The student, or its Hub id or folder.
-        dataset: What `DistillationDatasetBuilder.build` returned.
-        loss: A loss over the student, or a function that makes one from it. Default: `WeightedKLDistillationLoss`.
-        args: Training arguments. Default: `default_arguments`.
-        output_dir: Folder for the trained student: weights, card and `distillation.json`. Must not hold a model yet.
+        student: A `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`, or its Hub id or
+            folder. A model that is given is changed by training.
+        dataset: What `DistillationDatasetBuilder.build` returned. Losses of this package are trained on its full lists
+            of any length, through `ListwiseCollator`; upstream's on its columns. Or a `datasets.Dataset` or
+            `IterableDataset` in either layout.
+        loss: Name of a loss (a key of `st_wkl.training.students.LOSSES`), a loss over the student, or a function that
+            makes one from it.
+        args: Training arguments of the student's class. This function's `output_dir` takes the place of theirs:
+            checkpoints go to `checkpoints` in it, and are deleted once the student is complete.
+        output_dir: Folder for the trained student: weights, card, `distillation.json` and hashes of the training texts.
+            Must not hold anything yet.
+        mini_batch_size: Texts embedded at once by a loss that is made here; one that is given has its own.
+        callbacks: Further callbacks of the trainer.
+        resume: Go on with the run that was stopped in `output_dir`, with the same result as if it had not been; start
+            if there is none; return the student if it is complete.
         base_name: What the record calls the model that training started from. Default: its Hub id or folder name.
 
     Returns:
-        The trained student. Its card gains a results table from `st_wkl.cards.model_card.write_model_card`.
+        The student with its record and folder. The card gains a results table from
+        `st_wkl.cards.model_card.write_model_card`.
 
     Raises:
-        FileExistsError: If `output_dir` holds something already.
-        ValueError: If the dataset has no row that fits the columns, or holds unusable scores.
+        FileExistsError: If `output_dir` holds something already, and it is not this run to be resumed.
+        TypeError: If arguments or loss are those of another model class.
+        ValueError: If the dataset has fewer rows than a batch, no row that fits, or unusable scores; if the loss fails
+            on its first rows or was made over another model; or if the run to resume had another student, dataset,
+            loss or arguments.
 
     Example:
         >>> from st_wkl import DistillationDatasetBuilder, distill
         >>> builder = DistillationDatasetBuilder("mteb/nfcorpus", "cross-encoder/ms-marco-MiniLM-L12-v2")  # doctest: +SKIP
-        >>> distill("minishlab/potion-base-8M", builder.build(), output_dir="my-student")  # doctest: +SKIP
+        >>> distill("minishlab/potion-base-8M", builder.build(), output_dir="my-student").student  # doctest: +SKIP
     """  # noqa: E501
     output_dir = Path(output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise FileExistsError(f"{output_dir} is not empty. Choose another folder, or delete it if it may go.")
-    if isinstance(student, SentenceTransformer):
-        base_name = base_name or student.model_card_data.base_model or type(student).__name__
-    else:
-        base_name = base_name or (Path(student).name if Path(student).exists() else str(student))
-        student = SentenceTransformer(str(student))
-    columns = dataset.to_columns()
-    if loss is None:
-        loss = WeightedKLDistillationLoss(student)
-    elif not isinstance(loss, nn.Module):
-        loss = loss(student)
-    args = args or default_arguments(student, output_dir)
+    loaded, found_name = load_model(student)  # type: ignore[arg-type]
+    name = base_name or (found_name if not isinstance(student, nn.Module) else _name_of(loaded, found_name))
+    kind = kind_of(loaded)
+    if args is not None and not isinstance(args, kind.arguments):
+        raise TypeError(
+            f"args is a {type(args).__name__}, but a {type(loaded).__name__} is trained with {kind.arguments.__name__}."
+        )
+    args = copy.copy(args) if args is not None else default_arguments(loaded, output_dir)  # the user's stay as they are
+    made = _make_loss(loss, loaded, dataset, mini_batch_size)
+    check_loss(made, loaded)
+    data = training_data(dataset, made, loaded, args)
+    if data.count is None:
+        args.accelerator_config = whole_batches(args)
+    work = output_dir / CHECKPOINTS
+    args.output_dir = str(work)
+    args.restore_callback_states_from_checkpoint = True  # a resumed run has to be as patient as it was
 
+    identity = _identity(loaded, data, made, args)
+    if resume and (finished := _finished(output_dir, identity)) is not None:
+        logger.info("%s is complete: nothing to do.", output_dir)
+        return finished
+    _check_folder(output_dir, work)
+    checkpoint = checkpoints.start_run(work, identity, resume=resume)
     start = time.perf_counter()
-    trainer = SentenceTransformerTrainer(model=student, args=args, train_dataset=columns, loss=loss)
-    trainer.train()
+    trainer = kind.trainer(
+        model=loaded,
+        args=args,
+        train_dataset=data.rows,
+        loss=made,
+        data_collator=data.collator,
+        callbacks=list(callbacks) or None,
+    )
+    try:
+        try_loss(trainer, made, data.rows)
+    except ValueError:
+        _remove_empty(work, output_dir)  # the trainer makes its folder at once
+        raise
+    _wait()  # every process has looked before one of them writes
+    if _is_main():
+        checkpoints.write_identity(work, identity)
+    history = _train(trainer, checkpoint)
     record = TrainingRecord(
-        student=base_name,
-        loss=type(loss).__name__,
-        loss_config=_config(loss),
-        loss_citation=str(getattr(loss, "citation", "")),
-        teacher=dataset.provenance.get("teacher", {}),
-        dataset={**dataset.provenance, "rows_trained": len(columns)},
+        student=name,
+        loss=type(made).__name__,
+        loss_config=_config(made),
+        loss_citation=str(getattr(made, "citation", "")),
+        teacher=data.provenance.get("teacher", {}),
+        dataset={**data.provenance, **({} if data.count is None else {"rows_trained": data.count})},
         arguments=_arguments_that_matter(args),
         seconds=round(time.perf_counter() - start, 1),
         versions=package_versions(("sentence-transformers", "transformers", "torch", "peft")),
+        run=_digest(identity),
     )
-    student.save_pretrained(str(output_dir))
-    write_model_card(output_dir, record=record, results={})
-    record.save(output_dir)
-    return student
+    if _is_main():
+        _save(loaded, output_dir, record, dataset)
+        checkpoints.remove(work)
+    _wait()
+    return Distilled(loaded, _results(history, record), record, output_dir)
+
+
+def _make_loss(loss: Any, student: Student, dataset: Any, mini_batch_size: int | None) -> nn.Module:
+    if loss is None or isinstance(loss, str):
+        report = getattr(dataset, "provenance", {}).get("report")
+        return make_loss(student, loss or "weighted-kl", mini_batch_size=mini_batch_size, report=report)
+    if mini_batch_size is not None:
+        raise ValueError("mini_batch_size is for a loss that is made here: give it to your own loss instead.")
+    made = loss if isinstance(loss, nn.Module) else loss(student)
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"loss has to be a name, a loss or a function that returns one; this gave {made!r}.")
+    return made
+
+
+def _identity(student: Student, data: TrainingData, loss: nn.Module, args: BaseTrainingArguments) -> dict[str, Any]:
+    """Return what decides the outcome of training."""
+    arguments = {**_arguments_that_matter(args), "processes": args.world_size}
+    return {
+        "student": model_revision(student),  # type: ignore[arg-type]
+        "dataset": checkpoints.dataset_fingerprint(data.rows),
+        "loss": {"name": type(loss).__name__, **_config(loss)},
+        "arguments": arguments,
+    }
+
+
+def _finished(folder: Path, identity: dict[str, Any]) -> Distilled | None:
+    """Return the complete student of this very run, None if there is none yet."""
+    if not (folder / RECORD_FILE).is_file():
+        return None
+    record = TrainingRecord.load(folder)
+    if record.run != _digest(identity):
+        raise FileExistsError(
+            f"{folder} holds a student that was trained from another student, dataset, loss or arguments. Choose "
+            "another folder, or delete it if it may go."
+        )
+    student: Any = load_model(folder)[0]
+    return Distilled(student, _results([], record), record, folder)
+
+
+def _check_folder(folder: Path, work: Path) -> None:
+    """Refuse a folder that holds anything but the unfinished run."""
+    if not folder.exists():
+        return
+    ours = (work / checkpoints.IDENTITY_FILE).is_file() and not (folder / RECORD_FILE).exists()
+    if not folder.is_dir() or (any(folder.iterdir()) and not ours):
+        raise FileExistsError(f"{folder} is not empty. Choose another folder, or delete it if it may go.")
+
+
+def _remove_empty(*folders: Path) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _train(trainer: BaseTrainer, checkpoint: checkpoints.Checkpoint | None) -> list[dict[str, Any]]:
+    """Train, or do what is left of it, and return the log."""
+    if checkpoint is None:
+        trainer.train()
+    elif checkpoint.finished:
+        # The trainer would take one more step after the last one, so only the weights are taken.
+        best = checkpoint.state.get("best_model_checkpoint") if trainer.args.load_best_model_at_end else None
+        source = checkpoint.folder if best is None else checkpoint.folder.with_name(Path(best).name)
+        logger.info("Training was complete at step %d.", checkpoint.state["global_step"])
+        trainer._load_from_checkpoint(str(source))
+        return list(checkpoint.state["log_history"])
+    else:
+        logger.info("Going on at step %d of %d.", checkpoint.state["global_step"], checkpoint.state["max_steps"])
+        trainer.train(resume_from_checkpoint=str(checkpoint.folder))
+    return list(trainer.state.log_history)
+
+
+def _save(student: Student, folder: Path, record: TrainingRecord, dataset: Any) -> None:
+    """Write the student and all that belongs to it; the record comes last, so a folder with it is complete."""
+    student.save_pretrained(str(folder))
+    write_model_card(folder, record=record, results={})
+    if hasattr(dataset, "provenance"):
+        Exposure.of(dataset).save(folder)
+    record.save(folder)
+
+
+def _results(history: list[dict[str, Any]], record: TrainingRecord) -> dict[str, float]:
+    losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
+    return {"seconds": record.seconds, **({"train_loss": losses[-1]} if losses else {})}
 
 
 def _config(loss: nn.Module) -> dict[str, Any]:
     describe: Callable[[], dict[str, Any]] | None = getattr(loss, "get_config_dict", None)  # type: ignore[assignment]
-    return {} if describe is None else describe()
+    config = {} if describe is None else describe()
+    # Wrappers of sentence-transformers put the losses that they wrap in there.
+    return {key: type(value).__name__ if isinstance(value, nn.Module) else value for key, value in config.items()}
 
 
-def _arguments_that_matter(args: SentenceTransformerTrainingArguments) -> dict[str, Any]:
-    names = (
-        "num_train_epochs",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "learning_rate",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "weight_decay",
-        "seed",
-        "bf16",
-        "fp16",
-    )
-    values = {name: getattr(args, name) for name in names}
+def _arguments_that_matter(args: BaseTrainingArguments) -> dict[str, Any]:
+    values = {name: getattr(args, name) for name in _ARGUMENTS}
     return {name: getattr(value, "value", value) for name, value in values.items()}
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _name_of(student: Student, found: str) -> str:
+    return student.model_card_data.base_model or found
+
+
+def _wait() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _is_main() -> bool:
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
+        torch.distributed.get_rank() == 0
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ class TrainingRecord:
         arguments: The training arguments that matter for the result.
         seconds: Wall-clock time of training.
         versions: Versions of the packages that took part.
+        lora: Rank, alpha, targets and share of trainable weights of the adapter; empty where all weights were trained.
+        dev: The dev split's nDCG@10 before training and of the student that was kept; empty without a dev split.
+        run: A hash of all that decides the outcome, by which a run that is started again knows its student.
     """
 
     student: str
@@ -37,6 +40,9 @@ class TrainingRecord:
     arguments: dict[str, Any]
     seconds: float
     versions: dict[str, str]
+    lora: dict[str, Any] = field(default_factory=dict)
+    dev: dict[str, float] = field(default_factory=dict)
+    run: str = field(default_factory=str)
 
     def save(self, folder: str | Path) -> Path:
         """Write the record into a student's folder."""
@@ -55,7 +61,8 @@ class TrainingRecord:
             raise FileNotFoundError(f"{path} does not exist: only students that `distill` saved carry a record.")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
+            known = [field.name for field in fields(cls) if field.name in values or field.default_factory is MISSING]
+            return cls(**{name: values[name] for name in known})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} is damaged or from another version ({error}). Train the student again."

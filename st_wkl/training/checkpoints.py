@@ -1,0 +1,118 @@
+"""Which run a folder of checkpoints belongs to, and which of them a killed run left complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from st_wkl._files import write_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+IDENTITY_FILE = "run.json"
+_FORMAT = 1
+# The trainer writes these in this order; the last is a JSON file, of which half does not parse.
+_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint of the trainer.
+
+    Args:
+        folder: Where it is.
+        state: Its `trainer_state.json`.
+    """
+
+    folder: Path
+    state: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether training had come to its end here, by its last step or by early stopping."""
+        control = self.state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+        return bool(control.get("should_training_stop")) or self.state["global_step"] >= self.state["max_steps"]
+
+
+def last_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest complete checkpoint of a folder, None if there is none."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        try:
+            state = json.loads((path / _FILES[-1]).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            logger.info("%s is incomplete, since the run was killed while it was written; it is not used.", path.name)
+            continue
+        # FSDP and DeepSpeed write folders of shards in place of the optimizer's file.
+        if (path / _FILES[0]).is_file() or any(child.is_dir() and "optim" in child.name for child in path.iterdir()):
+            return Checkpoint(path, state)
+    return None
+
+
+def start_run(folder: Path, identity: dict[str, Any], *, resume: bool) -> Checkpoint | None:
+    """Check that a folder of checkpoints is empty or holds the very same run, and return where that run stopped.
+
+    Args:
+        folder: Where checkpoints go. Nothing is written.
+        identity: What decides the outcome of training, in JSON values.
+        resume: Whether going on is wanted.
+
+    Raises:
+        FileExistsError: If the folder holds something that is no run, or a run that nobody asked to resume.
+        ValueError: If the run there is of another student, dataset, loss or arguments; the message says of which.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    path = folder / IDENTITY_FILE
+    if not path.is_file():
+        raise FileExistsError(f"{folder} holds something other than checkpoints of this package. Give another folder.")
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete {folder} and train again.") from error
+    if not resume:
+        raise FileExistsError(
+            f"{folder} holds the checkpoints of a run that was stopped. Go on with resume=True, give another folder, "
+            "or delete it if it may go."
+        )
+    expected = json.loads(json.dumps({"format": _FORMAT, **identity}))
+    if changed := sorted(key for key in expected.keys() | there.keys() if expected.get(key) != there.get(key)):
+        told = "; ".join(f"{key}: {_short(there.get(key))} there, {_short(expected.get(key))} now" for key in changed)
+        raise ValueError(
+            f"The checkpoints in {folder} are those of another run ({told}). Give another folder, or delete it if it "
+            "may go."
+        )
+    return last_checkpoint(folder)
+
+
+def write_identity(folder: Path, identity: dict[str, Any]) -> None:
+    """Say which run a folder of checkpoints belongs to."""
+    write_text(folder / IDENTITY_FILE, json.dumps({"format": _FORMAT, **identity}, indent=2) + "\n")
+
+
+def remove(folder: Path) -> None:
+    """Delete the checkpoints of a run that is complete."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:
+    """Return a hash of all rows in their order; of an iterable dataset's columns only, as its rows pass once."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr(sorted(dataset.column_names or [])).encode())
+    if hasattr(dataset, "with_format") and hasattr(dataset, "__len__"):
+        for batch in dataset.with_format(None).iter(batch_size=1000):
+            digest.update(json.dumps(batch, sort_keys=True, default=repr).encode())
+    return digest.hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,121 @@
+"""The rows that a loss is trained on, in the layout that it understands, and the checks before any work."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers.util import batch_to_device
+from torch import nn
+
+from st_wkl.data.collator import DOCUMENTS, ListwiseCollator
+from st_wkl.training.students import takes_lists
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from sentence_transformers.base.data_collator import BaseDataCollator
+    from sentence_transformers.base.trainer import BaseTrainer
+    from sentence_transformers.base.training_args import BaseTrainingArguments
+
+    from st_wkl.data.dataset import DistillationDataset
+    from st_wkl.losses.scoring import Student
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a trainer is given.
+
+    Args:
+        rows: Lists (query, documents, scores, labels) or columns (query, positive, negative_1, …, label).
+        collator: `ListwiseCollator` for lists; None leaves columns to the trainer's own.
+        count: Number of rows; None where it is unknown, as in an iterable dataset.
+        provenance: Where they come from, empty if unknown.
+    """
+
+    rows: Dataset | IterableDataset
+    collator: BaseDataCollator | None
+    count: int | None
+    provenance: dict[str, Any]
+
+
+def training_data(
+    dataset: DistillationDataset | Dataset | IterableDataset,
+    loss: nn.Module,
+    student: Student,
+    args: BaseTrainingArguments,
+) -> TrainingData:
+    """Lay a dataset out for a loss.
+
+    Raises:
+        ValueError: If there are fewer rows than one batch holds, or lists for a loss that needs columns.
+    """
+    lists = takes_lists(loss)
+    provenance = getattr(dataset, "provenance", {})
+    rows: Any = dataset
+    if hasattr(dataset, "to_lists"):
+        rows = dataset.to_lists() if lists else dataset.to_columns()
+    elif DOCUMENTS in (rows.column_names or []) and not lists:
+        raise ValueError(
+            f"{type(loss).__name__} needs the columns query, positive, negative_1, …, label, and the dataset holds "
+            "lists. DistillationDataset.to_columns() makes columns; the losses of st_wkl.losses take lists."
+        )
+    count = len(rows) if hasattr(rows, "__len__") else None
+    batch = args.train_batch_size * args.world_size
+    if count is not None and count < batch:
+        raise ValueError(
+            f"The dataset has {count:,} rows, which do not fill one batch of {batch:,} "
+            f"({args.per_device_train_batch_size} per device, {args.world_size} processes). Set "
+            f"per_device_train_batch_size to {max(count // max(args.world_size, 1), 1)} or less, or train on more."
+        )
+    collator = None
+    if DOCUMENTS in (rows.column_names or []):
+        collator = ListwiseCollator(
+            student, prompts=getattr(args, "prompts", None), max_length=getattr(args, "max_length", None)
+        )
+    return TrainingData(rows, collator, count, provenance)
+
+
+def whole_batches(args: BaseTrainingArguments) -> Any:
+    """Return accelerate's settings with which an iterable dataset's batches arrive as the collator made them.
+
+    By default the first process makes the batches of all and cuts every tensor to the number of rows, of which there
+    are fewer than documents; and it cannot send what is no tensor.
+
+    Raises:
+        ValueError: If the arguments ask for `dispatch_batches`.
+    """
+    config: Any = copy.copy(args.accelerator_config)
+    if config.dispatch_batches:
+        raise ValueError(
+            "An IterableDataset cannot be trained with dispatch_batches=True, which cuts the batches of lists apart. "
+            'Leave it away, or set accelerator_config={"dispatch_batches": False}.'
+        )
+    config.dispatch_batches = False
+    return config
+
+
+def try_loss(trainer: BaseTrainer, loss: nn.Module, rows: Dataset | IterableDataset) -> None:
+    """Compute the loss of two rows, so that what does not fit together is known before hours of work.
+
+    Raises:
+        ValueError: If the loss fails; the message says on what.
+    """
+    first, student = list(itertools.islice(iter(rows), 2)), trainer.model
+    if not first:
+        raise ValueError("The dataset has no rows.")
+    training = student.training
+    student.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            features, labels = trainer.collect_features(batch_to_device(trainer.data_collator(first), student.device))
+            loss(features, labels)
+    except Exception as error:
+        raise ValueError(
+            f"{type(loss).__name__} cannot be trained on this {type(student).__name__} and the columns "
+            f"{', '.join(first[0])}: {error}"
+        ) from error
+    finally:
+        student.train(training)

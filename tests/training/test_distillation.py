@@ -1,0 +1,311 @@
+"""distill(): the trained student, the record beside it, runs that go on, and the errors before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MatryoshkaLoss
+from transformers import TrainerCallback
+
+from st_wkl import MarginKL, WeightedKLDistillationLoss, WeightedSumLoss, distill
+from st_wkl.data.builder import DistillationDatasetBuilder
+from st_wkl.data.dataset import DistillationDataset
+from st_wkl.data.exposure import Exposure
+from st_wkl.evaluation.identity import load_model, model_revision
+from st_wkl.training import LOSSES, RECORD_FILE, TrainingRecord, default_arguments, make_loss
+from st_wkl.training.students import takes_lists
+from tests.losses.students import CLASSES, make_student, ragged_rows
+from tests.test_package import small_collection
+
+
+class WordOverlap:
+    """A teacher that counts shared words: no model, yet scores that rank."""
+
+    identity = {"model": "word-overlap"}  # noqa: RUF012
+
+    def score(self, pairs: list[tuple[str, str]]) -> np.ndarray:
+        return np.array([3.0 * len({*q.split()} & {*d.split()}) for q, d in pairs], dtype=np.float32)
+
+
+class Killed(BaseException):
+    """What no handler of the trainer catches, as little as it catches a signal."""
+
+
+class KillAt(TrainerCallback):
+    """Ends the process, as far as the trainer can tell, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def dataset() -> DistillationDataset:
+    builder = DistillationDatasetBuilder(small_collection(), WordOverlap(), num_negatives=4, store=":memory:")
+    return builder.build(show_progress=False)
+
+
+def arguments(student: Any, output: Path, **changes: Any) -> Any:
+    args = default_arguments(student, output)
+    args.per_device_train_batch_size, args.num_train_epochs, args.disable_tqdm = 8, 1, True
+    for name, value in changes.items():
+        setattr(args, name, value)
+    return args
+
+
+def test_distilled_student_is_saved_with_its_record(
+    dataset: DistillationDataset, static_student_path: Path, tmp_path: Path
+) -> None:
+    """A student whose making is not written down cannot be reproduced, compared or published."""
+    made = distill(static_student_path, dataset, output_dir=tmp_path / "student")
+    loaded = SentenceTransformer(str(tmp_path / "student"))
+    assert (loaded.encode(["do cats like water"]) == made.student.encode(["do cats like water"])).all()
+    untrained = SentenceTransformer(str(static_student_path))
+    assert not (untrained.encode(["do cats like water"]) == loaded.encode(["do cats like water"])).all()
+    record = TrainingRecord.load(tmp_path / "student")
+    assert record == made.record
+    assert (record.student, record.loss) == (static_student_path.name, "WeightedKLDistillationLoss")
+    assert record.loss_config["gamma"] == 5.0
+    assert "SIGIR" in record.loss_citation
+    assert record.teacher == {"model": "word-overlap"}
+    assert record.dataset["rows_trained"] == len(dataset)
+    assert record.arguments["learning_rate"] == 3e-2
+    assert set(made.results) == {"train_loss", "seconds"}
+    assert Exposure.load(made.folder) == Exposure.of(dataset)
+    assert not (tmp_path / "student" / "checkpoints").exists(), "they are worth nothing once the student is complete"
+    for file in (RECORD_FILE, "README.md"):
+        content = (tmp_path / "student" / file).read_text(encoding="utf-8")
+        assert str(tmp_path) not in content
+        assert "word-overlap" in content
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_model_class_is_trained_and_reloads(
+    kind: str, dataset: DistillationDataset, tiny_bert_path: Path, tmp_path: Path
+) -> None:
+    """One call for all four: each has its own trainer, arguments and, for sparse students, regularizers."""
+    student = make_student(kind, tiny_bert_path)
+    before = model_revision(student)
+    made = distill(student, dataset, args=arguments(student, tmp_path), output_dir=tmp_path / "student")
+    loaded, _ = load_model(tmp_path / "student")
+    assert type(loaded) is CLASSES[kind]
+    assert model_revision(loaded) == model_revision(made.student) != before
+    assert made.record.loss == ("CachedSpladeLoss" if kind == "sparse" else "WeightedKLDistillationLoss")
+
+
+def test_loss_and_arguments_can_be_the_users(
+    dataset: DistillationDataset, static_student_path: Path, tmp_path: Path
+) -> None:
+    """One call must not mean one way: every part can be replaced by what the user already has."""
+    student = SentenceTransformer(str(static_student_path))
+    args = arguments(student, tmp_path / "run", max_steps=2)
+    distill(student, dataset, lambda model: MarginKL(model, pairs="all"), args, output_dir=tmp_path / "student")
+    record = TrainingRecord.load(tmp_path / "student")
+    assert (record.loss, record.loss_config["pairs"]) == ("MarginKL", "all")
+    assert args.output_dir == str(tmp_path / "run"), "the user's arguments are not ours to change"
+
+
+def test_upstream_losses_get_columns(dataset: DistillationDataset, static_student_path: Path, tmp_path: Path) -> None:
+    """Losses of sentence-transformers know no lists; the user should not have to."""
+    student = SentenceTransformer(str(static_student_path))
+    ours, theirs = WeightedKLDistillationLoss(student), DistillKLDivLoss(student)
+    assert takes_lists(MatryoshkaLoss(student, ours, [32]))
+    assert not takes_lists(MatryoshkaLoss(student, theirs, [32]))
+    assert not takes_lists(WeightedSumLoss(student, [(1, ours), (1, _Upstream(student))]))
+    made = distill(student, dataset, theirs, arguments(student, tmp_path, max_steps=1), output_dir=tmp_path / "student")
+    assert made.record.loss == "DistillKLDivLoss"
+
+
+class _Upstream(torch.nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def compute_loss_from_embeddings(self, embeddings: Any, labels: Any) -> Any:
+        return embeddings[0].sum()
+
+
+def test_any_dataset_of_lists_or_columns(static_student_path: Path, tmp_path: Path) -> None:
+    """What a user has already needs no builder: lists of any length get the collator that reads them."""
+    student = SentenceTransformer(str(static_student_path))
+    rows = datasets.Dataset.from_list(ragged_rows(16))
+    made = distill(student, rows, args=arguments(student, tmp_path), output_dir=tmp_path / "student")
+    assert made.record.dataset == {"rows_trained": 16}
+    iterable = rows.to_iterable_dataset()
+    args = arguments(student, tmp_path, max_steps=2, save_strategy="no")
+    assert distill(student, iterable, args=args, output_dir=tmp_path / "second").record.dataset == {}
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 10])
+def test_a_stopped_run_ends_with_the_same_weights(
+    step: int, dataset: DistillationDataset, tiny_bert_path: Path, tmp_path: Path
+) -> None:
+    """A run that goes on with another order or other dropout is another experiment, and nobody would notice."""
+
+    def start() -> tuple[Any, Any]:
+        student = make_student("dense", tiny_bert_path)
+        for module in student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.1
+        args = arguments(student, tmp_path, num_train_epochs=2, learning_rate=1e-3, save_steps=3, logging_steps=2)
+        return student, args
+
+    student, args = start()
+    whole = distill(student, dataset, args=args, output_dir=tmp_path / "whole")
+    student, args = start()
+    with pytest.raises(Killed):
+        distill(student, dataset, args=args, output_dir=tmp_path / "cut", callbacks=[KillAt(step)])
+    student, args = start()
+    with pytest.raises(FileExistsError, match="a run that was stopped"):
+        distill(student, dataset, args=args, output_dir=tmp_path / "cut")
+    for broken in (tmp_path / "cut").glob("checkpoints/checkpoint-9/trainer_state.json"):
+        broken.write_text(broken.read_text()[:100])  # killed while it was written
+    student, args = start()
+    resumed = distill(student, dataset, args=args, output_dir=tmp_path / "cut", resume=True)
+    weights = [load_file(made.folder / "model.safetensors") for made in (whole, resumed)]
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+    student, args = start()
+    again = distill(student, dataset, args=args, output_dir=tmp_path / "cut", resume=True, callbacks=[KillAt(1)])
+    assert model_revision(again.student) == model_revision(resumed.student)
+
+
+def test_a_run_killed_while_saving_is_saved_again(
+    dataset: DistillationDataset, tiny_bert_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last step and the last file lie seconds, in which a machine can fail, too."""
+    student, again = (make_student("dense", tiny_bert_path) for _ in range(2))
+    whole = distill(make_student("dense", tiny_bert_path), dataset, output_dir=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("st_wkl.training.distillation.write_model_card", _killed)
+        with pytest.raises(Killed):
+            distill(student, dataset, output_dir=tmp_path / "cut")
+    monkeypatch.setattr("transformers.Trainer.train", _killed)
+    resumed = distill(again, dataset, output_dir=tmp_path / "cut", resume=True)
+    assert model_revision(resumed.student) == model_revision(whole.student)
+
+
+def _killed(*_: Any, **__: Any) -> None:
+    raise Killed
+
+
+def test_checkpoints_of_another_run_are_refused(
+    dataset: DistillationDataset, tiny_bert_path: Path, minilm_path: Path, tmp_path: Path
+) -> None:
+    """Weights of one run with the data of another would train without a word."""
+    student = make_student("dense", tiny_bert_path)
+    args = arguments(student, tmp_path)
+    args.save_steps = 1
+    with pytest.raises(Killed):
+        distill(student, dataset, args=args, output_dir=tmp_path / "run", callbacks=[KillAt(3)])
+    other = DistillationDataset(dataset.train.select(range(30)), dataset.queries, dataset.documents, dataset.provenance)
+    changes: dict[str, dict[str, Any]] = {
+        "student": {"student": make_student("dense", tiny_bert_path, seed=1).half().float()},
+        "dataset": {"dataset": other},
+        "loss": {"loss": "margin-kl"},
+        "arguments": {"args": arguments(student, tmp_path, learning_rate=1e-3)},
+    }
+    for what, change in changes.items():
+        options = {"student": make_student("dense", tiny_bert_path), "dataset": dataset, "args": args, **change}
+        with pytest.raises(ValueError, match=f"those of another run \\({what}: "):
+            distill(**options, output_dir=tmp_path / "run", resume=True)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_nothing_is_overwritten(
+    dataset: DistillationDataset, static_student_path: Path, tiny_bert_path: Path, tmp_path: Path
+) -> None:
+    """A folder that holds something may be last week's best student."""
+    (tmp_path / "keep.txt").write_text("mine", encoding="utf-8")
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match="is not empty"):
+            distill(static_student_path, dataset, output_dir=tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["keep.txt"]
+    student = make_student("dense", tiny_bert_path)
+    made = distill(
+        student, dataset, "margin-kl", arguments(student, tmp_path, max_steps=1), output_dir=tmp_path / "student"
+    )
+    with pytest.raises(FileExistsError, match="was trained from another student, dataset, loss or arguments"):
+        distill(static_student_path, dataset, output_dir=tmp_path / "student", resume=True)
+    assert TrainingRecord.load(made.folder) == made.record
+
+
+def test_bad_input_is_an_error_before_any_work(
+    dataset: DistillationDataset, static_student_path: Path, tiny_bert_path: Path, tmp_path: Path
+) -> None:
+    """Each of these would otherwise show up after hours, or never."""
+    student = SentenceTransformer(str(static_student_path))
+    few = datasets.Dataset.from_list(ragged_rows(7))
+    cross_encoder = make_student("cross-encoder", tiny_bert_path)
+    without_scores = datasets.Dataset.from_list(ragged_rows(40)).remove_columns("scores")
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (ValueError, r"7 rows, which do not fill one batch of 32.*per_device_train_batch_size to 7", {"dataset": few}),
+        (TypeError, "DistillKLDivLoss is a loss for a sentence_transformer", {"loss": DistillKLDivLoss(student)}),
+        (ValueError, "over another model than the student", {"loss": WeightedKLDistillationLoss(student)}),
+        (ValueError, "'in-batch' on a CrossEncoder|needs embeddings", {"loss": "in-batch"}),
+        (ValueError, "did you mean 'margin-kl'", {"loss": "margin-lk"}),
+        (
+            TypeError,
+            "CrossEncoderTrainingArguments",
+            {"args": SentenceTransformerTrainingArguments(str(tmp_path / "x"))},
+        ),
+        (ValueError, "score", {"dataset": without_scores}),
+        (ValueError, "give it to your own loss", {"loss": WeightedKLDistillationLoss(student), "mini_batch_size": 4}),
+    ]
+    for error, message, change in cases:
+        options = {"student": cross_encoder, "dataset": dataset, **change}
+        with pytest.raises(error, match=message):
+            distill(**options, output_dir=tmp_path / "student")
+        assert not (tmp_path / "student").exists(), message
+
+
+def test_every_loss_has_a_name(tiny_bert_path: Path) -> None:
+    """The command line and the YAML name losses; one that has no name there does not exist for them."""
+    import st_wkl.losses
+
+    named = {loss.__name__ for loss in LOSSES.values()}
+    assert named == set(st_wkl.losses.__all__) - {"WeightedSumLoss", "PairwisePreferenceLoss"}
+    student = make_student("dense", tiny_bert_path)
+    for name, loss in LOSSES.items():
+        assert isinstance(make_loss(student, name), loss)
+    with pytest.raises(ValueError, match=r"'weighted-kl' on a SentenceTransformer: .*gama"):
+        make_loss(student, "weighted-kl", gama=2)
+
+
+def test_the_teacher_report_sets_the_temperature(tiny_bert_path: Path) -> None:
+    """Probabilities as scores are flat to a softmax at temperature 1, and then every loss learns nothing from them."""
+    student = make_student("dense", tiny_bert_path)
+    flat = {"temperature": 1.0, "entropy": 0.99, "suggested_temperature": 0.07}
+    assert make_loss(student, report=flat).teacher_temperature == 0.07
+    assert make_loss(student, report=flat, teacher_temperature=2.0).teacher_temperature == 2.0
+    assert make_loss(student, report={**flat, "entropy": 0.4}).teacher_temperature == 1.0
+    assert make_loss(student, "pearson", report=flat)
+
+
+def test_students_get_their_own_learning_rates(minilm_path: Path, static_student_path: Path, tmp_path: Path) -> None:
+    """The rate that a lookup table needs destroys a transformer within a few steps."""
+    transformer, static = (SentenceTransformer(str(path)) for path in (minilm_path, static_student_path))
+    assert default_arguments(transformer, tmp_path).learning_rate == 2e-5
+    assert default_arguments(transformer, tmp_path, lora=True).learning_rate == 2e-4
+    assert default_arguments(static, tmp_path).learning_rate == 3e-2
+
+
+def test_damaged_records_are_told_from_missing_ones(tmp_path: Path) -> None:
+    """The remedies differ: a stock-trained student never had a record, a damaged one lost it."""
+    with pytest.raises(FileNotFoundError, match="only students that `distill` saved"):
+        TrainingRecord.load(tmp_path)
+    for content in ('{"student": "x"', json.dumps({"student": "x"})):
+        (tmp_path / RECORD_FILE).write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match="is damaged or from another version"):
+            TrainingRecord.load(tmp_path)
