@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from st_wkl.functional.labels import raise_positives, swap_positives
 from st_wkl.functional.listwise import (
+    contrastive_weights,
     kl_divergence,
     list_contrastive,
     pearson,
@@ -36,4 +37,5 @@ __all__ = [
     "raise_positives",
     "swap_positives",
     "student_ranks",
+    "contrastive_weights",
 ]

@@ -95,12 +95,50 @@ def weighted_kl(
     if gamma != 0 or alpha != 0 or beta:
         log_weighted_by = log_q.detach() if detach_weights else log_q
         first = several_positives == "first"
-        bias = _rank_bias(student, positives, mask, alpha, ranks, first) if beta is None else beta * (~positives)
-        exponent = gamma - bias
-        if not first:
-            exponent = torch.where(positives, gamma, exponent)
-        terms = terms * _contrastive_weights(log_weighted_by, exponent, positives)
+        terms = terms * _weights(log_weighted_by, student, positives, mask, gamma, alpha, beta, ranks, first)
     return reduce(torch.where(mask, terms, 0.0), mask, reduction)
+
+
+def contrastive_weights(
+    student_scores: Tensor,
+    positives: Tensor,
+    *,
+    gamma: float = 5.0,
+    alpha: float = 1.0,
+    beta: float | None = None,
+    ranks: Tensor | None = None,
+    mask: Tensor | None = None,
+    student_temperature: float = 1.0,
+    several_positives: Literal["best", "first"] = "best",
+) -> Tensor:
+    """Return the weights w of `weighted_kl`, to look at: they say which documents the student still learns from.
+
+    Args:
+        student_scores: `(B, N)` student scores; no gradient passes.
+        positives: `(B, N)` boolean, True for relevant documents.
+        gamma: As for `weighted_kl`, like all that follow.
+        alpha: See `weighted_kl`.
+        beta: See `weighted_kl`.
+        ranks: See `weighted_kl`.
+        mask: See `weighted_kl`.
+        student_temperature: See `weighted_kl`.
+        several_positives: See `weighted_kl`.
+
+    Returns:
+        `(B, N)` weights between 0 and 1, 0 at masked places.
+
+    Example:
+        >>> import torch
+        >>> contrastive_weights(torch.zeros(1, 2), torch.tensor([[True, False]]), gamma=1.0, alpha=0.0)
+        tensor([[0.5000, 0.5000]])
+    """
+    check_at_least_zero(gamma=gamma, alpha=alpha)
+    scores = student_scores.detach()
+    student, _, mask = prepare(scores, torch.zeros_like(scores), mask, student_temperature)
+    positives = check_shape("positives", positives, student).bool() & mask
+    log_q = masked_log_softmax(student, mask)
+    weights = _weights(log_q, student, positives, mask, gamma, alpha, beta, ranks, several_positives == "first")
+    return torch.where(mask, weights, 0.0)
 
 
 def kl_divergence(
@@ -312,6 +350,25 @@ def student_ranks(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.where(mask, ranks, 1)
 
 
+def _weights(
+    log_q: Tensor,
+    student: Tensor,
+    positives: Tensor,
+    mask: Tensor,
+    gamma: float,
+    alpha: float,
+    beta: float | None,
+    ranks: Tensor | None,
+    first: bool,
+) -> Tensor:
+    """Compute (1 − q)^γ for positives and q^(γ − β) for negatives."""
+    bias = _rank_bias(student, positives, mask, alpha, ranks, first) if beta is None else beta * (~positives)
+    exponent = gamma - bias
+    if not first:
+        exponent = torch.where(positives, gamma, exponent)
+    return _contrastive_weights(log_q, exponent, positives)
+
+
 def _rank_bias(
     student: Tensor, positives: Tensor, mask: Tensor, alpha: float, ranks: Tensor | None, first: bool
 ) -> Tensor:
@@ -333,7 +390,7 @@ def _contrastive_weights(log_q: Tensor, exponent: Tensor, positives: Tensor) -> 
         warnings.warn(
             f"weighted_kl: {int(below.sum())} exponents γ − β fell below 0 and were set to 0, since a weight "
             "q^(γ − β) would grow without bound there. Choose gamma ≥ alpha (or beta) to avoid it.",
-            stacklevel=3,
+            stacklevel=4,
         )
         exponent = exponent.clamp_min(0)
     # −expm1 keeps 1 − q exact for q near 0; the clamp keeps the slope of x^γ finite at q = 1, where γ < 1 has none.

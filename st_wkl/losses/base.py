@@ -6,6 +6,7 @@ import logging
 import math
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from sentence_transformers.util import similarity_fct_name
@@ -93,6 +94,8 @@ class CandidateListLoss(StudentLoss):
         self.positive_threshold = positive_threshold
         self.without_positive = without_positive
         self.rows_without_positive = 0
+        # Whoever watches training is shown the scores of each batch, see `st_wkl.training.logs`.
+        self.observer: Callable[[Tensor, CandidateLists], None] | None = None
 
     @abstractmethod
     def loss_from_scores(
@@ -118,6 +121,8 @@ class CandidateListLoss(StudentLoss):
         lists = self._lists(embeddings, labels)
         student_scores = score_lists(embeddings, lists, self.similarity_fct)
         self._check_student(student_scores)
+        if self.observer is not None and student_scores.requires_grad:
+            self.observer(student_scores.detach(), lists)
         positives = (lists.gains >= self.positive_threshold) & lists.mask
         kept = positives.any(dim=1)
         missing = int((~kept).sum())

@@ -1,0 +1,235 @@
+"""Evaluation on a dev split during training: nDCG@10 with graded gains, which upstream's evaluators do not have."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers import CrossEncoder, MultiVectorEncoder
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+if TYPE_CHECKING:
+    from st_wkl.data.candidates import Candidates
+    from st_wkl.data.collection import Collection
+    from st_wkl.losses.scoring import Student
+
+# Enough for recall@100; nDCG@10 needs no more than 10.
+_DEPTH = 100
+# Documents that are embedded and compared at a time, so that memory does not grow with their number.
+_CHUNK = 16_384
+
+
+class GradedEvaluator(BaseEvaluator):
+    """nDCG@10 with linear graded gains, on queries, documents and judgements, for all four model classes.
+
+    Upstream's `InformationRetrievalEvaluator` takes graded judgements, too, but counts each as 1. This one computes
+    what `st_wkl.evaluate` and MTEB do: pytrec_eval's nDCG over exact search, texts with the model's own prompts.
+
+    Give it to `distill(eval=…)` or to any sentence-transformers trainer as `evaluator=`; its metrics reach the log as
+    `eval_<name>_ndcg_at_10` and `eval_<name>_recall_at_100`, the first of which is the one to select checkpoints by.
+
+    Args:
+        queries: `{query_id: text}`.
+        documents: `{document_id: text}`.
+        qrels: `{query_id: {document_id: gain}}`. Queries without a gain above 0 cannot be answered and are left out.
+        candidates: `{query_id: document ids}`: rank these only. A cross-encoder needs them; for the others they make a
+            large collection cheap. A relevant document that is no candidate counts as missed.
+        name: Prefix of the metrics.
+        batch_size: Texts, or pairs of a cross-encoder, per forward pass.
+
+    Raises:
+        ValueError: If no query has a relevant document, or an id has no text.
+
+    Example:
+        >>> evaluator = GradedEvaluator(
+        ...     {"q": "who purrs"}, {"a": "cats purr", "b": "dogs bark"}, {"q": {"a": 2, "b": 1}}
+        ... )
+        >>> evaluator.primary_metric
+        'dev_ndcg_at_10'
+    """
+
+    def __init__(
+        self,
+        queries: Mapping[str, str],
+        documents: Mapping[str, str],
+        qrels: Mapping[str, Mapping[str, int]],
+        *,
+        candidates: Mapping[str, Sequence[str]] | None = None,
+        name: str = "dev",
+        batch_size: int = 32,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
+        self.qrels = {query: dict(gains) for query, gains in qrels.items() if any(gain > 0 for gain in gains.values())}
+        if not self.qrels:
+            raise ValueError(
+                f"The split {name!r} has no query with a relevant document (gain above 0), so nothing can be measured "
+                "on it. Name a split that has judgements."
+            )
+        if absent := [query for query in self.qrels if query not in queries]:
+            raise ValueError(f"The judged query {absent[0]!r} has no text ({len(absent):,} of {len(self.qrels):,}).")
+        self.queries = {query: queries[query] for query in self.qrels}
+        self.documents = {key: text for key, text in documents.items() if text.strip()}
+        self.candidates: dict[str, list[str]] | None = None
+        if candidates is not None:
+            self.candidates = {query: list(candidates.get(query, ())) for query in self.qrels}
+            listed = {key for keys in self.candidates.values() for key in keys}
+            if unknown := sorted(listed - documents.keys()):
+                raise ValueError(f"The candidate {unknown[0]!r} is none of the documents ({len(unknown):,} are not).")
+            self.documents = {key: text for key, text in self.documents.items() if key in listed}
+        self.name, self.batch_size = name, batch_size
+        self.primary_metric = f"{name}_ndcg_at_10"
+
+    @classmethod
+    def of(
+        cls,
+        collection: Collection,
+        split: str = "dev",
+        *,
+        candidates: Candidates | None = None,
+        max_queries: int | None = None,
+        max_documents: int | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> GradedEvaluator:
+        """Evaluate on a split of a collection, or on a part of it that is quick enough to be asked often.
+
+        Args:
+            collection: Documents, queries and judgements.
+            split: Split of the judgements. Not the one that results are reported on: a checkpoint that was chosen by
+                test queries looks better on them than it is.
+            candidates: What `bm25_candidates` and its kin return; see the class.
+            max_queries: A random sample of so many queries.
+            max_documents: Search the judged documents of these queries and a random sample of others, so many in all.
+                Scores are higher than on the whole collection, but rank checkpoints much the same.
+            seed: Of both samples.
+            batch_size: Texts per forward pass.
+
+        Raises:
+            ValueError: If there is no such split, or it is empty.
+
+        Example:
+            >>> GradedEvaluator.of(Collection.load("mteb/nfcorpus"), "dev", max_queries=100)  # doctest: +SKIP
+        """
+        qrels = collection.positives(split)
+        draw = random.Random(seed)
+        if max_queries is not None and max_queries < len(qrels):
+            qrels = {query: qrels[query] for query in sorted(draw.sample(sorted(qrels), max_queries))}
+        documents = collection.documents
+        if max_documents is not None and candidates is None and max_documents < len(documents):
+            judged = {key for gains in qrels.values() for key in gains}
+            others = sorted(documents.keys() - judged)
+            kept = judged | set(draw.sample(others, max(0, min(len(others), max_documents - len(judged)))))
+            documents = {key: text for key, text in documents.items() if key in kept}
+        lists = candidates and {
+            query: [found.document_id for found in candidates.get(query, ())[:_DEPTH]] for query in qrels
+        }
+        return cls(collection.queries, documents, qrels, candidates=lists, name=split, batch_size=batch_size)
+
+    def check(self, student: Student) -> None:
+        """Stop before training where this cannot evaluate a student.
+
+        Raises:
+            ValueError: If the student is a cross-encoder, which can only rerank, and there are no candidates.
+        """
+        if isinstance(student, CrossEncoder) and self.candidates is None:
+            raise ValueError(
+                "A cross-encoder can only rerank, and this dev split has no candidates. Give it some: "
+                "GradedEvaluator.of(collection, split, candidates=bm25_candidates(collection))."
+            )
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Return `<name>_ndcg_at_10` and, for whole-collection search, `<name>_recall_at_100`.
+
+        Raises:
+            ValueError: If a score is not a finite number, so the student has diverged.
+        """
+        import pytrec_eval
+
+        self.check(model)
+        with torch.inference_mode():
+            run = self._rerank(model) if self.candidates is not None else self._search(model)
+        for query, found in run.items():
+            if bad := [key for key, score in found.items() if not math.isfinite(score)]:
+                raise ValueError(
+                    f"The student's score of document {bad[0]!r} for query {query!r} is {found[bad[0]]}: its weights "
+                    "have diverged. Start again with a smaller learning rate."
+                )
+        measures = {"ndcg_cut.10"} if self.candidates is not None else {"ndcg_cut.10", "recall.100"}
+        scores = pytrec_eval.RelevanceEvaluator(self.qrels, measures).evaluate(run)
+        names = {"ndcg_cut_10": "ndcg_at_10", "recall_100": "recall_at_100"}
+        metrics = {
+            f"{self.name}_{label}": math.fsum(found[measure] for found in scores.values()) / len(self.qrels)
+            for measure, label in names.items()
+            if measure.replace("_1", ".1") in measures
+        }
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)  # type: ignore[arg-type]
+        return metrics
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the sizes for the model card."""
+        return {"queries": len(self.queries), "documents": len(self.documents), "reranking": bool(self.candidates)}
+
+    def _options(self, model: Any) -> dict[str, Any]:
+        # Token embeddings of texts of any length come as a list; asking for one tensor of them is an error.
+        whole = {} if isinstance(model, MultiVectorEncoder) else {"convert_to_tensor": True}
+        return {"batch_size": self.batch_size, "show_progress_bar": False, **whole}
+
+    def _search(self, model: Any) -> dict[str, dict[str, float]]:
+        """Search all documents exactly; keep the best 100 of each query."""
+        options = self._options(model)
+        queries = model.encode_query(list(self.queries.values()), **options)
+        keys, texts = list(self.documents), list(self.documents.values())
+        scores, places = torch.empty(len(self.queries), 0), torch.empty(len(self.queries), 0, dtype=torch.long)
+        for start in range(0, len(texts), _CHUNK):
+            documents = model.encode_document(texts[start : start + _CHUNK], **options)
+            found = model.similarity(queries, documents)
+            found = (found.to_dense() if found.is_sparse else found).float().cpu()
+            best, where = found.topk(min(_DEPTH, found.shape[1]), dim=1)
+            scores, places = torch.cat([scores, best], dim=1), torch.cat([places, where + start], dim=1)
+            scores, kept = scores.topk(min(_DEPTH, scores.shape[1]), dim=1)
+            places = places.gather(1, kept)
+        rows = zip(self.queries, scores.tolist(), places.tolist(), strict=True)
+        return {query: {keys[p]: s for p, s in zip(where, found, strict=True)} for query, found, where in rows}
+
+    def _rerank(self, model: Any) -> dict[str, dict[str, float]]:
+        """Score the candidates of each query."""
+        assert self.candidates is not None
+        lists = {query: [key for key in keys if key in self.documents] for query, keys in self.candidates.items()}
+        if isinstance(model, CrossEncoder):
+            pairs = [(self.queries[query], self.documents[key]) for query, keys in lists.items() for key in keys]
+            # Raw scores: a sigmoid that saturates makes ties.
+            values = iter(
+                model.predict(
+                    pairs, batch_size=self.batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
+                ).tolist()
+            )
+            return {query: {key: next(values) for key in keys} for query, keys in lists.items()}
+        options = self._options(model)
+        queries = model.encode_query(list(self.queries.values()), **options)
+        documents = model.encode_document(list(self.documents.values()), **options)
+        place = {key: number for number, key in enumerate(self.documents)}
+        run = {}
+        for number, (query, keys) in enumerate(lists.items()):
+            if not keys:
+                run[query] = {}
+                continue
+            chosen = _rows(documents, [place[key] for key in keys])
+            found = model.similarity(_rows(queries, [number]), chosen)
+            found = (found.to_dense() if found.is_sparse else found)[0]
+            run[query] = dict(zip(keys, found.float().tolist(), strict=True))
+        return run
+
+
+def _rows(embeddings: Any, places: list[int]) -> Any:
+    """Take rows of a dense or sparse matrix, or of a list with the token embeddings of each text."""
+    if isinstance(embeddings, list):
+        return [embeddings[place] for place in places]
+    index = torch.tensor(places, device=embeddings.device)
+    return embeddings.index_select(0, index)
