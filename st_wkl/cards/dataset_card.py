@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from st_wkl.cards.model_card import _is_hub_id, _listed, _without_local_paths
+from st_wkl.cards.model_card import _listed, is_hub_id, without_local_paths
 from st_wkl.data.report import TeacherReport
 from st_wkl.evaluation.results import markdown_cell
 
@@ -43,7 +43,7 @@ def dataset_card(dataset: DistillationDataset, *, contents: str, path: str = "pa
     data: dict[str, Any] = {"tags": list(_TAGS), "task_categories": ["text-retrieval"]}
     if provenance.get("license"):
         data["license"] = provenance["license"]
-    if _is_hub_id(collection):
+    if is_hub_id(collection):
         data["source_datasets"] = [collection]
     data["configs"] = [
         {
@@ -71,7 +71,7 @@ def dataset_card(dataset: DistillationDataset, *, contents: str, path: str = "pa
     parts += ["## How to use it", _USE.replace("PATH", path)]
     front = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     text = "\n\n".join(parts)
-    return f"---\n{front}---\n\n{_without_local_paths(text, Path.cwd())}\n"
+    return f"---\n{front}---\n\n{without_local_paths(text, Path.cwd())}\n"
 
 
 _COLUMNS = inspect.cleandoc("""

@@ -73,7 +73,7 @@ def write_model_card(
     block = _block(record, results, comparison, notes, command, text=_BLOCK.sub("", card.text))
     card.text = _with_block(card.text, block, path)
     _fill_front_matter(card, folder, record, results)
-    content = _without_local_paths(str(card), folder)
+    content = without_local_paths(str(card), folder)
     ModelCard(content)  # what the Hub cannot read must not replace what it can
     return write_text(path, content)
 
@@ -233,14 +233,14 @@ def _fill_front_matter(
     data = cast(ModelCardData, card.data)
     tags = [data.tags] if isinstance(data.tags, str) else list(data.tags or [])
     tags += ["st-wkl", "knowledge-distillation"] if record else ["st-wkl"]
-    if not _is_hub_id(data.base_model):
+    if not is_hub_id(data.base_model):
         data.base_model = None
     if record is not None:
         tags.append(f"loss:{record.loss}")
-        if data.base_model is None and _is_hub_id(record.student):
+        if data.base_model is None and is_hub_id(record.student):
             data.base_model = record.student
         collection = _name_of(record.dataset)
-        if _is_hub_id(collection):
+        if is_hub_id(collection):
             known = [data.datasets] if isinstance(data.datasets, str) else list(data.datasets or [])
             data.datasets = list(dict.fromkeys([*known, collection]))
     data.tags = list(dict.fromkeys(tags))
@@ -252,10 +252,10 @@ def _fill_front_matter(
         data.model_name = data.model_name or folder.resolve().name
 
 
-def _is_hub_id(value: Any) -> bool:
+def is_hub_id(value: Any) -> bool:
     """Say whether `value` is an id on the Hub and not a folder here."""
     if isinstance(value, list):
-        return bool(value) and all(_is_hub_id(item) for item in value)
+        return bool(value) and all(is_hub_id(item) for item in value)
     return isinstance(value, str) and bool(_HUB_ID.fullmatch(value)) and not Path(value).exists()
 
 
@@ -287,7 +287,7 @@ def _eval_results(results: Results) -> list[EvalResult]:
     return entries
 
 
-def _without_local_paths(content: str, folder: Path) -> str:
+def without_local_paths(content: str, folder: Path) -> str:
     """Return the card with each path of this machine cut to its last part."""
     here = {f"/{place.parts[1]}" for place in (folder.resolve(), Path.cwd(), Path.home()) if len(place.parts) > 1}
     temporary = {tempfile.gettempdir()}

@@ -293,50 +293,28 @@ class DistillationDataset:
             raise ValueError(f"{folder / _PROVENANCE} is damaged ({error}). Copy or build it again.") from error
         return cls(**tables, provenance=provenance)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = True,
-        exist_ok: bool = False,
-        revision: str | None = None,
-        commit_message: str = "Add a distillation dataset",
-        create_pr: bool = False,
-    ) -> str:
+    def push_to_hub(self, repo_id: str, *, private: bool = True, create_pr: bool = False) -> str:
         """Upload the files of `save_to_disk`, card included, as a dataset of the Hub, in one commit.
 
         Texts of the collection are part of it: look at their licence before you make it public. You log in with `hf
-        auth login` or `HF_TOKEN`; no token passes through here.
+        auth login` or `HF_TOKEN`; no token passes through here. More on what is checked: `st_wkl.hub.push_dataset`.
 
         Args:
-            repo_id: `"organisation/name"`.
-            private: Make a new repository private. One that exists stays as it is.
-            exist_ok: Write to a repository that exists; without it that is an error, so that a typo costs nothing.
-            revision: Branch to write to, by default the main one.
-            commit_message: First line of the commit.
+            repo_id: `"organisation/name"`; new, or pushed by this package before.
+            private: Make a new repository private, and refuse one that everybody can see.
             create_pr: Open a pull request instead of writing.
 
         Returns:
             URL of the commit, or of the pull request.
 
         Raises:
-            huggingface_hub.errors.HfHubHTTPError: No access, or the repository exists.
+            FileExistsError: The repository holds what was not pushed with st_wkl.
+            PermissionError: No login, or no access.
+            ConnectionError: The network broke; the message says what the repository holds.
         """
-        from huggingface_hub import HfApi
+        from st_wkl.hub import push_dataset
 
-        with tempfile.TemporaryDirectory() as workspace:
-            folder = self._save(Path(workspace) / "dataset", repo_id)
-            api = HfApi()
-            api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=exist_ok or create_pr)
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                repo_type="dataset",
-                revision=revision,
-                commit_message=commit_message,
-                create_pr=create_pr,
-            )
-        return str(commit.pr_url or commit.commit_url)
+        return push_dataset(self, repo_id, private=private, create_pr=create_pr).url
 
     @classmethod
     def from_hub(cls, repo_id_or_folder: str | os.PathLike[str], *, revision: str | None = None) -> DistillationDataset:

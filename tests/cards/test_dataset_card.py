@@ -92,26 +92,3 @@ def test_folders_load_without_the_collection(tmp_path: Path) -> None:
     loaded = DistillationDataset.from_hub(folder)
     assert loaded.to_lists().to_list() == dataset(PROVENANCE).to_lists().to_list()
     assert loaded.provenance == PROVENANCE
-
-
-def test_the_pushed_folder_names_its_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything in one commit to a private repository, with examples that load from there."""
-    import huggingface_hub
-
-    calls: list[tuple[str, dict[str, Any]]] = []
-
-    def create_repo(self: Any, repo_id: str, **options: Any) -> None:
-        calls.append((repo_id, options))
-
-    def upload_folder(self: Any, *, folder_path: Path, **options: Any) -> Any:
-        calls.append((options["repo_id"], options))
-        assert 'load_dataset("me/dataset", name' in (folder_path / "README.md").read_text(encoding="utf-8")
-        assert DistillationDataset.from_hub(folder_path).provenance == PROVENANCE
-        url = "https://huggingface.co/datasets/me/dataset/commit/0"
-        return huggingface_hub.CommitInfo(commit_url=url, commit_message="", commit_description="", oid="0")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
-    assert dataset(PROVENANCE).push_to_hub("me/dataset").endswith("/commit/0")
-    assert calls[0] == ("me/dataset", {"repo_type": "dataset", "private": True, "exist_ok": False})
-    assert calls[1][1]["repo_type"] == "dataset"
