@@ -21,7 +21,10 @@ logger = logging.getLogger(__name__)
 _IMAGE = re.compile(r"!\[[^\]]*\]\(([\w./-]+\.(?:png|svg|jpe?g))\)")
 # In a vocabulary a word that looks like a path is a word.
 _VERBATIM = {"tokenizer.json", "vocab.json", "added_tokens.json"}
-_CARD_MODEL_ID, _CARD_DATASET_ID = "sentence_transformers_model_id", "path/to/this/folder"
+# What sentence-transformers and this package write into examples where the repository's name will stand.
+_STAND_IN = re.compile(
+    r"(sentence_transformers|cross_encoder|sparse_encoder|multi_vector_encoder)_model_id|path/to/this/folder"
+)
 
 
 def push_student(
@@ -64,7 +67,7 @@ def push_student(
     """
     folder = Path(folder)
     files = _model_files(folder)
-    contents = _cleaned(folder, files, {_CARD_MODEL_ID: repo_id})
+    contents = _cleaned(folder, files, repo_id)
     if "adapter_config.json" in files:
         contents |= _adapter(folder, contents, base_model)
     elif base_model is not None:
@@ -123,7 +126,7 @@ def push_dataset(
             )
         names = [path.name for path in sorted(folder.iterdir()) if DATASET_FILE.fullmatch(path.name)]
         left_out = tuple(path.name for path in sorted(folder.iterdir()) if path.name not in names)
-        contents = _cleaned(folder, names, {_CARD_DATASET_ID: repo_id})
+        contents = _cleaned(folder, names, repo_id)
         sources = {name: contents.get(name, folder / name) for name in names}
         return push(repo_id, "dataset", sources, left_out, private, create_pr, commit_message)
 
@@ -194,9 +197,9 @@ def _complete_safetensors(path: Path) -> bool:
         return False
 
 
-def _cleaned(folder: Path, files: list[str], ids: Mapping[str, str]) -> dict[str, bytes]:
+def _cleaned(folder: Path, files: list[str], repo_id: str) -> dict[str, bytes]:
     """Return the content of those files that must not go as they are: with paths of this machine, or a stand-in."""
-    from st_wkl.cards.model_card import without_local_paths
+    from st_wkl.cards._texts import without_local_paths
 
     changed = {}
     for name in files:
@@ -207,16 +210,14 @@ def _cleaned(folder: Path, files: list[str], ids: Mapping[str, str]) -> dict[str
         if path.suffix == ".json":
             new = _clean_json(text, folder, folder / name)
         else:
-            new = without_local_paths(text, folder)
-            for stand_in, repo_id in ids.items():
-                new = new.replace(stand_in, repo_id)
+            new = _STAND_IN.sub(lambda _: repo_id, without_local_paths(text, folder))
         if new != text:
             changed[name] = new.encode()
     return changed
 
 
 def _clean_json(text: str, folder: Path, path: Path) -> str:
-    from st_wkl.cards.model_card import without_local_paths
+    from st_wkl.cards._texts import without_local_paths
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
@@ -237,7 +238,7 @@ def _adapter(folder: Path, contents: Mapping[str, bytes], base_model: str | None
     """Return the adapter's configuration and card with a base model that others can load."""
     from huggingface_hub import ModelCard
 
-    from st_wkl.cards.model_card import is_hub_id
+    from st_wkl.cards._texts import is_hub_id
 
     original = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     named = original.get("base_model_name_or_path")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from st_wkl.cards.model_card import _listed, is_hub_id, without_local_paths
+from st_wkl.cards._texts import is_hub_id, without_local_paths
+from st_wkl.cards.model_card import _listed
 from st_wkl.data.report import TeacherReport
 from st_wkl.evaluation.results import markdown_cell
 

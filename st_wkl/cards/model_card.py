@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from st_wkl._files import write_text
-from st_wkl.evaluation.results import METRIC_LABELS, Comparison, Results, markdown_cell, results_table
+from st_wkl.cards._metadata import adapter_row, fill_front_matter, name_of, write_eval_results
+from st_wkl.cards._results import parts_of, results_section
+from st_wkl.cards._texts import model_class, usage, with_usage, without_local_paths, without_training_texts
+from st_wkl.cards.licences import Licence, licence_of
+from st_wkl.evaluation.results import Comparison, Results, markdown_cell
 
 if TYPE_CHECKING:
     from st_wkl.training.record import TrainingRecord
 
 BEGIN, END = "<!-- st-wkl:begin -->", "<!-- st-wkl:end -->"
 _BLOCK = re.compile(rf"{BEGIN}.*?{END}", re.DOTALL)
-# Marks our entries in the model-index, so that writing the card again replaces them and leaves others alone.
-_SOURCE, _SOURCE_URL = "st-wkl", "https://pypi.org/project/st-wkl/"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# Folders that only mean something on one machine; those of this one are added when a card is written.
-_LOCAL_ROOTS = ("/home", "/Users", "/root", "/tmp", "/mnt", "/media", "/scratch", "/private", "/var/folders")
-_SYSTEM_ROOTS = {"/", "/usr", "/etc", "/bin", "/dev", "/opt", "/lib"}
 
 
 def write_model_card(
@@ -36,23 +34,29 @@ def write_model_card(
     comparison: Comparison | None = None,
     notes: Sequence[str] = (),
     command: str | None = None,
+    licences: Mapping[str, str | None] | None = None,
+    keep_samples: bool = False,
 ) -> Path:
     """Add the distillation and its results to the card of a saved model.
 
-    The card that `save_pretrained` wrote stays as it is, except for one block between `<!-- st-wkl:begin -->` and
-    `<!-- st-wkl:end -->` before "## Model Details", and for the front matter, which gets tags, base model, datasets
-    and a `model-index`. Writing again replaces the block and keeps everything else. Paths of this machine are cut to
-    their last part.
+    The card that `save_pretrained` wrote stays as it is, with four exceptions: one block between `<!-- st-wkl:begin
+    -->` and `<!-- st-wkl:end -->` before "## Model Details"; the front matter, which gets tags, base model, datasets,
+    licence and a `model-index`; the example, which becomes one for retrieval with this model class; and texts of the
+    training data, which sentence-transformers copies into its cards although they may not be passed on. Writing again
+    replaces the block and keeps everything else. Paths of this machine are cut to their last part.
 
     Args:
-        folder: Folder of the saved model. Without a README.md a small one is written.
+        folder: Folder of the saved model, or adapter. Without a README.md a small one is written.
         record: How the model was trained; None for results only.
-        results: Label of the table's row, such as `"before"`, `"after"`, `"BM25"`, to results. Those called `"after"`,
-            or the only ones, go into the `model-index`.
+        results: Label of the table's column, such as `"before"`, `"after"`, `"BM25"`, to results. Those called
+            `"after"`, or the only ones, go into the `model-index` and, for tasks on the Hub, `.eval_results/*.yaml`.
         comparison: The paired difference between after and before.
         notes: What a reader must know to read the numbers, a paragraph each, such as that the documents of the test
             queries were seen in training.
         command: The command that gives this model.
+        licences: `"student"`, `"teacher"` and `"training data"` to their licences, see `licence_of`. Default: what the
+            dataset's provenance says of the last two. A licence that the card states already stays.
+        keep_samples: Leave the samples and widget texts of the training data in the card.
 
     Returns:
         Path of the card.
@@ -70,12 +74,37 @@ def write_model_card(
         raise FileNotFoundError(f"{folder}: there is no such folder; save the model there first")
     path = folder / "README.md"
     card = _read_card(path, title=folder.resolve().name)
-    block = _block(record, results, comparison, notes, command, text=_BLOCK.sub("", card.text))
+    after = results.get("after") or (next(iter(results.values())) if len(results) == 1 else None)
+    licence = None if record is None and licences is None else licence_of(_licences(record, licences))
+    own = _BLOCK.sub("", card.text)
+    block = _block(
+        folder,
+        record,
+        results,
+        comparison,
+        notes,
+        command,
+        licence,
+        str(getattr(card.data, "license", None) or ""),
+        own,
+    )
+    if not keep_samples:
+        card.text = with_usage(without_training_texts(card.text), folder)
+        card.data.widget = None  # type: ignore[attr-defined]
     card.text = _with_block(card.text, block, path)
-    _fill_front_matter(card, folder, record, results)
+    fill_front_matter(card, folder, record, after, licence)
     content = without_local_paths(str(card), folder)
     ModelCard(content)  # what the Hub cannot read must not replace what it can
-    return write_text(path, content)
+    write_text(path, content)
+    if after is not None:
+        write_eval_results(folder, after)
+    return path
+
+
+def _licences(record: TrainingRecord | None, stated: Mapping[str, str | None] | None) -> dict[str, str | None]:
+    data = record.dataset if record is not None else {}
+    known = {"student": None, "teacher": data.get("teacher_license"), "training data": data.get("license")}
+    return {**known, **(stated or {})}
 
 
 def _read_card(path: Path, title: str) -> ModelCard:
@@ -120,26 +149,35 @@ def _raw_lines(path: Path) -> list[str]:
 
 
 def _block(
+    folder: Path,
     record: TrainingRecord | None,
     results: Mapping[str, Results],
     comparison: Comparison | None,
     notes: Sequence[str],
     command: str | None,
-    *,
+    licence: Licence | None,
+    stated: str,
     text: str,
 ) -> str:
     """Return the block with its markers; `text` is the rest of the card, whose citations are not repeated."""
     parts = [BEGIN, "## Distillation"]
     if record is not None:
-        parts += _about_training(record)
+        parts += _about_training(record, folder)
+    if "## Usage" not in text:
+        parts += ["### Usage", usage(folder)]
     if any(entry.tasks for entry in results.values()):
-        parts += ["### Results", results_table(results)]
+        parts += ["### Results", results_section(results)]
     if comparison is not None:
         parts.append(
             f"Difference, after − before: {comparison}. The interval is a bootstrap over queries, p comes from a "
             "paired randomisation test."
         )
     parts += list(notes)
+    parts += ["### Limits", "\n".join(f"- {limit}" for limit in _limits(folder, record, results, comparison))]
+    if licence is not None:
+        parts += ["### Licence", licence.why]
+        if stated and stated != licence.id:
+            parts.append(f"The owner of this card states `{stated}`.")
     if command:
         parts += ["### How to reproduce", f"```bash\n{command.strip()}\n```"]
     if record is not None and record.loss_citation:
@@ -149,14 +187,57 @@ def _block(
     return "\n\n".join([*parts, END])
 
 
-def _about_training(record: TrainingRecord) -> list[str]:
+def _limits(
+    folder: Path, record: TrainingRecord | None, results: Mapping[str, Results], comparison: Comparison | None
+) -> Iterator[str]:
+    """Yield what the numbers do not say, as far as it can be known."""
+    tasks = list(dict.fromkeys(scores.task for entry in results.values() for scores in entry.tasks))
+    if tasks:
+        listed = ", ".join(tasks[:5]) + (f" and {len(tasks) - 5} more" if len(tasks) > 5 else "")
+        yield f"Measured on {listed} only; other domains, languages and lengths of text were not looked at."
+    else:
+        yield "Nothing has been measured yet: how well this model retrieves is not known."
+    for task in tasks:
+        columns = {n: scores for n, entry in results.items() for scores in entry.tasks if scores.task == task}
+        count = min((len(scores.per_query) for scores in columns.values() if scores.per_query), default=0)
+        if shared := len(parts_of(columns).get("shared", [])):
+            yield f"{task}: {shared:,} of {count:,} test queries ask for documents that training has shown."
+        if 0 < count < 100:
+            yield f"{task}: {count} queries are few; look at the intervals."
+    if comparison is not None and comparison.low <= 0 <= comparison.high:
+        yield "The difference between before and after may be chance: its interval holds 0."
+    if record is not None and "precision_at_1" in (record.dataset.get("report") or {}):
+        wrong = 1 - record.dataset["report"]["precision_at_1"]
+        yield (
+            f"The student learns the teacher's errors, too: for {wrong:.1%} of the training queries the document that "
+            "the teacher puts first is not judged relevant (some of them are relevant and nobody has judged them)."
+        )
+    if length := _max_length(folder):
+        yield f"Texts are cut after {length:,} tokens."
+    if model_class(folder) == "CrossEncoder" and tasks:
+        yield "A reranker's numbers hold for the candidates that it was given: another first stage gives others."
+
+
+def _max_length(folder: Path) -> int | None:
+    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        try:
+            length = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(length, int) and 0 < length < 10**6:  # transformers writes 1e30 for "no limit"
+            return length
+    return None
+
+
+def _about_training(record: TrainingRecord, folder: Path) -> list[str]:
     """Return a sentence and a table on how the model was trained."""
-    teacher, collection = _name_of(record.teacher), _name_of(record.dataset)
+    teacher, collection = name_of(record.teacher), name_of(record.dataset)
     rows = [
         ("Student", f"`{record.student}`"),
         ("Loss", _listed(record.loss, record.loss_config)),
-        ("Teacher", _listed(teacher, record.teacher)),
+        ("Teacher", _listed(teacher, {**record.teacher, "licence": record.dataset.get("teacher_license")})),
         ("Data", _about_data(collection, record.dataset)),
+        ("LoRA", _listed(None, adapter_row(folder, record))),
         ("Training", _listed(None, record.arguments)),
         ("Training time", f"{record.seconds:.1f} seconds"),
         ("Versions", _listed(None, record.versions)),
@@ -181,6 +262,8 @@ def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:
         parts.append(f"{counts['pairs']:,} scored pairs")
     if sources:
         parts.append(f"candidates of {', '.join(sources)}")
+    if provenance.get("license"):
+        parts.append(f"licence `{provenance['license']}`")
     if "num_negatives" in provenance:
         parts.append(f"up to {provenance['num_negatives']} negatives a query")
     if "precision_at_1" in report:
@@ -192,17 +275,6 @@ def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:
             "left out: " + ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in dropped.items())
         )
     return "; ".join(parts)
-
-
-def _name_of(description: Mapping[str, Any]) -> str:
-    """Return what a teacher's identity or a dataset's provenance calls itself."""
-    for key in ("name", "model", "collection"):
-        value = description.get(key)
-        if isinstance(value, Mapping):
-            return _name_of(value)
-        if value:
-            return str(value)
-    return "unknown"
 
 
 def _listed(name: str | None, settings: Mapping[str, Any]) -> str:
@@ -224,81 +296,3 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
                 yield label, ", ".join(map(str, value))
         elif value is not None and value != "":
             yield label, str(value)
-
-
-def _fill_front_matter(
-    card: ModelCard, folder: Path, record: TrainingRecord | None, results: Mapping[str, Results]
-) -> None:
-    """Add tags, base model, datasets and model-index; what is there stays."""
-    data = cast(ModelCardData, card.data)
-    tags = [data.tags] if isinstance(data.tags, str) else list(data.tags or [])
-    tags += ["st-wkl", "knowledge-distillation"] if record else ["st-wkl"]
-    if not is_hub_id(data.base_model):
-        data.base_model = None
-    if record is not None:
-        tags.append(f"loss:{record.loss}")
-        if data.base_model is None and is_hub_id(record.student):
-            data.base_model = record.student
-        collection = _name_of(record.dataset)
-        if is_hub_id(collection):
-            known = [data.datasets] if isinstance(data.datasets, str) else list(data.datasets or [])
-            data.datasets = list(dict.fromkeys([*known, collection]))
-    data.tags = list(dict.fromkeys(tags))
-    after = results.get("after") or (next(iter(results.values())) if len(results) == 1 else None)
-    foreign = [entry for entry in data.eval_results or [] if entry.source_name != _SOURCE]
-    entries = foreign + (_eval_results(after) if after else [])
-    data.eval_results = entries or None
-    if entries:
-        data.model_name = data.model_name or folder.resolve().name
-
-
-def is_hub_id(value: Any) -> bool:
-    """Say whether `value` is an id on the Hub and not a folder here."""
-    if isinstance(value, list):
-        return bool(value) and all(is_hub_id(item) for item in value)
-    return isinstance(value, str) and bool(_HUB_ID.fullmatch(value)) and not Path(value).exists()
-
-
-def _eval_results(results: Results) -> list[EvalResult]:
-    """Return the model-index entries of the usual metrics, as plain floats."""
-    entries = []
-    for scores in results.tasks:
-        metrics = [metric for metric in METRIC_LABELS if metric in scores.metrics]
-        if scores.main_metric not in metrics:
-            metrics.append(scores.main_metric)
-        commit = scores.dataset_revision if re.fullmatch(r"[0-9a-f]{40}", scores.dataset_revision) else None
-        entries += [
-            EvalResult(
-                task_type="information-retrieval",
-                task_name="Information Retrieval",
-                dataset_type=scores.task,
-                dataset_name=scores.task,
-                dataset_config=None if scores.subset == "default" else scores.subset,
-                dataset_split=scores.split,
-                dataset_revision=commit,
-                metric_type=metric,
-                metric_name=METRIC_LABELS.get(metric, metric),
-                metric_value=round(float(scores.metrics[metric]), 5),
-                source_name=_SOURCE,
-                source_url=_SOURCE_URL,
-            )
-            for metric in metrics
-        ]
-    return entries
-
-
-def without_local_paths(content: str, folder: Path) -> str:
-    """Return the card with each path of this machine cut to its last part."""
-    here = {f"/{place.parts[1]}" for place in (folder.resolve(), Path.cwd(), Path.home()) if len(place.parts) > 1}
-    temporary = {tempfile.gettempdir()}
-    roots = sorted({*_LOCAL_ROOTS, *here, *temporary} - _SYSTEM_ROOTS, key=len, reverse=True)
-    any_root = "|".join(map(re.escape, roots))
-    # A model that was loaded from a folder is linked as if the folder were a Hub id.
-    content = re.sub(r"\[[^\]]*\]\(https://huggingface\.co//([^)]*)\)", lambda m: f"`{_last_part(m[1])}`", content)
-    unix = rf"""(?<![\w/.:~-])(?:file://)?(?:{any_root})/[^\s"'`()<>\[\]|,;:]+"""
-    windows = r"""(?<!\w)[A-Za-z]:\\[^\s"'`()<>\[\]|,;:]+"""
-    return re.sub(f"{unix}|{windows}", lambda match: _last_part(match[0]), content)
-
-
-def _last_part(path: str) -> str:
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]

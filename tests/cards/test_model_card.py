@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from datasets import Dataset
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -23,6 +23,7 @@ from st_wkl.cards import write_model_card
 from st_wkl.cards.model_card import BEGIN, END
 from st_wkl.evaluation import Comparison, Results, TaskScores
 from st_wkl.training import TrainingRecord
+from tests.losses.students import CLASSES, make_student
 
 CITATION = """@misc{someone2026loss,
   title = {A Loss},
@@ -107,7 +108,7 @@ def front_matter(path: Path) -> dict[str, Any]:
 def test_the_block_says_how_and_how_well(folder: Path) -> None:
     """A reader must find loss, parameters, teacher, data, cost and every number with its uncertainty."""
     original = (folder / "README.md").read_text()
-    text = write_model_card(folder, record=record(), **ALL).read_text()
+    text = write_model_card(folder, record=record(), **ALL, keep_samples=True).read_text()
     block = text[text.index(BEGIN) : text.index(END)]
     for part in (
         "`WeightedKLDistillationLoss`: gamma `2`, alpha `1`",
@@ -115,9 +116,11 @@ def test_the_block_says_how_and_how_well(folder: Path) -> None:
         "700 queries; 5,600 scored pairs; the teacher's best document is judged relevant for 88.4% of the queries; ",
         "learning_rate `0.03`",
         "9.8 seconds",
-        "| squad-dev (test) | before | 2 | 0.6970 | 0.9000 |",
-        "| squad-dev (test) | after | 2 | 0.7110 | 0.9000 |",
-        "| squad-dev (test) | BM25 | 2 | 0.8000 | 0.9000 |",
+        "**squad-dev** (split `test`)",
+        "|  | Queries | before | after | BM25 |",
+        "| nDCG@10 | 2 | 0.6970 [0.697, 0.697] | 0.7110 [0.711, 0.711] | 0.8000 [0.800, 0.800] |",
+        "| Recall@100 | 2 | 0.9000 | 0.9000 | 0.9000 |",
+        "for 11.6% of the training queries the document that the teacher puts first is not judged relevant",
         "+0.0140 nDCG@10, 95 % interval [+0.0080, +0.0200], p = 0.0001, 2000 queries",
         "Test questions are new, but their documents were seen in training.",
         "```bash\nst-wkl demo\n```",
@@ -144,7 +147,7 @@ def test_the_front_matter_is_valid_and_complete(folder: Path) -> None:
     assert entry["name"] == "student"
     assert entry["results"][0]["dataset"] == {"name": "squad-dev", "type": "squad-dev", "split": "test"}
     metrics = {metric["type"]: metric["value"] for metric in entry["results"][0]["metrics"]}
-    assert metrics == {"ndcg_at_10": 0.711, "recall_at_100": 0.9}
+    assert metrics == {"ndcg_at_10": 71.1, "recall_at_100": 90.0}, "MTEB's scale"
     card = ModelCard.load(folder / "README.md")
     assert len(card.data.eval_results or []) == 2  # type: ignore[attr-defined]
 
@@ -180,7 +183,7 @@ def test_the_owners_words_stay(folder: Path) -> None:
     data = front_matter(path)
     assert data["license"] == "mit"
     assert data["tags"][0] == "legal"
-    assert [m["value"] for m in data["model-index"][0]["results"][0]["metrics"]] == [0.9, 0.9]
+    assert [m["value"] for m in data["model-index"][0]["results"][0]["metrics"]] == [90.0, 90.0]
 
 
 def test_results_of_others_stay_in_the_model_index(folder: Path) -> None:
@@ -260,7 +263,8 @@ def test_a_folder_without_a_card_gets_one(tmp_path: Path) -> None:
     """sentence-transformers skips the card when its template fails; the results must still have a place."""
     path = write_model_card(tmp_path, record=None, results={"after": results("student", 0.5)})
     assert front_matter(path)["library_name"] == "sentence-transformers"
-    assert "| squad-dev (test) | after |" in path.read_text()
+    assert "| nDCG@10 | 2 | 0.5000" in path.read_text()
+    assert "### Usage" in path.read_text()
     with pytest.raises(FileNotFoundError, match="save the model there first"):
         write_model_card(tmp_path / "nothing", record=None, results={})
 
@@ -303,3 +307,91 @@ def test_a_full_disk_leaves_the_old_card(folder: Path, monkeypatch: pytest.Monke
         write_model_card(folder, record=record(), **ALL)
     assert (folder / "README.md").read_bytes() == before
     assert not list(folder.glob(".README*"))
+
+
+def test_results_are_given_for_documents_that_training_has_not_seen(folder: Path) -> None:
+    """The number over all queries flatters a student that has learnt the test documents by heart."""
+    after, before = results("student", 0.75), results("potion", 0.5)
+    after.tasks[0].per_query = {"q1": 1.0, "q2": 0.5}
+    after.tasks[0].groups = {"shared": ["q1"], "unseen": ["q2"]}
+    before.tasks[0].per_query = {"q1": 0.6, "q2": 0.4}
+    text = write_model_card(folder, record=record(), results={"before": before, "after": after}).read_text()
+    assert "| nDCG@10 | 2 | 0.5000 [0.400, 0.600] | 0.7500 [0.500, 1.000] |" in text
+    assert "| nDCG@10, its documents were in training | 1 | 0.6000 [0.600, 0.600] | 1.0000 [1.000, 1.000] |" in text
+    assert "| nDCG@10, its documents were not | 1 | 0.4000 [0.400, 0.400] | 0.5000 [0.500, 0.500] |" in text
+    assert "is the one to expect on a collection of your own" in text
+    assert "squad-dev: 1 of 2 test queries ask for documents that training has shown." in text
+
+
+def test_training_texts_do_not_stay(folder: Path) -> None:
+    """sentence-transformers prints rows of the training data; a research collection may not be passed on that way."""
+    original = (folder / "README.md").read_text()
+    assert "* Samples:" in original
+    kept = shutil.copytree(folder, folder.with_name("kept"))
+    text = write_model_card(folder, record=record(), **ALL).read_text()
+    for word in ("* Samples:", "purr", "bark", "cats"):
+        assert word in original
+        assert word not in text
+    assert "* Size: 2 training samples" in text
+    assert "model.encode_query([query])" in text
+    assert "purr" in write_model_card(kept, record=record(), **ALL, keep_samples=True).read_text()
+
+
+@pytest.mark.parametrize("kind", list(CLASSES))
+def test_the_example_runs_for_every_model_class(tiny_bert_path: Path, tmp_path: Path, kind: str, capsys: Any) -> None:
+    """The first thing that a reader does is to copy the example."""
+    make_student(kind, tiny_bert_path).save_pretrained(str(tmp_path))
+    text = write_model_card(tmp_path, record=record(), results={}).read_text()
+    assert text.count("```python") == 1
+    code = text.split("```python\n")[1].split("```")[0]
+    name, expected = CLASSES[kind].__name__, {"cross-encoder": "text-ranking", "dense": "sentence-similarity"}
+    assert f"model = {name}(" in code
+    exec(code.replace(next(part for part in code.split('"') if part.endswith("_model_id")), str(tmp_path)), {})
+    assert capsys.readouterr().out
+    assert front_matter(tmp_path / "README.md")["pipeline_tag"] == expected.get(kind, "feature-extraction")
+
+
+def test_an_adapter_says_what_it_needs(tiny_bert_path: Path, tmp_path: Path) -> None:
+    """An adapter alone is no model: its card names the base model, its rank, and peft."""
+    from peft import LoraConfig, TaskType
+
+    student = SentenceTransformer(str(tiny_bert_path))
+    student.add_adapter(LoraConfig(TaskType.FEATURE_EXTRACTION, r=3, lora_alpha=6, target_modules=["query"]))
+    student.save_pretrained(str(tmp_path))
+    text = write_model_card(tmp_path, record=record(student="org/base"), results={}).read_text()
+    data = front_matter(tmp_path / "README.md")
+    assert (data["base_model"], data["base_model_relation"]) == ("org/base", "adapter")
+    assert "| LoRA | " in text
+    assert "rank `3`" in text
+    assert "pip install -U sentence-transformers peft" in text
+
+
+def test_the_licence_follows_from_the_parts(folder: Path) -> None:
+    """Research data must not turn into a permissive model by silence; what the owner states stays."""
+    licences = {"student": "mit", "teacher": "apache-2.0", "training data": "cc-by-nc-4.0"}
+    path = write_model_card(folder, record=record(), results={}, licences=licences)
+    assert front_matter(path)["license"] == "cc-by-nc-4.0"
+    assert "It forbids commercial use." in path.read_text()
+    path.write_text(path.read_text().replace("license: cc-by-nc-4.0", "license: mit"))
+    write_model_card(folder, record=record(), results={}, licences=licences)
+    assert front_matter(path)["license"] == "mit"
+    assert "The owner of this card states `mit`." in path.read_text()
+
+
+def test_results_on_the_hubs_datasets_get_files_of_their_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's leaderboards read `.eval_results`, from 0 to 100; files that others wrote stay."""
+    commit = "a" * 40
+    after = results("student", 0.711, task="SciFact", dataset_revision=commit)
+    after.tasks += results("student", 0.5, task="NFCorpus", dataset_revision=commit).tasks
+    after.tasks += results("student", 0.5, task="mine").tasks
+    (folder / ".eval_results").mkdir()
+    (folder / ".eval_results/NFCorpus.yaml").write_text("theirs\n")
+    for _ in range(2):
+        write_model_card(folder, record=None, results={"after": after})
+    assert sorted(path.name for path in (folder / ".eval_results").iterdir()) == ["NFCorpus.yaml", "SciFact.yaml"]
+    assert (folder / ".eval_results/NFCorpus.yaml").read_text() == "theirs\n"
+    entries = parse_eval_result_entries(yaml.safe_load((folder / ".eval_results/SciFact.yaml").read_text()))
+    assert [(entry.dataset_id, entry.task_id, entry.value, entry.dataset_revision) for entry in entries] == [
+        ("mteb/scifact", "SciFact", 71.1, commit),
+        ("mteb/scifact", "SciFact_default_test", 71.1, commit),
+    ]
