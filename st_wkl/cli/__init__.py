@@ -10,6 +10,7 @@ import typer
 from st_wkl.cli.build import build
 from st_wkl.cli.demo import demo
 from st_wkl.cli.evaluate import evaluate
+from st_wkl.cli.leaderboard import leaderboard
 from st_wkl.cli.push import push
 from st_wkl.cli.scores import scores
 from st_wkl.cli.train import train
@@ -25,3 +26,4 @@ app = typer.Typer(
 for command in (demo, build, train, evaluate, push):
     app.command()(command)
 app.add_typer(scores, name="scores")
+app.add_typer(leaderboard, name="leaderboard")

@@ -1,0 +1,281 @@
+"""A student's entry in MTEB's registry of models: `ModelMeta`, with every field that a reviewer asks for.
+
+Source: https://github.com/embeddings-benchmark/mteb/blob/main/docs/contributing/adding_a_model.md
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mteb.models import ModelMeta
+
+    from st_wkl.evaluation.identity import AnyModel
+    from st_wkl.training.record import TrainingRecord
+
+_CODE_URL = "https://pypi.org/project/st-wkl/"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_WRAPPERS = "mteb.models.sentence_transformer_wrapper"
+# Class of sentence-transformers: MTEB's loader, and what MTEB calls this type of model.
+_KINDS = {
+    "SentenceTransformer": ("SentenceTransformerEncoderWrapper", "dense"),
+    "SparseEncoder": ("SparseEncoderWrapper", "sparse"),
+    "MultiVectorEncoder": ("MultiVectorWrapper", "late-interaction"),
+    "CrossEncoder": ("CrossEncoderWrapper", "cross-encoder"),
+}
+
+
+def model_meta(
+    model: AnyModel,
+    *,
+    name: str,
+    revision: str,
+    license: str,
+    training_datasets: set[str] | None,
+    adapted_from: str | None = None,
+    training_data: str | bool = False,
+    languages: Sequence[str] = ("eng-Latn",),
+    release_date: str | None = None,
+    contacts: Sequence[str] = (),
+) -> ModelMeta:
+    """Return MTEB's description of a student: sizes are counted on the loaded model, the rest is what is passed.
+
+    Args:
+        model: The student, loaded, of any of the four model classes.
+        name: Its id on the Hub, `"org/name"`.
+        revision: Commit of the Hub, 40 hexadecimal digits.
+        license: An id that MTEB knows, such as `"apache-2.0"`, or a URL.
+        training_datasets: MTEB tasks whose data the student, its teacher or its base has seen; None for unknown. See
+            `known_training_datasets`.
+        adapted_from: Hub id of the model that training started from; MTEB adds what that one was trained on.
+        training_data: URL of the training data, or whether it is public.
+        languages: As MTEB writes them, language and script.
+        release_date: `YYYY-MM-DD`. Default: today in UTC.
+        contacts: GitHub handles of those who answer for the model.
+
+    Raises:
+        ValueError: If MTEB does not accept a field; the message names each with the reason.
+
+    Example:
+        >>> meta = model_meta(SentenceTransformer("student"), name="lab/student", revision=commit,
+        ...                   license="apache-2.0", training_datasets={"MSMARCO"})  # doctest: +SKIP
+    """
+    import pydantic
+    from mteb.models import ModelMeta
+    from mteb.models import sentence_transformer_wrapper as wrappers
+
+    for what, text, pattern in (("name", name, _HUB_ID), ("revision", revision, re.compile("[0-9a-f]{40}"))):
+        if not pattern.fullmatch(text):
+            wanted = "org/name" if what == "name" else "the 40 hexadecimal digits of a commit on the Hub"
+            raise ValueError(f"{what} is {text!r}; MTEB needs {wanted}")
+    if release_date is not None:
+        date.fromisoformat(release_date)
+    loader, kind = _KINDS[_class_of(model)]
+    student: Any = model  # the four classes share these methods, but no base class says so
+    parameters = list(student.parameters())
+    length = student.get_max_seq_length()
+    adapted = bool(getattr(student.transformers_model, "peft_config", None))
+    try:
+        return ModelMeta(
+            loader=getattr(wrappers, loader),
+            name=name,
+            revision=revision,
+            release_date=release_date or datetime.now(UTC).date().isoformat(),
+            languages=list(languages),
+            n_parameters=sum(weight.numel() for weight in parameters),
+            n_embedding_parameters=_embedding_parameters(model),
+            memory_usage_mb=math.ceil(sum(weight.numel() * weight.element_size() for weight in parameters) / 2**20),
+            max_tokens=length if length is not None and math.isfinite(length) else math.inf,
+            embed_dim=None if kind == "cross-encoder" else student.get_embedding_dimension(),
+            license=license.lower() if "://" not in license else license,
+            open_weights=True,
+            public_training_code=_CODE_URL,
+            public_training_data=training_data,
+            framework=["Sentence Transformers", "PyTorch", "safetensors"],
+            reference=f"https://huggingface.co/{name}",
+            similarity_fn_name=_similarity(model, kind),
+            use_instructions=any(student.prompts.values()),
+            training_datasets=training_datasets,
+            adapted_from=adapted_from if adapted_from != name else None,
+            model_type=[kind],  # type: ignore[list-item]
+            contacts=list(contacts) or None,
+            extra_requirements_groups=["peft"] if adapted else None,
+        )
+    except pydantic.ValidationError as error:
+        wrong = {".".join(map(str, e["loc"][:1])): e["msg"] for e in error.errors()}
+        raise ValueError("MTEB does not accept " + "; ".join(f"{k}: {v}" for k, v in wrong.items())) from error
+
+
+def model_code(meta: ModelMeta) -> str:
+    """Return the Python file that goes into `mteb/models/model_implementations/`; it defines one `ModelMeta`.
+
+    Fields at their default are left out, as in MTEB's own files, and sets are sorted, so that the file is the same
+    every time.
+    """
+    fields = []
+    for field, about in type(meta).model_fields.items():
+        value = getattr(meta, field)
+        if about.is_required() or value != about.get_default(call_default_factory=True):
+            fields.append(f"    {field}={_literal(value)},")
+    loader = meta.loader.__name__  # type: ignore[union-attr]
+    scoring = "ModelMeta, ScoringFunction" if meta.similarity_fn_name else "ModelMeta"
+    return "\n".join(
+        [
+            "from __future__ import annotations",
+            "",
+            f"from mteb.models.model_meta import {scoring}",
+            f"from {_WRAPPERS} import {loader}",
+            "",
+            f"{variable_name(meta)} = ModelMeta(",
+            *fields,
+            ")",
+            "",
+        ]
+    )
+
+
+def variable_name(meta: ModelMeta) -> str:
+    """Return what the entry is called in the file."""
+    name = re.sub(r"\W+", "_", str(meta.name).split("/")[-1]).strip("_").lower()
+    return name if not name[:1].isdigit() else f"model_{name}"
+
+
+def known_training_datasets(
+    record: TrainingRecord | None, trained_on: Iterable[str] | None = None
+) -> tuple[set[str] | None, list[str]]:
+    """Return the MTEB tasks whose data a student has seen, itself or through its teacher or its base.
+
+    A distilled student inherits what its teacher learned from, so the leaderboard's zero-shot column is honest only if
+    the teacher's training data counts as the student's.
+
+    Args:
+        record: How the student was made.
+        trained_on: Names of further tasks; an empty list says that there are none beyond what MTEB knows. With None,
+            the answer is None (unknown) as soon as MTEB does not know the teacher's, base's or collection's part.
+
+    Returns:
+        The tasks, or None for unknown; and a sentence for each part that says where the names come from.
+
+    Raises:
+        ValueError: If a name in `trained_on` is no MTEB task; the nearest ones are given.
+    """
+    names = _task_datasets()
+    declared = set(trained_on or ())
+    for name in declared - names.keys():
+        near = difflib.get_close_matches(name, names, n=3)
+        raise ValueError(
+            f"trained_on: MTEB has no task {name!r}" + (f"; did you mean {', '.join(near)}?" if near else "")
+        )
+    found, notes, complete = set(declared), [], record is not None
+    if record is None:
+        notes.append("The student carries no record of its training, so its training data is not known.")
+    else:
+        collection = _collection(record.dataset)
+        matching = {
+            name for name, path in names.items() if collection in (path, name) or name.lower() == collection.lower()
+        }
+        found |= matching
+        complete &= bool(matching)
+        told = f"the MTEB task {', '.join(sorted(matching))}" if matching else "no MTEB task that we recognise"
+        notes.append(f"Collection `{collection}`: {told}.")
+        models = [("Teacher", teacher) for teacher in _models(record.teacher)] + [("Base", record.student)]
+        for role, model in models:
+            seen = _trained_on(model)
+            complete &= seen is not None
+            found |= seen or set()
+            told = "MTEB does not know what it was trained on" if seen is None else ", ".join(sorted(seen)) or "nothing"
+            notes.append(f"{role} `{model}`: {told}.")
+    if declared:
+        notes.append(f"Declared by you: {', '.join(sorted(declared))}.")
+    return (found if complete or trained_on is not None else None), notes
+
+
+@functools.cache
+def _task_datasets() -> dict[str, str | None]:
+    """Return the dataset on the Hub of every task that MTEB has."""
+    import mteb
+
+    tasks = mteb.get_tasks(exclude_superseded=False, exclude_private=False)
+    return {task.metadata.name: task.metadata.dataset.get("path") for task in tasks}
+
+
+def _collection(provenance: Mapping[str, Any]) -> str:
+    value = provenance.get("collection")
+    return str(value.get("name") if isinstance(value, Mapping) else value)
+
+
+def _models(identity: Any) -> Iterator[str]:
+    """Yield the ids of the models that a teacher consists of."""
+    if isinstance(identity, Mapping):
+        for key, value in identity.items():
+            if key == "model" and isinstance(value, str):
+                yield value
+            else:
+                yield from _models(value)
+    elif isinstance(identity, list | tuple):
+        for value in identity:
+            yield from _models(value)
+
+
+def _trained_on(model: str) -> set[str] | None:
+    """Return what MTEB says that a registered model and its ancestors were trained on; None for unknown.
+
+    Without the translations and subsets of these tasks, which MTEB adds itself.
+    """
+    from mteb.models.model_implementations import MODEL_REGISTRY
+
+    meta = MODEL_REGISTRY.get(model)
+    if meta is None or meta.training_datasets is None:
+        return None
+    return set(meta.training_datasets) | ((_trained_on(meta.adapted_from) if meta.adapted_from else None) or set())
+
+
+def _class_of(model: AnyModel) -> str:
+    for base in type(model).__mro__:
+        if base.__name__ in _KINDS:
+            return base.__name__
+    raise TypeError(f"model is a {type(model).__name__}; pass one of {', '.join(_KINDS)}")
+
+
+def _embedding_parameters(model: Any) -> int | None:
+    """Count the table of token embeddings."""
+    if model.transformers_model is not None:
+        table = model.transformers_model.get_input_embeddings()
+        return int(table.weight.numel()) if table is not None else None
+    table = getattr(model[0], "embedding", None)  # static students
+    return int(table.weight.numel()) if table is not None else None
+
+
+def _similarity(model: Any, kind: str) -> Any:
+    from mteb.models.model_meta import ScoringFunction
+
+    if kind == "cross-encoder":
+        return None
+    name = str(model.similarity_fn_name).rsplit(".", 1)[-1].lower()
+    known = {function.value.lower(): function for function in ScoringFunction}
+    return known.get(name, ScoringFunction.MAX_SIM if kind == "late-interaction" else ScoringFunction.COSINE)
+
+
+def _literal(value: Any) -> str:
+    """Return a field as Python code."""
+    from enum import Enum
+
+    if isinstance(value, Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if callable(value):
+        return str(value.__name__)
+    if isinstance(value, float) and math.isinf(value):
+        return 'float("inf")'
+    if isinstance(value, set):
+        return "{" + ", ".join(map(_literal, sorted(value))) + "}" if value else "set()"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return repr(value)
