@@ -101,7 +101,7 @@ def test_training_arguments_are_checked_by_name() -> None:
 
 def test_files_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:
     """A missing file, a broken one and an empty one have different remedies."""
-    with pytest.raises(FileNotFoundError, match="`st-wkl init .*` writes one"):
+    with pytest.raises(FileNotFoundError, match=r"`st-wkl init .*` writes one"):
         RunConfig.load(tmp_path / "none.yaml")
     for text, message in (("a: [", "is not valid YAML"), ("", "has to be keys and values"), ("a: 1", "no such key")):
         (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")

@@ -125,9 +125,9 @@ class GradedEvaluator(BaseEvaluator):
             others = sorted(documents.keys() - judged)
             kept = judged | set(draw.sample(others, max(0, min(len(others), max_documents - len(judged)))))
             documents = {key: text for key, text in documents.items() if key in kept}
-        lists = candidates and {
-            query: [found.document_id for found in candidates.get(query, ())[:_DEPTH]] for query in qrels
-        }
+        lists = None
+        if candidates is not None:
+            lists = {query: [found.document_id for found in candidates.get(query, ())[:_DEPTH]] for query in qrels}
         return cls(collection.queries, documents, qrels, candidates=lists, name=split, batch_size=batch_size)
 
     def check(self, student: Student) -> None:
@@ -215,7 +215,7 @@ class GradedEvaluator(BaseEvaluator):
         queries = model.encode_query(list(self.queries.values()), **options)
         documents = model.encode_document(list(self.documents.values()), **options)
         place = {key: number for number, key in enumerate(self.documents)}
-        run = {}
+        run: dict[str, dict[str, float]] = {}
         for number, (query, keys) in enumerate(lists.items()):
             if not keys:
                 run[query] = {}
