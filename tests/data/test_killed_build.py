@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Sequence
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from st_wkl.data.candidates import Candidate
 from st_wkl.data.collection import Collection
 from st_wkl.data.score_store import ScoreStore
 
-QUERIES, CANDIDATES = 300, 20
+QUERIES, CANDIDATES = 1_500, 20  # 58 chunks, of which twenty killed runs commit about half
 
 
 class SlowTeacher:
@@ -28,11 +28,13 @@ class SlowTeacher:
         """Name it."""
         return {"model": "slow-teacher"}
 
-    def __init__(self, log: Path) -> None:
-        self.log = log
+    def __init__(self, log: Path, calls: Semaphore | None = None) -> None:
+        self.log, self.calls = log, calls
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Score by length, shifted by the batch as real models in low precision are."""
+        if self.calls is not None:
+            self.calls.release()
         time.sleep(0.02)
         lengths = np.array([len(query) + len(document) for query, document in pairs], dtype=np.float32)
         with self.log.open("a", encoding="utf-8") as file:
@@ -40,7 +42,7 @@ class SlowTeacher:
         return lengths + lengths.mean() / 1e3
 
 
-def a_builder(log: Path, store: Path) -> DistillationDatasetBuilder:
+def a_builder(log: Path, store: Path, calls: Semaphore | None = None) -> DistillationDatasetBuilder:
     documents = {f"d{place}": f"document {'x' * (place % 97)} {place}" for place in range(2_000)}
     queries = {f"q{place}": f"query {place}" for place in range(QUERIES)}
     qrels = {"train": {f"q{place}": {f"d{place}": 1} for place in range(QUERIES)}}
@@ -49,12 +51,12 @@ def a_builder(log: Path, store: Path) -> DistillationDatasetBuilder:
         for place in range(QUERIES)
     }
     collection = Collection("made up", documents, queries, qrels)
-    return DistillationDatasetBuilder(collection, SlowTeacher(log), candidates=candidates, store=store)
+    return DistillationDatasetBuilder(collection, SlowTeacher(log, calls), candidates=candidates, store=store)
 
 
-def build(log: Path, store: Path, output: Path, started: Event) -> None:
-    builder = a_builder(log, store)
-    started.set()
+def build(log: Path, store: Path, output: Path, calls: Semaphore) -> None:
+    builder = a_builder(log, store, calls)
+    calls.release()
     builder.build(show_progress=False).save_to_disk(output)
 
 
@@ -84,11 +86,14 @@ def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
             with ScoreStore(store) as opened:
                 found = opened.get(builder.teacher.identity, pairs)
             known = {"\t".join(pair) for pair, score in zip(pairs, found, strict=True) if np.isfinite(score)}
-        log, started = tmp_path / f"log-{attempt}", context.Event()
-        worker = context.Process(target=build, args=(log, store, output, started))
+        log, calls = tmp_path / f"log-{attempt}", context.Semaphore(0)
+        worker = context.Process(target=build, args=(log, store, output, calls))
         worker.start()
-        assert started.wait(60)
-        time.sleep(chance.uniform(0, 0.12))
+        # Counted in calls of the teacher and not in seconds alone, of which a busy machine needs others: 0 is before
+        # or while the store is opened, 2 after the first commit.
+        for _ in range(1 + chance.randrange(4)):
+            assert calls.acquire(timeout=60)
+        time.sleep(chance.uniform(0, 0.03))
         worker.kill()
         worker.join()
         at_work += worker.exitcode == -signal.SIGKILL
