@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ class ScoreStore:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 60.0) -> None:
-        self.path = str(path)
+        self.path, self._timeout = str(path), timeout
         try:
             if self.path != ":memory:":
                 Path(self.path).parent.mkdir(parents=True, exist_ok=True)
@@ -129,11 +130,25 @@ class ScoreStore:
                     f"The score store {self.path} has format {version}, this st_wkl reads {_SCHEMA_VERSION}. "
                     "Upgrade st_wkl or give another path."
                 )
-            # Write-ahead log: readers never wait for the writer. With synchronous=NORMAL a commit survives a killed
-            # process; only a power cut may lose the last commits, never the file.
-            if self._one("PRAGMA journal_mode") != "wal":
-                self._connection.execute("PRAGMA journal_mode = WAL")
+            self._use_write_ahead_log()
             self._connection.execute("PRAGMA synchronous = NORMAL")
+
+    def _use_write_ahead_log(self) -> None:
+        # Readers never wait for the writer. With synchronous=NORMAL a commit survives a killed process; only a power
+        # cut may lose the last commits, never the file.
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                if self._one("PRAGMA journal_mode") != "wal":
+                    self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                # This switch alone does not wait for a lock by itself: two processes that open a new store at the same
+                # moment meet here.
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.01)
 
     def get(self, identity: Identity, pairs: Sequence[Pair]) -> np.ndarray:
         """Return the stored scores of `pairs`, float32 of shape (n,), NaN where there is none.

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -291,6 +292,24 @@ def test_new_stores_are_made_once(tmp_path: Path) -> None:
     for process in processes:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
+
+
+def test_the_switch_to_the_log_waits_for_a_lock(tmp_path: Path) -> None:
+    """SQLite does not wait there by itself: of two runs started together on a new store, one would stop at once."""
+    path = tmp_path / "scores"
+    ScoreStore(path).close()
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("PRAGMA journal_mode = DELETE")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(ScoreStoreError, match="locked"):
+        ScoreStore(path, timeout=0.1)
+    timer = threading.Timer(0.5, lambda: other.execute("COMMIT"))
+    timer.start()
+    with ScoreStore(path, timeout=30) as store:
+        store.put({"model": "teacher"}, [("q", "d")], [1.0])
+        assert store.count() == 1
+    timer.join()
+    other.close()
 
 
 def test_default_path_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
