@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
     from tokenizers import Encoding, Tokenizer
 
-    from st_wkl.data.score_store import Pair
+    from st_wkl.data.pairs import Pair
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ class PairEncoder:
                 found += map(len, self._texts.encode_batch(list(pairs[start : start + _TOKENIZE_AT_ONCE])))
             return np.array(found, dtype=np.int64)
         sizes = {text: known[1] for text, known in self._tokenized(pairs, keep=True)}
-        return np.array([sizes[first] + sizes[second] + self._template.size for first, second in pairs], dtype=np.int64)
+        tokens = (sizes[first] + sizes[second] + self._template.size for first, second in pairs)
+        return np.fromiter(tokens, dtype=np.int64, count=len(pairs))
 
     def encode(self, pairs: Sequence[Pair]) -> tuple[list[tuple[list[int], list[int]]], int]:
         """Return token ids and segment ids of each pair, cut to `max_length`, and how many pairs were cut."""

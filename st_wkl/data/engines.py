@@ -19,7 +19,7 @@ import numpy as np
 from st_wkl.data.backends import cores
 
 if TYPE_CHECKING:
-    from st_wkl.data.score_store import Pair
+    from st_wkl.data.pairs import Pair
     from st_wkl.data.teachers import Teacher
 
 Engine = Literal["process", "pool", "ray"]

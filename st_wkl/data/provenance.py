@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_wkl.data.pairs import TextPairs
+
 if TYPE_CHECKING:
     from st_wkl.data.lists import ListTeacher
     from st_wkl.data.teachers import Teacher
@@ -23,7 +25,7 @@ def count_truncated(teacher: Teacher | ListTeacher, pairs: Sequence[tuple[str, s
     lengths_of, limit = getattr(teacher, "token_lengths", None), teacher.identity.get("max_length")
     if lengths_of is None or limit is None:
         return None
-    lengths = lengths_of(sorted(set(pairs)))
+    lengths = lengths_of(TextPairs.different(pairs)[0])
     return None if lengths is None else int((np.asarray(lengths) > float(limit)).sum())
 
 

@@ -17,10 +17,10 @@ from typing import Any, Self
 import numpy as np
 
 from st_wkl._files import cache_folder, set_aside
+from st_wkl.data.pairs import Pair
 from st_wkl.data.score_files import BATCH, read_scores, write_scores
 
 Identity = Mapping[str, Any]
-Pair = tuple[str, str]
 
 _APPLICATION_ID = 0x53574B4C  # "SWKL" in the file's header: tells our files from other programs' databases
 _SCHEMA_VERSION = 1

@@ -6,15 +6,17 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from st_wkl.data.engines import Engine, score_chunks, shown
+from st_wkl.data.pairs import TextPairs
 
 if TYPE_CHECKING:
-    from st_wkl.data.score_store import Pair, ScoreStore
+    from st_wkl.data.pairs import Pair
+    from st_wkl.data.score_store import ScoreStore
     from st_wkl.data.teachers import Teacher
 
 logger = logging.getLogger(__name__)
@@ -67,21 +69,16 @@ def score_pairs(
     """
     plan = _Plan.make(teacher, pairs, store)
     unique, scores = plan.pairs, plan.scores
-    chunks = [
-        start + missing
-        for start in range(0, len(unique), chunk_size)
-        if (missing := np.flatnonzero(np.isnan(scores[start : start + chunk_size]))).size
-    ]
-    texts = [[unique[place] for place in places] for places in chunks]
+    chunks = _Chunks(unique, np.isnan(scores), chunk_size)
     cut_before = getattr(teacher, "truncated_pairs", 0)
     with tqdm(
         total=len(unique), initial=plan.known, desc="Scoring", unit=" pairs", unit_scale=True, disable=not show_progress
     ) as bar:
-        for number, output in score_chunks(teacher, texts, engine=engine, workers=workers):
-            chunk, missing = texts[number], chunks[number]
-            scores[missing] = _checked(output, chunk)
+        for number, output in score_chunks(teacher, chunks, engine=engine, workers=workers):
+            chunk, places = chunks[number], chunks.places(number)
+            scores[places] = _checked(output, chunk)
             if store is not None:
-                store.put(teacher.identity, chunk, scores[missing])
+                store.put(teacher.identity, chunk, scores[places])
             bar.update(len(chunk))
     cut, of = plan.truncated, len(unique)
     if cut is None:
@@ -90,8 +87,7 @@ def score_pairs(
         logger.warning(
             "%s of %s pairs were longer than the teacher's maximum length and were cut.", f"{cut:,}", f"{of:,}"
         )
-    places = {pair: place for place, pair in enumerate(unique)}
-    return scores[[places[pair] for pair in pairs]]
+    return scores[plan.places]
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,7 @@ def estimate_scoring(
     sampled, seconds = min(sample_size, len(missing)), None if len(missing) else 0.0
     if sampled > 0:
         places = missing[np.linspace(0, len(missing) - 1, sampled).astype(int)]
-        sample = [plan.pairs[place] for place in places]
+        sample = list(plan.pairs.take(places))
         # The first call pays for buffers and compilation, which a long run does not notice.
         _checked(teacher.score(sample[-1:]), sample[-1:])
         start = time.perf_counter()
@@ -193,11 +189,30 @@ def estimate_scoring(
     )
 
 
+class _Chunks(Sequence[list["Pair"]]):
+    """The missing pairs of each chunk that has any, made when they are asked for."""
+
+    def __init__(self, pairs: TextPairs, missing: np.ndarray, size: int) -> None:
+        self.pairs, self.missing, self.size = pairs, missing, size
+        self.starts = [start for start in range(0, len(pairs), size) if missing[start : start + size].any()]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def places(self, number: int) -> np.ndarray:
+        start = self.starts[number]
+        return start + np.flatnonzero(self.missing[start : start + self.size])
+
+    def __getitem__(self, number: Any) -> Any:
+        return list(self.pairs.take(self.places(number)))
+
+
 @dataclass
 class _Plan:
-    """All different pairs in the order of scoring, with what is known of them."""
+    """All different pairs in the order of scoring, with what is known of them, and the places of the given ones."""
 
-    pairs: list[Pair]
+    pairs: TextPairs
+    places: np.ndarray
     lengths: np.ndarray
     in_tokens: bool
     scores: np.ndarray
@@ -206,10 +221,7 @@ class _Plan:
 
     @classmethod
     def make(cls, teacher: Teacher, pairs: Sequence[Pair], store: ScoreStore | None, count_all: bool = False) -> _Plan:
-        for place, pair in enumerate(pairs):
-            if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
-                raise TypeError(f"Pair {place} is {pair!r}; expected two texts (query, document).")
-        unique = sorted(set(pairs))
+        unique, given = TextPairs.different(pairs)
         scores = (
             np.full(len(unique), np.nan, dtype=np.float32) if store is None else store.get(teacher.identity, unique)
         )
@@ -217,7 +229,7 @@ class _Plan:
         if store is not None:
             logger.info("%s of %s pairs have a score in %s", f"{known:,}", f"{len(unique):,}", store.path)
         if known == len(unique) and not count_all:
-            return cls(unique, np.zeros(len(unique)), False, scores, known, None)
+            return cls(unique, given, np.zeros(len(unique)), False, scores, known, None)
         # Batches decide bits: padding, and the activation scales of int8 models, depend on the other pairs of a batch.
         # So the chunks are cut from all pairs of this call, sorted by content, and only then thinned out by what is
         # known. A chunk is committed as a whole, hence a run that was interrupted meets each chunk untouched or
@@ -229,9 +241,13 @@ class _Plan:
         truncated = None if lengths is None or limit is None else int((lengths > float(limit)).sum())
         in_tokens = lengths is not None
         if lengths is None:
-            lengths = np.array([len(query) + len(document) for query, document in unique], dtype=np.int64)
+            sizes = (len(query) + len(document) for query, document in unique)
+            lengths = np.fromiter(sizes, dtype=np.int64, count=len(unique))
         order = np.argsort(-lengths, kind="stable")
-        return cls([unique[place] for place in order], lengths[order], in_tokens, scores[order], known, truncated)
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        pairs_in_order, given = unique.take(order), places[given]
+        return cls(pairs_in_order, given, lengths[order], in_tokens, scores[order], known, truncated)
 
 
 def _checked(output: np.ndarray, pairs: list[Pair]) -> np.ndarray:

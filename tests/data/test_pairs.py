@@ -1,0 +1,32 @@
+"""Pairs as places of texts are the pairs that they stand for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from st_wkl.data.pairs import TextPairs
+
+PAIRS = st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), max_size=40)
+
+
+@given(PAIRS, st.randoms(use_true_random=False))
+def test_same_as_a_sorted_set(pairs: list[tuple[str, str]], chance: object) -> None:
+    """Chunks are cut from this order: were it another one, old stores would be resumed in other batches."""
+    different, places = TextPairs.different(pairs)
+    expected = sorted(set(pairs))
+    assert list(different) == expected
+    assert [different[place] for place in range(len(different))] == expected
+    assert [different[place] for place in places] == pairs
+    assert different[1:5] == expected[1:5]
+    order = list(range(len(expected)))
+    chance.shuffle(order)  # type: ignore[attr-defined]
+    assert list(different.take(np.array(order, dtype=np.int64))) == [expected[place] for place in order]
+
+
+def test_what_is_no_pair() -> None:
+    """Null text reaches here when a collection was made by hand; the place tells which."""
+    with pytest.raises(TypeError, match=r"Pair 1 is \('a', None\); expected two texts"):
+        TextPairs.different([("a", "b"), ("a", None)])  # type: ignore[list-item]
