@@ -41,7 +41,7 @@ def build(
     max_length: Annotated[
         int | None, typer.Option(min=8, help="Tokens the teacher reads. Default: its own.", rich_help_panel=_TEACHER)
     ] = None,
-    backend: Annotated[Literal["auto", "torch", "onnx"], typer.Option(rich_help_panel=_TEACHER)] = "auto",
+    backend: Annotated[Literal["auto", "torch", "onnx", "openvino"], typer.Option(rich_help_panel=_TEACHER)] = "auto",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"] | None,
         typer.Option(help="Default: the model's own; auto: bfloat16 where it is fast.", rich_help_panel=_TEACHER),

@@ -315,6 +315,7 @@ def why_predict(model: CrossEncoder, prompt: str | None) -> str | None:
 class OnnxEngine(_BudgetEngine):
     """A sequence-classification model in ONNX form, run as it is: no optimum, no torch."""
 
+    backend = "onnx"
     prompt: None = None
     dtype = "as exported"
     encoder: PairEncoder
@@ -328,23 +329,15 @@ class OnnxEngine(_BudgetEngine):
         batch_size: int | None,
         device: str | None,
     ) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError("The ONNX backend needs onnxruntime: pip install st-wkl[onnx]") from error
         from tokenizers import Tokenizer
 
         file = folder / "tokenizer.json"
         if model is None or not file.is_file():
             raise FileNotFoundError(
                 f"{folder} lacks {'model.onnx (or onnx/model.onnx)' if model is None else 'tokenizer.json'}, which the "
-                "ONNX backend needs."
+                f"{self.backend} backend needs."
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = cores()
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(model, options, providers=_providers(device))
-        self.inputs = {value.name for value in self.session.get_inputs()}
+        self.inputs = self._load(model, device)
         if unknown := self.inputs - {"input_ids", "attention_mask", "token_type_ids"}:
             raise ValueError(
                 f"{model} wants the inputs {sorted(unknown)}, which a cross-encoder for text does not have."
@@ -359,13 +352,29 @@ class OnnxEngine(_BudgetEngine):
         self.pad_id = (tokenizer.padding or {}).get("pad_id", tokenizer.token_to_id("[PAD]") or 0)
         self.encoder = PairEncoder(tokenizer, self.max_length)
 
+    def _load(self, model: Path, device: str | None) -> set[str]:
+        """Make `self.session` and return the names of its inputs."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError("The ONNX backend needs onnxruntime: pip install st-wkl[onnx]") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = cores()
+        options.log_severity_level = 3
+        self.session: Any = onnxruntime.InferenceSession(model, options, providers=_providers(device))
+        return {value.name for value in self.session.get_inputs()}
+
+    def _run(self, features: dict[str, np.ndarray]) -> np.ndarray:
+        output: np.ndarray = self.session.run(None, features)[0]
+        return output
+
     def _forward(self, rows: list[tuple[list[int], list[int]]]) -> np.ndarray:
         features = _padded(rows, self.pad_id)
-        output: np.ndarray = self.session.run(None, {name: features[name] for name in self.inputs})[0]
+        output = self._run({name: features[name] for name in self.inputs})
         if output.size != len(rows):
             raise ValueError(
-                f"The ONNX model returns shape {output.shape} for {len(rows)} pairs. A teacher gives one number for a "
-                "pair: take a reranker with one label."
+                f"The exported model returns shape {output.shape} for {len(rows)} pairs. A teacher gives one number "
+                "for a pair: take a reranker with one label."
             )
         return output.reshape(-1).astype(np.float32)
 

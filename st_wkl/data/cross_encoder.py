@@ -45,7 +45,8 @@ class CrossEncoderTeacher:
     Args:
         model: Hub id, folder, or a loaded `CrossEncoder` (for a dtype, quantisation or several devices of your own).
         backend: `"torch"`, `"onnx"` (extra `onnx`; a folder or repository with model.onnx or onnx/model.onnx and
-            tokenizer.json, run by onnxruntime directly), or `"auto"`: ONNX for a folder with nothing else.
+            tokenizer.json, run by onnxruntime directly), `"openvino"` (extra `openvino`; openvino_model.xml, or
+            the same ONNX file, run by OpenVINO in float32), or `"auto"`: ONNX for a folder with nothing else.
         max_length: Tokens of a pair; longer ones are cut. `None` takes the model's own, or 512 where it names none.
         batch_tokens: Tokens of one forward pass, padding included; `None` takes 2,048 on a CPU (1,024 with ONNX;
             small batches stay in its cache) and 32,768 on a GPU. Lower it when memory ends.
@@ -63,7 +64,7 @@ class CrossEncoderTeacher:
 
     Raises:
         FileNotFoundError: The folder does not exist or holds no model for the backend.
-        ImportError: ONNX without onnxruntime.
+        ImportError: ONNX without onnxruntime, or OpenVINO without openvino.
         ValueError: The model has more than one label, or an option does not fit.
 
     Example:
@@ -76,7 +77,7 @@ class CrossEncoderTeacher:
         self,
         model: str | os.PathLike[str] | CrossEncoder,
         *,
-        backend: Literal["auto", "torch", "onnx"] = "auto",
+        backend: Literal["auto", "torch", "onnx", "openvino"] = "auto",
         max_length: int | None = None,
         batch_tokens: int | None = None,
         batch_size: int | None = None,
@@ -104,7 +105,7 @@ class CrossEncoderTeacher:
         self.truncated_pairs = 0
         self._engine: TorchEngine | OnnxEngine
         if not isinstance(model, (str, os.PathLike)):
-            if backend == "onnx" or (max_length, dtype, revision, device) != (None, None, None, None):
+            if backend in ("onnx", "openvino") or (max_length, dtype, revision, device) != (None, None, None, None):
                 raise ValueError("A loaded CrossEncoder keeps its own backend, max_length, dtype, revision and device.")
             name, commit = _loaded_name(model), f"blake2b:{hash_parameters(model)}"
             self._engine = TorchEngine(model, batch_tokens, batch_size, prompt)
@@ -115,15 +116,14 @@ class CrossEncoderTeacher:
             if backend == "auto":
                 backend = "onnx" if folder.is_dir() and _onnx_file(folder) and not _torch_files(folder) else "torch"
             name = folder.resolve().name if folder.is_dir() else str(model)
-            if backend == "onnx":
+            if backend in ("onnx", "openvino"):
                 if prompt is not None or dtype is not None:
-                    raise ValueError("The ONNX backend takes no prompt and no dtype. Use the torch backend.")
+                    raise ValueError(f"The {backend} backend takes no prompt and no dtype. Use the torch backend.")
                 local = folder.is_dir()
-                folder = folder if local else _download_onnx(str(model), revision)
-                file = _onnx_file(folder)
-                self._engine = OnnxEngine(folder, file, max_length, batch_tokens, batch_size, device)
+                folder = folder if local else _download_exported(str(model), revision, backend)
+                self._engine = _exported_engine(backend, folder, max_length, batch_tokens, batch_size, device)
                 # The Hub's cache names the folder of a snapshot after its commit.
-                commit = f"blake2b:{_hash_files(folder, _onnx_files(folder))}" if local else folder.name
+                commit = f"blake2b:{_hash_files(folder, _exported_files(folder, backend))}" if local else folder.name
             else:
                 commit = _local_commit(folder) if folder.is_dir() else _hub_commit(str(model), revision)
                 loaded = _load_cross_encoder(model, max_length, commit, device, trust_remote_code, dtype)
@@ -132,7 +132,7 @@ class CrossEncoderTeacher:
             "kind": "cross-encoder",
             "model": name,
             "revision": commit,
-            "backend": "torch" if isinstance(self._engine, TorchEngine) else "onnx",
+            "backend": "torch" if isinstance(self._engine, TorchEngine) else self._engine.backend,
             "dtype": self._engine.dtype,
             "max_length": self._engine.max_length,
             "activation": "identity",
@@ -226,8 +226,8 @@ def _load_cross_encoder(
 def _check_options(
     backend: str, max_length: int | None, batch_tokens: int | None, batch_size: int | None, dtype: str | None
 ) -> None:
-    if backend not in ("auto", "torch", "onnx"):
-        raise ValueError(f'backend must be "auto", "torch" or "onnx", got {backend!r}.')
+    if backend not in ("auto", "torch", "onnx", "openvino"):
+        raise ValueError(f'backend must be "auto", "torch", "onnx" or "openvino", got {backend!r}.')
     if dtype not in (None, "auto", "float32", "bfloat16", "float16"):
         raise ValueError(f'dtype must be "auto", "float32", "bfloat16" or "float16", got {dtype!r}.')
     if max_length is not None and max_length < 8:
@@ -265,20 +265,45 @@ def _hub_commit(repo_id: str, revision: str | None) -> str:
     return Path(hf_hub_download(repo_id, "config.json", revision=revision)).parent.name
 
 
-def _download_onnx(repo_id: str, revision: str | None) -> Path:
+def _download_exported(repo_id: str, revision: str | None, backend: str) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["model.onnx*", "onnx/model.onnx*", *_SETTINGS]
+    if backend == "openvino":
+        patterns += ["openvino_model.*", "openvino/openvino_model.*"]
     return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+
+
+def _exported_engine(
+    backend: str,
+    folder: Path,
+    max_length: int | None,
+    batch_tokens: int | None,
+    batch_size: int | None,
+    device: str | None,
+) -> OnnxEngine:
+    from st_wkl.data.openvino_engine import OpenVinoEngine
+
+    engine, file = (OnnxEngine, _onnx_file(folder)) if backend == "onnx" else (OpenVinoEngine, _openvino_file(folder))
+    return engine(folder, file, max_length, batch_tokens, batch_size, device)
 
 
 def _onnx_file(folder: Path) -> Path | None:
     return next((file for file in (folder / "model.onnx", folder / "onnx" / "model.onnx") if file.is_file()), None)
 
 
-def _onnx_files(folder: Path) -> list[Path]:
-    model = _onnx_file(folder)
-    return [*([model, *sorted(model.parent.glob(f"{model.name}[._]data"))] if model else []), *_settings(folder)]
+def _openvino_file(folder: Path) -> Path | None:
+    files = (folder / "openvino_model.xml", folder / "openvino" / "openvino_model.xml")
+    return next((file for file in files if file.is_file()), _onnx_file(folder))
+
+
+def _exported_files(folder: Path, backend: str) -> list[Path]:
+    """Return the files that decide the scores; the weights of an .xml are in the .bin beside it."""
+    model = _onnx_file(folder) if backend == "onnx" else _openvino_file(folder)
+    if model is None:
+        return _settings(folder)
+    beside = [model.with_suffix(".bin")] if model.suffix == ".xml" else model.parent.glob(f"{model.name}[._]data")
+    return [model, *sorted(beside), *_settings(folder)]
 
 
 def _torch_files(folder: Path) -> list[Path]:
