@@ -237,7 +237,7 @@ def _about_training(record: TrainingRecord, folder: Path) -> list[str]:
         ("Loss", _listed(record.loss, record.loss_config)),
         ("Teacher", _listed(teacher, {**record.teacher, "licence": record.dataset.get("teacher_license")})),
         ("Data", _about_data(collection, record.dataset)),
-        ("LoRA", _listed(None, adapter_row(folder, record))),
+        ("LoRA", _about_adapter(record) or _listed(None, adapter_row(folder, record))),
         ("Training", _listed(None, record.arguments)),
         ("Training time", f"{record.seconds:.1f} seconds"),
         ("Versions", _listed(None, record.versions)),
@@ -249,6 +249,16 @@ def _about_training(record: TrainingRecord, folder: Path) -> list[str]:
         "st_wkl on top of sentence-transformers.",
         f"| | |\n| :-- | :-- |\n{table}",
     ]
+
+
+def _about_adapter(record: TrainingRecord) -> str:
+    """Return a line on the adapter, empty where all weights were trained."""
+    lora = record.lora
+    if not lora:
+        return ""
+    what = "LoRA, merged into" if lora.get("merged") else "LoRA on"
+    rank = f"rank `{lora['r']}`, alpha `{lora['alpha']}`"
+    return f"{what} `{record.student}`: {rank}, {lora['trainable']:,} weights trained ({lora['share']:.2%})"
 
 
 def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import nn
 
 from st_wkl.cards.model_card import write_model_card
@@ -21,11 +22,13 @@ from st_wkl.evaluation.identity import load_model, model_revision
 from st_wkl.evaluation.results import package_versions
 from st_wkl.training import checkpoints
 from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
+from st_wkl.training.lora import check_base, check_config, check_reload, default_config, has_adapter, prepare
 from st_wkl.training.record import RECORD_FILE, TrainingRecord
 from st_wkl.training.students import check_loss, default_arguments, kind_of, make_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+    from peft import LoraConfig
     from sentence_transformers.base.trainer import BaseTrainer
     from sentence_transformers.base.training_args import BaseTrainingArguments
     from transformers import TrainerCallback
@@ -78,6 +81,7 @@ def distill(
     args: BaseTrainingArguments | None = None,
     *,
     output_dir: str | Path,
+    lora: bool | LoraConfig = False,
     mini_batch_size: int | None = None,
     callbacks: Iterable[TrainerCallback] = (),
     resume: bool = False,
@@ -108,6 +112,9 @@ def distill(
             checkpoints go to `checkpoints` in it, and are deleted once the student is complete.
         output_dir: Folder for the trained student: weights, card, `distillation.json` and hashes of the training texts.
             Must not hold anything yet.
+        lora: Train an adapter in place of all weights: True for `st_wkl.training.lora.default_config`, or a `LoraConfig`
+            of peft. The folder then holds the adapter; `st_wkl.training.lora.merge` makes a plain model of it. A
+            student that was loaded with an adapter goes on with it.
         mini_batch_size: Texts embedded at once by a loss that is made here; one that is given has its own.
         callbacks: Further callbacks of the trainer.
         resume: Go on with the run that was stopped in `output_dir`, with the same result as if it had not been; start
@@ -134,11 +141,18 @@ def distill(
     loaded, found_name = load_model(student)  # type: ignore[arg-type]
     name = base_name or (found_name if not isinstance(student, nn.Module) else _name_of(loaded, found_name))
     kind = kind_of(loaded)
+    adapted = bool(lora) or has_adapter(loaded)
+    if has_adapter(loaded) and not isinstance(student, nn.Module) and (Path(student) / RECORD_FILE).is_file():
+        check_base(loaded, TrainingRecord.load(student).lora)
+    if lora and not has_adapter(loaded):
+        check_config(loaded, default_config(loaded) if isinstance(lora, bool) else lora)
     if args is not None and not isinstance(args, kind.arguments):
         raise TypeError(
             f"args is a {type(args).__name__}, but a {type(loaded).__name__} is trained with {kind.arguments.__name__}."
         )
-    args = copy.copy(args) if args is not None else default_arguments(loaded, output_dir)  # the user's stay as they are
+    args = (
+        copy.copy(args) if args is not None else default_arguments(loaded, output_dir, lora=adapted)
+    )  # the user's stay as they are
     made = _make_loss(loss, loaded, dataset, mini_batch_size)
     check_loss(made, loaded)
     data = training_data(dataset, made, loaded, args)
@@ -148,13 +162,15 @@ def distill(
     args.output_dir = str(work)
     args.restore_callback_states_from_checkpoint = True  # a resumed run has to be as patient as it was
 
-    identity = _identity(loaded, data, made, args)
+    identity = _identity(loaded, data, made, args, lora)
     if resume and (finished := _finished(output_dir, identity)) is not None:
         logger.info("%s is complete: nothing to do.", output_dir)
         return finished
     _check_folder(output_dir, work)
     checkpoint = checkpoints.start_run(work, identity, resume=resume)
     start = time.perf_counter()
+    transformers.set_seed(args.seed)  # an adapter starts at random
+    adapter = prepare(loaded, lora or True) if adapted else {}
     trainer = kind.trainer(
         model=loaded,
         args=args,
@@ -182,6 +198,7 @@ def distill(
         arguments=_arguments_that_matter(args),
         seconds=round(time.perf_counter() - start, 1),
         versions=package_versions(("sentence-transformers", "transformers", "torch", "peft")),
+        lora=adapter,
         run=_digest(identity),
     )
     if _is_main():
@@ -203,7 +220,9 @@ def _make_loss(loss: Any, student: Student, dataset: Any, mini_batch_size: int |
     return made
 
 
-def _identity(student: Student, data: TrainingData, loss: nn.Module, args: BaseTrainingArguments) -> dict[str, Any]:
+def _identity(
+    student: Student, data: TrainingData, loss: nn.Module, args: BaseTrainingArguments, lora: bool | LoraConfig
+) -> dict[str, Any]:
     """Return what decides the outcome of training."""
     arguments = {**_arguments_that_matter(args), "processes": args.world_size}
     return {
@@ -211,6 +230,7 @@ def _identity(student: Student, data: TrainingData, loss: nn.Module, args: BaseT
         "dataset": checkpoints.dataset_fingerprint(data.rows),
         "loss": {"name": type(loss).__name__, **_config(loss)},
         "arguments": arguments,
+        "lora": lora if isinstance(lora, bool) else _plain(lora.to_dict()),
     }
 
 
@@ -263,6 +283,8 @@ def _train(trainer: BaseTrainer, checkpoint: checkpoints.Checkpoint | None) -> l
 def _save(student: Student, folder: Path, record: TrainingRecord, dataset: Any) -> None:
     """Write the student and all that belongs to it; the record comes last, so a folder with it is complete."""
     student.save_pretrained(str(folder))
+    if record.lora:
+        check_reload(student, folder)
     write_model_card(folder, record=record, results={})
     if hasattr(dataset, "provenance"):
         Exposure.of(dataset).save(folder)
@@ -284,6 +306,11 @@ def _config(loss: nn.Module) -> dict[str, Any]:
 def _arguments_that_matter(args: BaseTrainingArguments) -> dict[str, Any]:
     values = {name: getattr(args, name) for name in _ARGUMENTS}
     return {name: getattr(value, "value", value) for name, value in values.items()}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON values; peft keeps its targets in sets, whose order changes from run to run."""
+    return {key: sorted(value) if isinstance(value, set) else str(value) for key, value in values.items()}
 
 
 def _digest(identity: dict[str, Any]) -> str:

@@ -7,61 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MatryoshkaLoss
-from transformers import TrainerCallback
 
 from st_wkl import MarginKL, WeightedKLDistillationLoss, WeightedSumLoss, distill
-from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.data.exposure import Exposure
 from st_wkl.evaluation.identity import load_model, model_revision
 from st_wkl.training import LOSSES, RECORD_FILE, TrainingRecord, default_arguments, make_loss
 from st_wkl.training.students import takes_lists
 from tests.losses.students import CLASSES, make_student, ragged_rows
-from tests.test_package import small_collection
-
-
-class WordOverlap:
-    """A teacher that counts shared words: no model, yet scores that rank."""
-
-    identity = {"model": "word-overlap"}  # noqa: RUF012
-
-    def score(self, pairs: list[tuple[str, str]]) -> np.ndarray:
-        return np.array([3.0 * len({*q.split()} & {*d.split()}) for q, d in pairs], dtype=np.float32)
-
-
-class Killed(BaseException):
-    """What no handler of the trainer catches, as little as it catches a signal."""
-
-
-class KillAt(TrainerCallback):
-    """Ends the process, as far as the trainer can tell, after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.step:
-            raise Killed
-
-
-@pytest.fixture(scope="module")
-def dataset() -> DistillationDataset:
-    builder = DistillationDatasetBuilder(small_collection(), WordOverlap(), num_negatives=4, store=":memory:")
-    return builder.build(show_progress=False)
-
-
-def arguments(student: Any, output: Path, **changes: Any) -> Any:
-    args = default_arguments(student, output)
-    args.per_device_train_batch_size, args.num_train_epochs, args.disable_tqdm = 8, 1, True
-    for name, value in changes.items():
-        setattr(args, name, value)
-    return args
+from tests.training.conftest import KillAt, Killed, arguments
 
 
 def test_distilled_student_is_saved_with_its_record(
