@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import warnings
@@ -11,100 +10,17 @@ from typing import Any
 
 import mteb
 import pytest
-import torch
-from mteb.mocks.mock_tasks import MockMultilingualRetrievalTask, MockRerankingTask, MockSTSTask
+from mteb.mocks.mock_tasks import MockMultilingualRetrievalTask, MockSTSTask
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from transformers import (
-    BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
-    PreTrainedTokenizerFast,
 )
 
-from st_wkl.data.collection import Collection
 from st_wkl.evaluation import Results, compare, evaluate, evaluate_run
-from st_wkl.evaluation.identity import identified
 from st_wkl.evaluation.tasks import CollectionTask, resolve_tasks
-
-DOCUMENTS = {
-    "d1": "Cats sleep for most of the day and purr when they are content.",
-    "d2": "Dogs bark at strangers and love long walks.",
-    "d3": "The stock market fell sharply after the bank raised its interest rate.",
-    "d4": "Inflation makes bread and milk more expensive every year.",
-    "d5": "A football team has eleven players on the field.",
-    "d6": "Tennis is played with a racket and a ball on a court.",
-    "d7": "Paris is the capital of France and lies on the Seine.",
-    "d8": "Berlin is the capital of Germany and has many lakes.",
-    "d9": "The heart pumps blood through the body.",
-    "d10": "Vitamin C in oranges supports the immune system.",
-    "d11": "",
-    "d12": "Rain falls when clouds cool down.",
-}
-QUERIES = {
-    "q1": "which pet purrs",
-    "q2": "why do prices rise",
-    "q3": "how many people play in a soccer team",
-    "q4": "capital city on a river",
-    "q5": "what keeps blood moving",
-    "q6": "what causes rain",
-}
-GAINS = {
-    "q1": {"d1": 2, "d2": 1},
-    "q2": {"d4": 2, "d3": 1, "d9": 0},
-    "q3": {"d5": 1, "d6": 0},
-    "q4": {"d7": 2, "d8": 1},
-    "q5": {"d9": 1},
-    "q6": {"d12": 1},
-}
-
-
-def collection(name: str = "tiny", **qrels: Any) -> Collection:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the empty document, which is there on purpose
-        return Collection(name, dict(DOCUMENTS), dict(QUERIES), qrels or {"test": GAINS})
-
-
-@pytest.fixture
-def student(static_student_path: Path) -> Any:
-    """Return a real retriever that a test may change."""
-    return SentenceTransformer(str(static_student_path), device="cpu")
-
-
-def scrambled(model: Any) -> Any:
-    """Return the model with its tokens' embeddings in a random order, which no longer retrieves anything."""
-    other = copy.deepcopy(model)
-    weight = other[0].embedding.weight.data
-    weight.copy_(weight[torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))])
-    return other
-
-
-@pytest.fixture(scope="module")
-def tiny_bert(static_student_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a function that saves a tiny random BERT with a real vocabulary into a folder."""
-
-    def build(head: type, seed: int = 0, folder: Path | None = None) -> Path:
-        torch.manual_seed(seed)
-        folder = folder or tmp_path_factory.mktemp("tiny-bert")
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_file=str(static_student_path / "tokenizer.json"), pad_token="[PAD]", model_max_length=64
-        )
-        sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        sizes |= {"vocab_size": len(tokenizer), "intermediate_size": 16, "max_position_embeddings": 64, "num_labels": 1}
-        config = BertConfig(**sizes)
-        # With the usual tiny initial weights every pair would get almost the same score.
-        config.initializer_range = 0.5
-        head(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
-
-    return build
-
-
-def plain_mteb(model: Any, task: Any, cache: mteb.ResultCache | None) -> float:
-    """Return what a user of MTEB's defaults gets."""
-    found = mteb.evaluate(model, task, cache=cache, show_progress_bar=False, co2_tracker=False)
-    return float(found.task_results[0].get_score())
+from tests.evaluation.tiny import GAINS, QUERIES, collection, plain_mteb, scrambled
 
 
 def test_every_query_and_the_mean_are_mtebs(student: Any) -> None:
@@ -127,103 +43,11 @@ def test_graded_gains_count(student: Any) -> None:
     assert right.task().per_query["q1"] > wrong.task().per_query["q1"]
 
 
-def test_another_local_model_gets_its_own_score(student: Any, tmp_path: Path) -> None:
-    """Trap: MTEB calls all local models the same and gives the second one the first one's cached score."""
-    other, task, cache = scrambled(student), CollectionTask(collection(), "test"), mteb.ResultCache(tmp_path)
-    first = plain_mteb(student, task, cache)
-    truth = plain_mteb(other, task, None)
-    assert abs(first - truth) > 0.05
-    assert plain_mteb(other, task, cache) == first, "MTEB has repaired this; so can we be simpler"
-    assert evaluate(student, collection(), show_progress=False).ndcg_at_10 == pytest.approx(first)
-    assert evaluate(other, collection(), show_progress=False).ndcg_at_10 == pytest.approx(truth)
-    # The identity alone is enough: with it even the shared cache is safe.
-    assert plain_mteb(identified(student), task, cache) == first
-    assert plain_mteb(identified(other), task, cache) == truth
-
-
-def test_a_model_trained_in_memory_gets_its_own_score(student: Any, tmp_path: Path) -> None:
-    """Trap: a student that was loaded from the Hub keeps its base's name and revision while it is trained."""
-    student.model_card_data.base_model = "tester/base"
-    student.model_card_data.base_model_revision = "0" * 40
-    task, cache = CollectionTask(collection(), "test"), mteb.ResultCache(tmp_path)
-    before = plain_mteb(student, task, cache)
-    ours_before = evaluate(student, collection(), show_progress=False)
-    student[0].embedding.weight.data = scrambled(student)[0].embedding.weight.data
-    truth = plain_mteb(student, task, None)
-    assert plain_mteb(student, task, cache) == before != truth, "MTEB has repaired this; so can we be simpler"
-    ours_after = evaluate(student, collection(), show_progress=False)
-    assert ours_after.ndcg_at_10 == pytest.approx(truth)
-    assert ours_before.model["name"] == ours_after.model["name"] == "tester/base"
-    assert ours_before.model["revision"] != ours_after.model["revision"]
-    assert plain_mteb(identified(student), task, cache) == truth
-
-
-def reranking_task(student: Any, folder: Path, top_k: int) -> Any:
-    mteb.evaluate(
-        student, CollectionTask(collection(), "test"), cache=None, prediction_folder=folder, show_progress_bar=False
-    )
-    return CollectionTask(collection(), "test").convert_to_reranking(folder, top_k=top_k)
-
-
-def test_a_cross_encoder_retrained_in_place_gets_its_own_score(student: Any, tiny_bert: Any, tmp_path: Path) -> None:
-    """Trap: MTEB knows a cross-encoder by its folder only, so new weights in it keep the old score."""
-    task, cache = reranking_task(student, tmp_path / "run", 5), mteb.ResultCache(tmp_path / "cache")
-    folder = tiny_bert(BertForSequenceClassification, seed=1)
-    old = plain_mteb(CrossEncoder(str(folder), device="cpu"), task, cache)
-    ours_old = evaluate(folder, task, show_progress=False)
-    tiny_bert(BertForSequenceClassification, seed=5, folder=folder)
-    truth = plain_mteb(CrossEncoder(str(folder), device="cpu"), task, None)
-    assert old != truth
-    assert plain_mteb(CrossEncoder(str(folder), device="cpu"), task, cache) == old, "MTEB has repaired this"
-    ours = evaluate(folder, task, show_progress=False)
-    assert ours.model["class"] == "CrossEncoder"
-    assert (ours_old.ndcg_at_10, ours.ndcg_at_10) == pytest.approx((old, truth))
-    assert ours.model["revision"] != ours_old.model["revision"]
-
-
-def test_another_depth_of_reranking_is_another_task(student: Any, tiny_bert: Any, tmp_path: Path) -> None:
-    """Trap: a top-2 and a top-10 run of the same reranker share a name, so MTEB's cache gives one for the other."""
-    model = CrossEncoder(str(tiny_bert(BertForSequenceClassification, seed=1)), device="cpu")
-    cache = mteb.ResultCache(tmp_path / "cache")
-    shallow, deep = (reranking_task(student, tmp_path / "run", top_k) for top_k in (2, 10))
-    first, truth = plain_mteb(model, deep, cache), plain_mteb(model, shallow, None)
-    assert first != truth
-    assert plain_mteb(model, shallow, cache) == first, "MTEB has repaired this; so can we be simpler"
-    ours = [evaluate(model, task, show_progress=False).tasks[0] for task in (deep, shallow)]
-    assert [scores.ndcg_at_10 for scores in ours] == pytest.approx([first, truth])
-    assert [scores.task for scores in ours] == ["tiny-rerank-available-top10", "tiny-rerank-available-top2"]
-    assert ours[0].dataset_revision != ours[1].dataset_revision
-
-
 def test_a_reranker_without_candidates_is_told_so(tiny_bert: Any) -> None:
     """A cross-encoder cannot search; the error must say how to give it lists."""
     model = CrossEncoder(str(tiny_bert(BertForSequenceClassification)), device="cpu")
     with pytest.raises(ValueError, match=r"tiny has no candidates.*first_stage=.bm25."):
         evaluate(model, collection(), show_progress=False)
-
-
-def test_a_reranking_task_without_its_lists_is_refused(student: Any) -> None:
-    """Trap: offline, MTEB loses the candidates of a reranking task and silently searches the whole corpus."""
-    task = MockRerankingTask()
-    task.load_data()
-    assert evaluate(student, task, show_progress=False).tasks[0].per_query
-    for data in task.dataset["default"].values():
-        data["top_ranked"] = None
-    with pytest.raises(ValueError, match="lists of candidates were not found"):
-        evaluate(student, task, show_progress=False)
-
-
-def test_queries_without_an_answer_are_left_out_and_counted(student: Any) -> None:
-    """Trap: MTEB scores a query whose judgements are all 0 as a failure of the model."""
-    qrels = {**GAINS, "q3": {"d6": 0, "d5": 0}}
-    with pytest.warns(UserWarning, match="1 of 6 test queries of tiny have no relevant document and are left out.*q3"):
-        ours = evaluate(student, collection(test=qrels), show_progress=False)
-    assert set(ours.task().per_query) == set(QUERIES) - {"q3"}
-    task = CollectionTask(collection(), "test")
-    task.qrels = qrels  # as MTEB would have read the files
-    assert plain_mteb(student, task, None) < ours.ndcg_at_10
-    with pytest.raises(ValueError, match="no query with a relevant document"):
-        evaluate(student, collection(test={"q1": {"d1": 0}}), show_progress=False)
 
 
 @pytest.mark.parametrize(
