@@ -210,10 +210,29 @@ def _cleaned(folder: Path, files: list[str], repo_id: str) -> dict[str, bytes]:
         if path.suffix == ".json":
             new = _clean_json(text, folder, folder / name)
         else:
-            new = _STAND_IN.sub(lambda _: repo_id, without_local_paths(text, folder))
+            new = _without_samples(text, folder) if name == "README.md" else text
+            new = _STAND_IN.sub(lambda _: repo_id, without_local_paths(new, folder))
         if new != text:
             changed[name] = new.encode()
     return changed
+
+
+def _without_samples(text: str, folder: Path) -> str:
+    """Return a card without training texts, unless `write_model_card` wrote it and was asked to keep them."""
+    from huggingface_hub import ModelCard
+
+    from st_wkl.cards._texts import with_usage, without_training_texts
+    from st_wkl.cards.model_card import BEGIN
+
+    if BEGIN in text or (folder / "provenance.json").is_file():
+        return text
+    new = without_training_texts(text)
+    if new == text and not re.search(r"^widget:", text, re.MULTILINE):
+        return text
+    logger.warning("the samples of the training data are left out of the card: they may not be ours to pass on")
+    card = ModelCard(with_usage(new, folder), ignore_metadata_errors=True)
+    card.data.widget = None  # type: ignore[attr-defined]
+    return str(card)
 
 
 def _clean_json(text: str, folder: Path, path: Path) -> str:

@@ -21,7 +21,7 @@ import torch
 from datasets import load_dataset
 from huggingface_hub import hf_hub_download
 from peft import LoraConfig, TaskType
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from typer.testing import CliRunner
 
 from st_wkl.cards import write_model_card
@@ -86,9 +86,25 @@ report["dense"] = {
 
 reranker = CrossEncoder(str(tiny), num_labels=1)
 reranker.save_pretrained(str(work / "reranker"))
+readme = (work / "reranker/README.md").read_text()
+samples = "* Samples:\n  | text |\n  |:--|\n  | secret training text |\n"
+readme = readme.replace("tags:", "widget:\n- text: secret training text\ntags:", 1)
+(work / "reranker/README.md").write_text(readme.replace("## Training Details", f"## Training Details\n\n{samples}"))
 push_student(work / "reranker", "me/reranker")
 pairs = [(TEXTS[0], text) for text in TEXTS]
-report["reranker"] = {"same": same(reranker.predict(pairs), CrossEncoder("me/reranker").predict(pairs))}
+report["reranker"] = {
+    "same": same(reranker.predict(pairs), CrossEncoder("me/reranker").predict(pairs)),
+    "card": card_of("me/reranker"),
+}
+sparse, multi_vector = SparseEncoder(str(tiny)), MultiVectorEncoder(str(tiny))
+sparse.save_pretrained(str(work / "sparse"))
+multi_vector.save_pretrained(str(work / "multi-vector"))
+for kind in ("sparse", "multi-vector"):
+    push_student(work / kind, f"me/{kind}")
+one, other = (model.encode(TEXTS).to_dense() for model in (sparse, SparseEncoder("me/sparse")))
+report["sparse"] = {"same": same(one, other)}
+one, other = (model.encode_document(TEXTS) for model in (multi_vector, MultiVectorEncoder("me/multi-vector")))
+report["multi-vector"] = {"same": all(map(same, one, other))}
 
 # An adapter, and then the merged model in its place.
 adapted = SentenceTransformer(str(work / "dense"))
@@ -134,6 +150,8 @@ report["nobody"] = attempt(lambda: push_student(work / "dense", "me/nothing", cr
 # The command line.
 run = CliRunner().invoke(app, ["push", str(work / "dense"), "me/shown", "--public", "--json"])
 report["cli"] = json.loads(run.stdout)
+run = CliRunner().invoke(app, ["push", str(work / "dataset"), "me/dataset", "--dataset", "--pr", "--quiet"])
+report["cli_pull_request"] = run.output
 report["cli_dataset"] = CliRunner().invoke(app, ["push", str(work / "dataset"), "me/shown"]).output
 
 # Tokens.

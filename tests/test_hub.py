@@ -49,7 +49,7 @@ def report(session: Any) -> dict[str, Any]:
 
 def test_students_come_back_the_same(report: dict[str, Any]) -> None:
     """Whoever loads the student from the Hub must get its very embeddings, whatever form it was pushed in."""
-    for kind in ("dense", "reranker", "adapter", "merged"):
+    for kind in ("dense", "sparse", "multi-vector", "reranker", "adapter", "merged"):
         assert report[kind]["same"], kind
     assert report["adapter"]["differs"], "the adapter must do something, or the test shows nothing"
 
@@ -80,7 +80,9 @@ def test_only_the_model_is_uploaded(hub: FakeHub, report: dict[str, Any]) -> Non
         "training_args.bin",
         "triplets.jsonl",
     }
-    assert not any(b"secret training text" in content for content in files.values())
+    for repo in hub.repos.values():
+        assert not any(b"secret training text" in content for content in repo.files().values())
+    assert "## Training Details" in report["reranker"]["card"]
 
 
 def test_nothing_of_the_machine_is_uploaded(hub: FakeHub, tiny_bert_path: Path) -> None:
@@ -132,6 +134,7 @@ def test_the_work_of_others_is_safe(hub: FakeHub, report: dict[str, Any]) -> Non
     assert theirs.files("refs/pr/1")["model.safetensors"] != b"theirs"
     assert report["elsewhere"].endswith("/other/model/discussions/1")
     assert set(hub.repos["model", "other/model"].files()) == {".gitattributes", "README.md"}
+    assert "/datasets/me/dataset/" in report["cli_pull_request"]
     assert hub.repos["dataset", "me/edited"].files()["README.md"] == b"# Edited on the web\n"
 
 

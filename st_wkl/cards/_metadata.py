@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -75,7 +76,7 @@ def write_eval_results(folder: Path, after: Results) -> list[Path]:
             old.unlink()
     tasks: dict[str, list[EvalResultEntry]] = {}
     for scores in after.tasks:
-        if _COMMIT.fullmatch(scores.dataset_revision) and (dataset := _hub_dataset(scores.task)):
+        if dataset := _dataset_of(scores):
             tasks.setdefault(scores.task, []).extend(_entries(scores, dataset, after))
     written = []
     for task, entries in tasks.items():
@@ -101,6 +102,12 @@ def _entries(scores: TaskScores, dataset: str, results: Results) -> Iterator[Eva
     yield EvalResultEntry(task_id=f"{scores.task}_{scores.subset}_{scores.split}", **common)
 
 
+def _dataset_of(scores: TaskScores) -> str | None:
+    """Return the dataset on the Hub that was evaluated on, if it was one."""
+    return _hub_dataset(scores.task) if _COMMIT.fullmatch(scores.dataset_revision) else None
+
+
+@functools.cache
 def _hub_dataset(task: str) -> str | None:
     """Return the dataset of a task that MTEB knows by name; a task of ours or a variant of one has none."""
     import mteb
@@ -123,7 +130,7 @@ def _model_index(results: Results) -> list[EvalResult]:
             EvalResult(
                 task_type="information-retrieval",
                 task_name="Information Retrieval",
-                dataset_type=scores.task,
+                dataset_type=_dataset_of(scores) or scores.task,
                 dataset_name=scores.task,
                 dataset_config=None if scores.subset == "default" else scores.subset,
                 dataset_split=scores.split,

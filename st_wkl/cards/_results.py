@@ -5,28 +5,65 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from st_wkl.evaluation.compare import paired_difference
-from st_wkl.evaluation.results import METRIC_LABELS, Results, TaskScores, markdown_cell
+from st_wkl.evaluation.results import METRIC_LABELS, Comparison, Results, TaskScores, markdown_cell
 
-_PARTS = {"shared": "its documents were in training", "unseen": "its documents were not"}
+_PARTS = {"shared": "with a document seen in training", "unseen": "with none seen"}
+# Of means that were rounded to 5 decimals on both sides.
+_ROUNDING = 1e-4
 _MEANING = (
     "Part of the test queries have a relevant document that was also a positive of the training data; a student can "
-    "have learnt that document by heart. **The row of documents that were not in training is the one to expect on a "
-    "collection of your own.**"
+    "have learnt that document by heart. **The row with none seen is the one to expect on a collection "
+    "of your own.**"
 )
 
 
 def results_section(results: Mapping[str, Results]) -> str:
-    """Return a table per task, with a column per label and rows for metrics and parts of the queries."""
+    """Return a table per task, with a column per label and rows for metrics and parts of the queries.
+
+    Raises:
+        ValueError: If two columns of a task were measured on different data.
+    """
     tasks: dict[tuple[str, str, str], dict[str, TaskScores]] = {}
     for label, entry in results.items():
         for scores in entry.tasks:
             tasks.setdefault((scores.task, scores.split, scores.subset), {})[label] = scores
+    for columns in tasks.values():
+        _check_same_data(columns)
     parts = [table for (task, split, subset), columns in tasks.items() for table in _task(task, split, subset, columns)]
     if any(scores.per_query for columns in tasks.values() for scores in columns.values()):
         parts.append("In brackets: 95 % interval of the mean, a bootstrap over queries.")
     if any(getattr(scores, "groups", None) for columns in tasks.values() for scores in columns.values()):
         parts.append(_MEANING)
     return "\n\n".join(parts)
+
+
+def _check_same_data(columns: Mapping[str, TaskScores]) -> None:
+    (first, one), *others = columns.items()
+    for label, other in others:
+        both = one.per_query and other.per_query
+        if both and one.dataset_revision != other.dataset_revision and one.per_query.keys() != other.per_query.keys():
+            raise ValueError(
+                f"{one.task}: {first!r} ({len(one.per_query)} queries, data {one.dataset_revision}) and {label!r} "
+                f"({len(other.per_query)} queries, data {other.dataset_revision}) were measured on different data and "
+                "cannot stand side by side; evaluate both on the same"
+            )
+
+
+def check_comparison(comparison: Comparison, results: Mapping[str, Results]) -> None:
+    """Stop where a comparison is not the one between these results, as when those of two students are mixed."""
+    before, after = results.get("before"), results.get("after")
+    if before is None or after is None or getattr(comparison, "group", None):
+        return
+    means = {(scores.task, scores.split, scores.subset): scores.metrics for scores in before.tasks}
+    pairs = [(means.get((s.task, s.split, s.subset), {}).get("ndcg_at_10"), s) for s in after.tasks]
+    found = [s.metrics["ndcg_at_10"] - mean for mean, s in pairs if mean is not None and "ndcg_at_10" in s.metrics]
+    if found and getattr(comparison, "metric", "ndcg_at_10") == "ndcg_at_10":
+        nearest = min(found, key=lambda difference: abs(difference - comparison.mean))
+        if abs(nearest - comparison.mean) > _ROUNDING:
+            raise ValueError(
+                f"the comparison says {comparison.mean:+.4f} nDCG@10, but {after.name!r} minus {before.name!r} is "
+                f"{nearest:+.4f}: they belong to different students. Compare these two again"
+            )
 
 
 def parts_of(columns: Mapping[str, TaskScores]) -> dict[str, list[str]]:
@@ -39,20 +76,20 @@ def parts_of(columns: Mapping[str, TaskScores]) -> dict[str, list[str]]:
 
 
 def _task(task: str, split: str, subset: str, columns: Mapping[str, TaskScores]) -> Iterator[str]:
-    yield f"**{markdown_cell(task)}** (split `{split}`{'' if subset == 'default' else f', subset `{subset}`'})"
-    header = ["", "Queries", *columns]
-    lines = [header, [":--", *["--:"] * (len(header) - 1)]]
-    counts = {len(scores.per_query) for scores in columns.values() if scores.per_query}
-    queries = " / ".join(f"{count:,}" for count in sorted(counts))
+    counts = sorted({len(scores.per_query) for scores in columns.values() if scores.per_query})
+    about = [f"split `{split}`", *([] if subset == "default" else [f"subset `{subset}`"])]
+    about += [f"{' or '.join(f'{count:,}' for count in counts)} queries"] if counts else []
+    yield f"**{markdown_cell(task)}** ({', '.join(about)})"
+    header = ["", *columns]
+    lines = [header, [":--", *["--:"] * len(columns)]]
     metrics = [m for m in METRIC_LABELS if any(m in scores.metrics for scores in columns.values())]
     metrics += sorted({scores.main_metric for scores in columns.values()} - set(metrics))
     groups = parts_of(columns)
     for metric in metrics:
-        label = METRIC_LABELS.get(metric, metric)
-        lines.append([label, queries, *(_value(scores, metric) for scores in columns.values())])
+        lines.append([METRIC_LABELS.get(metric, metric), *(_value(scores, metric) for scores in columns.values())])
         if metric == "ndcg_at_10":
             lines += [
-                [f"{label}, {_PARTS.get(part, part)}", f"{len(ids):,}", *(_mean(s, ids) for s in columns.values())]
+                [f"· {len(ids):,} {_PARTS.get(part, part)}", *(_mean(s, ids) for s in columns.values())]
                 for part, ids in groups.items()
             ]
     yield "\n".join("| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines)
@@ -64,14 +101,14 @@ def _value(scores: TaskScores, metric: str) -> str:
     value = f"{scores.metrics[metric]:.4f}"
     if metric != "ndcg_at_10" or not scores.per_query:
         return value
-    return f"{value} {_interval(list(scores.per_query.values()))}"
+    return f"{value}{_interval(list(scores.per_query.values()))}"
 
 
 def _mean(scores: TaskScores, ids: list[str]) -> str:
     values = [scores.per_query[query] for query in ids]
-    return f"{sum(values) / len(values):.4f} {_interval(values)}"
+    return f"{sum(values) / len(values):.4f}{_interval(values)}"
 
 
 def _interval(values: list[float]) -> str:
     found = paired_difference(values)  # from zero, which is the mean itself
-    return f"[{found.low:.3f}, {found.high:.3f}]"
+    return f"<br>[{found.low:.3f},&nbsp;{found.high:.3f}]"  # on a line of its own: broken inside, it cannot be read

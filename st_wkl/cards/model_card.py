@@ -14,8 +14,8 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from st_wkl._files import write_text
 from st_wkl.cards._metadata import adapter_row, fill_front_matter, name_of, write_eval_results
-from st_wkl.cards._results import parts_of, results_section
-from st_wkl.cards._texts import model_class, usage, with_usage, without_local_paths, without_training_texts
+from st_wkl.cards._results import check_comparison, parts_of, results_section
+from st_wkl.cards._texts import is_hub_id, model_class, usage, with_usage, without_local_paths, without_training_texts
 from st_wkl.cards.licences import Licence, licence_of
 from st_wkl.evaluation.results import Comparison, Results, markdown_cell
 
@@ -63,8 +63,8 @@ def write_model_card(
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the card's front matter or the block's markers are broken, with file and line; the card stays
-            as it is.
+        ValueError: If the card's front matter or the block's markers are broken, with file and line, or results of
+            different data or different students are mixed; the card stays as it is.
 
     Example:
         >>> write_model_card("student", record=None, results={"after": Results.load("student")})  # doctest: +SKIP
@@ -72,6 +72,8 @@ def write_model_card(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder; save the model there first")
+    if comparison is not None:
+        check_comparison(comparison, results)
     path = folder / "README.md"
     card = _read_card(path, title=folder.resolve().name)
     after = results.get("after") or (next(iter(results.values())) if len(results) == 1 else None)
@@ -233,7 +235,7 @@ def _about_training(record: TrainingRecord, folder: Path) -> list[str]:
     """Return a sentence and a table on how the model was trained."""
     teacher, collection = name_of(record.teacher), name_of(record.dataset)
     rows = [
-        ("Student", f"`{record.student}`"),
+        ("Student", _linked(record.student)),
         ("Loss", _listed(record.loss, record.loss_config)),
         ("Teacher", _listed(teacher, {**record.teacher, "licence": record.dataset.get("teacher_license")})),
         ("Data", _about_data(collection, record.dataset)),
@@ -242,12 +244,13 @@ def _about_training(record: TrainingRecord, folder: Path) -> list[str]:
         ("Training time", f"{record.seconds:.1f} seconds"),
         ("Versions", _listed(None, record.versions)),
     ]
-    table = "\n".join(f"| {name} | {markdown_cell(value)} |" for name, value in rows if value)
+    lines = [f"| {name} | {markdown_cell(value)} |" for name, value in rows if value]
+    table = "\n".join([lines[0], "| :-- | :-- |", *lines[1:]])
     return [
         f"This model is `{record.student}`, taught with `{record.loss}` to rank documents as the "
         f"{record.teacher.get('kind') or 'teacher'} `{teacher}` does, on queries of `{collection}`. It was made with "
         "st_wkl on top of sentence-transformers.",
-        f"| | |\n| :-- | :-- |\n{table}",
+        table,
     ]
 
 
@@ -256,7 +259,7 @@ def _about_adapter(record: TrainingRecord) -> str:
     lora = record.lora
     if not lora:
         return ""
-    what = "LoRA, merged into" if lora.get("merged") else "LoRA on"
+    what = "merged into" if lora.get("merged") else "on"
     rank = f"rank `{lora['r']}`, alpha `{lora['alpha']}`"
     return f"{what} `{record.student}`: {rank}, {lora['trainable']:,} weights trained ({lora['share']:.2%})"
 
@@ -266,7 +269,7 @@ def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:
     counts, report = provenance.get("counts") or {}, provenance.get("report") or {}
     sources = (provenance.get("candidates") or {}).get("sources") or {}
     dropped = {what: number for what, number in (provenance.get("dropped") or {}).items() if number}
-    parts = [f"`{collection}`" + (f", split `{provenance['split']}`" if "split" in provenance else "")]
+    parts = [_linked(collection, "datasets/") + (f", split `{provenance['split']}`" if "split" in provenance else "")]
     parts += [f"{counts[what]:,} {what}" for what in ("queries", "documents") if what in counts]
     if "pairs" in counts:
         parts.append(f"{counts['pairs']:,} scored pairs")
@@ -290,7 +293,11 @@ def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:
 def _listed(name: str | None, settings: Mapping[str, Any]) -> str:
     """Return `name` and the settings as one line of text."""
     items = [f"{key} `{value}`" for key, value in _flat(settings) if value != name]
-    return ": ".join(part for part in (f"`{name}`" if name else "", ", ".join(items)) if part)
+    return ": ".join(part for part in (_linked(name) if name else "", ", ".join(items)) if part)
+
+
+def _linked(name: str, kind: str = "") -> str:
+    return f"[`{name}`](https://huggingface.co/{kind}{name})" if is_hub_id(name) else f"`{name}`"
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

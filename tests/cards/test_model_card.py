@@ -116,10 +116,10 @@ def test_the_block_says_how_and_how_well(folder: Path) -> None:
         "700 queries; 5,600 scored pairs; the teacher's best document is judged relevant for 88.4% of the queries; ",
         "learning_rate `0.03`",
         "9.8 seconds",
-        "**squad-dev** (split `test`)",
-        "|  | Queries | before | after | BM25 |",
-        "| nDCG@10 | 2 | 0.6970 [0.697, 0.697] | 0.7110 [0.711, 0.711] | 0.8000 [0.800, 0.800] |",
-        "| Recall@100 | 2 | 0.9000 | 0.9000 | 0.9000 |",
+        "**squad-dev** (split `test`, 2 queries)",
+        "|  | before | after | BM25 |",
+        "| nDCG@10 | 0.6970<br>[0.697,&nbsp;0.697] | 0.7110<br>[0.711,&nbsp;0.711] | 0.8000<br>",
+        "| Recall@100 | 0.9000 | 0.9000 | 0.9000 |",
         "for 11.6% of the training queries the document that the teacher puts first is not judged relevant",
         "+0.0140 nDCG@10, 95 % interval [+0.0080, +0.0200], p = 0.0001, 2000 queries",
         "Test questions are new, but their documents were seen in training.",
@@ -263,7 +263,7 @@ def test_a_folder_without_a_card_gets_one(tmp_path: Path) -> None:
     """sentence-transformers skips the card when its template fails; the results must still have a place."""
     path = write_model_card(tmp_path, record=None, results={"after": results("student", 0.5)})
     assert front_matter(path)["library_name"] == "sentence-transformers"
-    assert "| nDCG@10 | 2 | 0.5000" in path.read_text()
+    assert "| nDCG@10 | 0.5000" in path.read_text()
     assert "### Usage" in path.read_text()
     with pytest.raises(FileNotFoundError, match="save the model there first"):
         write_model_card(tmp_path / "nothing", record=None, results={})
@@ -316,10 +316,13 @@ def test_results_are_given_for_documents_that_training_has_not_seen(folder: Path
     after.tasks[0].groups = {"shared": ["q1"], "unseen": ["q2"]}
     before.tasks[0].per_query = {"q1": 0.6, "q2": 0.4}
     text = write_model_card(folder, record=record(), results={"before": before, "after": after}).read_text()
-    assert "| nDCG@10 | 2 | 0.5000 [0.400, 0.600] | 0.7500 [0.500, 1.000] |" in text
-    assert "| nDCG@10, its documents were in training | 1 | 0.6000 [0.600, 0.600] | 1.0000 [1.000, 1.000] |" in text
-    assert "| nDCG@10, its documents were not | 1 | 0.4000 [0.400, 0.400] | 0.5000 [0.500, 0.500] |" in text
-    assert "is the one to expect on a collection of your own" in text
+    assert "| nDCG@10 | 0.5000<br>[0.400,&nbsp;0.600] | 0.7500<br>[0.500,&nbsp;1.000] |" in text
+    assert (
+        "| · 1 with a document seen in training | 0.6000<br>[0.600,&nbsp;0.600] | 1.0000<br>[1.000,&nbsp;1.000] |"
+        in text
+    )
+    assert "| · 1 with none seen | 0.4000<br>[0.400,&nbsp;0.400] | 0.5000<br>[0.500,&nbsp;0.500] |" in text
+    assert "with none seen is the one to expect on a collection of your own" in text
     assert "squad-dev: 1 of 2 test queries ask for documents that training has shown." in text
 
 
@@ -395,3 +398,15 @@ def test_results_on_the_hubs_datasets_get_files_of_their_own(folder: Path, monke
         ("mteb/scifact", "SciFact", 71.1, commit),
         ("mteb/scifact", "SciFact_default_test", 71.1, commit),
     ]
+
+
+def test_mixed_results_are_refused(folder: Path) -> None:
+    """A gain that belongs to another student, or two columns of different data, would be believed."""
+    before = (folder / "README.md").read_bytes()
+    mixed = dict(ALL, comparison=Comparison(0.2, 0.1, 0.3, 1e-4, 2000, 1700, 0, 300))
+    with pytest.raises(ValueError, match=r"says \+0\.2000 nDCG@10, but 'student' minus 'potion' is \+0\.0140.*again"):
+        write_model_card(folder, record=record(), **mixed)
+    other = results("potion", 0.697, dataset_revision="other", per_query={"q9": 0.697})
+    with pytest.raises(ValueError, match=r"squad-dev: 'before' .* were measured on different data"):
+        write_model_card(folder, record=record(), results={"before": other, "after": results("student", 0.7)})
+    assert (folder / "README.md").read_bytes() == before
