@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,42 @@ from st_wkl.cli import app
 from st_wkl.evaluation.identity import identified, model_revision
 from st_wkl.leaderboard import collect, known_training_datasets, model_code, model_meta, prepare
 from st_wkl.training import TrainingRecord
+from tests.fake_hub import Commit, FakeHub
 from tests.losses.students import CLASSES, make_student
 
 COMMIT = "0123456789" * 4
 TASK = "NanoSciFactRetrieval"
 FIELDS: dict[str, Any] = {"name": "lab/tiny", "revision": COMMIT, "license": "mit", "training_datasets": {"SciFact"}}
+
+
+CARD = """---
+configs:
+- {config_name: corpus, data_files: [{split: train, path: corpus.jsonl}]}
+- {config_name: queries, data_files: [{split: train, path: queries.jsonl}]}
+- {config_name: qrels, data_files: [{split: train, path: qrels.jsonl}]}
+---
+"""
+NANO = {
+    "README.md": CARD.encode(),
+    "corpus.jsonl": b'{"_id": "d1", "text": "cats purr"}\n{"_id": "d2", "text": "dogs bark"}\n',
+    "queries.jsonl": b'{"_id": "q1", "text": "who purrs"}\n',
+    "qrels.jsonl": b'{"query-id": "q1", "corpus-id": "d1", "score": 1}\n',
+}
+
+
+# In one process, as each one imports torch.
+WHOLE_WAY = """
+import os, runpy, sys
+from st_wkl.leaderboard import prepare
+student = sys.argv[1]
+prepare(student, org="lab", output="one")
+os.chdir("one")
+sys.path.insert(0, ".")
+sys.argv = ["evaluate.py", "NanoSciFactRetrieval"]
+runpy.run_path("evaluate.py", run_name="__main__")
+os.chdir("..")
+prepare(student, ["one/mteb-cache"], org="lab", output="two")
+"""
 
 
 def record(**changes: Any) -> TrainingRecord:
@@ -129,6 +161,19 @@ def test_a_static_student_has_no_limit_and_is_all_embeddings(static_student_path
     assert executed(model_code(meta)).max_tokens == math.inf
 
 
+def test_an_adapter_counts_with_its_base_and_names_what_loads_it(tiny_bert_path: Path) -> None:
+    """Its own file is small, but a query costs what the base costs; without peft MTEB could not load it."""
+    from peft import LoraConfig, TaskType
+
+    model = make_student("dense", tiny_bert_path)
+    before = model_meta(model, **FIELDS)
+    model.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, r=2, target_modules=["query"]))
+    meta = model_meta(model, **FIELDS)
+    assert meta.n_parameters == before.n_parameters + 2 * 2 * (32 + 32)
+    assert meta.n_embedding_parameters == before.n_embedding_parameters
+    assert (before.extra_requirements_groups, meta.extra_requirements_groups) == (None, ["peft"])
+
+
 def test_the_teacher_s_and_the_base_s_data_count_as_the_student_s() -> None:
     """A student whose teacher was trained on MS MARCO is not zero-shot on it; leaving that out is a false claim."""
     seen, notes = known_training_datasets(record())
@@ -192,6 +237,30 @@ def test_mteb_takes_what_was_prepared(student: Path, cache: Path, tmp_path: Path
     ).stdout.split()
     folder = f"results/lab__tiny/{COMMIT}"
     assert {f"{folder}/{TASK}.json", f"{folder}/model_meta.json"} <= set(committed)
+
+
+def test_the_script_computes_what_prepare_takes(student: Path, tmp_path: Path) -> None:
+    """The whole way against a Hub: entry, MTEB's own loader at that commit, MTEB's own data, results, submission."""
+    files = {str(path.relative_to(student)): path.read_bytes() for path in student.rglob("*") if path.is_file()}
+    with FakeHub() as hub:
+        hub.create("lab/tiny", private=False)
+        commit = hub.commit("lab/tiny", files, "Add a student", author="lab")
+        data = hub.create("mteb/NanoSciFactRetrieval", "dataset", private=False)
+        pinned = mteb.get_task(TASK).metadata.revision
+        data.commits[pinned] = Commit("data", "", NANO, None)
+        data.refs["main"] = pinned
+        environment = hub.environment(tmp_path / "home") | {"MTEB_CACHE": str(tmp_path / "mteb")}
+
+        ran = subprocess.run(
+            [sys.executable, "-c", WHOLE_WAY, student], env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert ran.returncode == 0, ran.stderr[-3000:]
+    results = tmp_path / "two" / "results" / "lab__tiny" / commit
+    assert {path.name for path in results.iterdir()} == {f"{TASK}.json", "model_meta.json", "run_settings.jsonl"}
+    about = json.loads((results / "model_meta.json").read_text())
+    assert (about["name"], about["revision"], about["license"]) == ("lab/tiny", commit, "apache-2.0")
+    scores = json.loads((results / f"{TASK}.json").read_text())["scores"]["train"][0]
+    assert 0 < scores["main_score"] <= 1
 
 
 def test_the_page_and_the_script_say_the_two_pull_requests(student: Path, tmp_path: Path) -> None:

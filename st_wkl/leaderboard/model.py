@@ -273,7 +273,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, float) and math.isinf(value):
         return 'float("inf")'
     if isinstance(value, set):
-        return "{" + ", ".join(map(_literal, sorted(value))) + "}" if value else "set()"
+        return "{\n" + "".join(f"        {_literal(item)},\n" for item in sorted(value)) + "    }" if value else "set()"
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
     if isinstance(value, list | tuple):

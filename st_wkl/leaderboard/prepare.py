@@ -195,9 +195,9 @@ def _script(meta: ModelMeta, module: str) -> str:
     """Return a script that evaluates the student as the leaderboard's reviewers do."""
     variable = variable_name(meta)
     if "cross-encoder" in meta.model_type:
-        default = "['AskUbuntuDupQuestions', 'MindSmallReranking']"
+        default = '["AskUbuntuDupQuestions", "MindSmallReranking"]'
     else:
-        default = "['NanoBEIR']"
+        default = '["NanoBEIR"]'
     return f'''"""Compute the results of {meta.name} through mteb.get_model, as the leaderboard asks; needs the Hub.
 
     python evaluate.py                  # {default}
@@ -233,7 +233,7 @@ def _page(meta: ModelMeta, module: str, tasks: tuple[str, ...], notes: Sequence[
         if done or name in zero_shot
     ]
     if tasks:
-        second = f"{len(tasks)} task files, checked by the rules of that repository: {', '.join(tasks)}."
+        second = f"Checked by the rules of that repository, {len(tasks)} in number: {', '.join(tasks)}."
     else:
         second = (
             f"There are none yet. Run `python {_SCRIPT}` in this folder, then `st-wkl leaderboard prepare` again with "
@@ -243,7 +243,7 @@ def _page(meta: ModelMeta, module: str, tasks: tuple[str, ...], notes: Sequence[
         [
             f"# {meta.name} on MTEB's leaderboard",
             "",
-            f"Commit `{meta.revision}`; {size}, {meta.memory_usage_mb} MB. Two pull requests are needed. The Hub "
+            f"Commit `{meta.revision}`; {size}, {meta.memory_usage_mb:.0f} MB. Two pull requests are needed. The Hub "
             "repository must be public before you open them.",
             "",
             "## 1. The model: https://github.com/embeddings-benchmark/mteb",
