@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # Anything else, such as checkpoints, optimizer states and training texts, stays here.
 ROOT_FILE = re.compile(
     r"(config|generation_config|modules|config_sentence_transformers|sentence_\w+_config|adapter_config|router_config|"
-    r"\w*processor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|distillation|results|"
+    r"\w*processor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|"
+    r"distillation|results|training_texts|"  # the last holds hashes, by which `evaluate` knows seen queries
     r"[\w.-]*safetensors\.index)\.json|(vocab|merges)\.txt|[\w.-]+\.(safetensors|model|tiktoken|jinja)|"
     r"README\.md|(LICEN[CS]E|NOTICE)(\.(md|txt))?"
 )

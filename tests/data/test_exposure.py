@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from st_wkl._push import ROOT_FILE
 from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.exposure import EXPOSURE_FILE, Exposure, text_hash
+from st_wkl.evaluation.results import FILE_NAME
+from st_wkl.training.record import RECORD_FILE
 
 
 def a_dataset() -> DistillationDataset:
@@ -48,3 +51,8 @@ def test_a_damaged_file_is_an_error_not_an_unexposed_student(tmp_path, content):
     (tmp_path / EXPOSURE_FILE).write_text(content)
     with pytest.raises(ValueError, match="damaged or from another version"):
         Exposure.load(tmp_path)
+
+
+def test_a_push_takes_the_hashes_along():
+    """Who evaluates a student from the Hub needs them to tell seen from unseen, without the training data."""
+    assert all(ROOT_FILE.fullmatch(name) for name in (EXPOSURE_FILE, RECORD_FILE, FILE_NAME))
