@@ -398,6 +398,9 @@ def test_a_card_without_licence_and_a_student_off_the_hub_say_the_option(student
     (bare / "README.md").write_text("# bare\n")
     with pytest.raises(ValueError, match=r"names no licence.*--license"):
         prepare(bare, org="lab", revision=COMMIT, output=tmp_path / "out")
+    (bare / "README.md").write_text("---\nlicense: other\n---\n")
+    with pytest.raises(ValueError, match=r"licence is `other`.*--license"):
+        prepare(bare, org="lab", revision=COMMIT, output=tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"does not tell the commit of lab/tiny .*Push the student first"):
         prepare(student, org="lab", output=tmp_path / "out")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from st_wkl.cards._texts import is_hub_id
 from st_wkl.leaderboard.model import known_training_datasets, model_code, model_meta, variable_name
 from st_wkl.leaderboard.results import collect, result_folders, task_files
 from st_wkl.training.record import RECORD_FILE, TrainingRecord
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 _PAGE = "PULL_REQUESTS.md"
 _SCRIPT = "evaluate.py"
 _BENCHMARKS = ("MTEB(eng, v2)", "BEIR", "NanoBEIR")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def prepare(
         revision=revision or _newest_commit(repo_id),
         license=licence,
         training_datasets=seen,
-        adapted_from=record.student if record and _is_hub_id(record.student) else None,
+        adapted_from=record.student if record and is_hub_id(record.student) else None,
         training_data=training_data or _data_url(record),
         languages=languages,
         release_date=release_date,
@@ -165,6 +165,11 @@ def _card_license(student: Path) -> str:
     found = _read_card(path, student.name).data.to_dict().get("license")
     if not found:
         raise ValueError(f"{path} names no licence, which MTEB asks for; add one there or pass license= (--license)")
+    if found == "other":
+        raise ValueError(
+            f"{path} says that the licence is `other`, which MTEB does not know; pass the address of its terms with "
+            "license= (--license)"
+        )
     return str(found[0] if isinstance(found, list) else found)
 
 
@@ -181,14 +186,10 @@ def _newest_commit(repo_id: str) -> str:
         ) from error
 
 
-def _is_hub_id(value: str) -> bool:
-    return bool(_HUB_ID.fullmatch(value)) and not Path(value).exists()
-
-
 def _data_url(record: TrainingRecord | None) -> str | bool:
     collection: Any = (record.dataset.get("collection") if record else None) or {}
     name = str(collection.get("name") if isinstance(collection, dict) else collection)
-    return f"https://huggingface.co/datasets/{name}" if _is_hub_id(name) else False
+    return f"https://huggingface.co/datasets/{name}" if is_hub_id(name) else False
 
 
 def _script(meta: ModelMeta, module: str) -> str:
