@@ -61,6 +61,8 @@ def tuning_runs(config: dict[str, Any]) -> list[Any]:
 
     runs = []
     for name, method in itertools.product(config["collections"], config["methods"]):
+        if config["collections"][name]["tuned_on"] != name:
+            continue
         dev = config["collections"][name]["dev"]
         base = replace(base_run(config, name, method), fold=None if dev else 0, evaluated_on=dev or "held out")
         heard = TEMPERATURES.get(base.loss, 2)
@@ -76,10 +78,11 @@ def tuned(config: dict[str, Any], output: Path) -> dict[tuple[str, str], Any]:
     """Return the best setting of each collection and method on the dev queries, ready for the test queries."""
     file = output / "tuned.json"
     settings = json.loads((file if file.is_file() else PUBLISHED / "tuned.json").read_text(encoding="utf-8"))
+    source = {name: options["tuned_on"] for name, options in config["collections"].items()}
     return {
-        (name, method): replace(base_run(config, name, method), **settings[name][method])
+        (name, method): replace(base_run(config, name, method), **settings[source[name]][method])
         for name, method in itertools.product(config["collections"], config["methods"])
-        if method in settings.get(name, {})
+        if method in settings.get(source[name], {})
     }
 
 
