@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from st_wkl._weights import hash_weights
 from st_wkl.data.backends import FALLBACK_LENGTH, NO_LIMIT, OnnxEngine, TorchEngine
 from st_wkl.data.provenance import stated_license
 
 if TYPE_CHECKING:
-    import torch
     from sentence_transformers import CrossEncoder
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class CrossEncoderTeacher:
         if not isinstance(model, (str, os.PathLike)):
             if backend in ("onnx", "openvino") or (max_length, dtype, revision, device) != (None, None, None, None):
                 raise ValueError("A loaded CrossEncoder keeps its own backend, max_length, dtype, revision and device.")
-            name, commit = _loaded_name(model), f"blake2b:{hash_parameters(model)}"
+            name, commit = _loaded_name(model), f"blake2b:{hash_weights(model)}"
             self._engine = TorchEngine(model, batch_tokens, batch_size, prompt)
         else:
             folder = Path(model)
@@ -321,18 +321,6 @@ def _hash_files(folder: Path, files: list[Path]) -> str:
             digest.update(
                 file.relative_to(folder).as_posix().encode() + hashlib.file_digest(stream, "blake2b").digest()
             )
-    return digest.hexdigest()
-
-
-def hash_parameters(model: torch.nn.Module) -> str:
-    """Return a hash of a model's weights, whatever file they came from."""
-    import torch
-
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(data)
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_wkl.data.cross_encoder import hash_parameters
+from st_wkl._weights import hash_weights
 from st_wkl.data.lists import Lists, split
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class FeedbackTeacher:
         return {
             "kind": "feedback",
             "model": self.model.model_card_data.base_model or type(self.model).__name__,
-            "revision": f"blake2b:{hash_parameters(self.model)}",
+            "revision": f"blake2b:{hash_weights(self.model)}",
             "max_length": int(length) if length is not None and np.isfinite(length) else None,
             "prompts": dict(sorted((self.model.prompts or {}).items())),
             "similarity": str(self.model.similarity_fn_name),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_wkl.data.cross_encoder import hash_parameters
+from st_wkl._weights import hash_weights
 from st_wkl.data.lists import Lists
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class TokenFeedbackTeacher:
         return {
             "kind": "token feedback",
             "model": self.model.model_card_data.base_model or type(self.model).__name__,
-            "revision": f"blake2b:{hash_parameters(self.model)}",
+            "revision": f"blake2b:{hash_weights(self.model)}",
             "prompts": dict(sorted((self.model.prompts or {}).items())),
             "similarity": str(self.model.similarity_fn_name),
             "feedback_documents": self.feedback_documents,

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from st_wkl._weights import add_weights
+
 if TYPE_CHECKING:
-    import torch
     from mteb.models import MTEBModels
     from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
@@ -88,16 +89,14 @@ def model_revision(model: AnyModel) -> str:
     Raises:
         ValueError: If the weights are not in torch's hands, as with the onnx backend, or not loaded.
     """
-    state = model.state_dict()
-    if not state:
+    if not model.state_dict():
         raise ValueError(
             f"{type(model).__name__} has no torch weights to hash (backend {getattr(model, 'backend', None)!r}); "
             "pass revision= so that its results are not taken for another model's"
         )
     digest = hashlib.blake2b(digest_size=20)
     digest.update(json.dumps(_settings(model), sort_keys=True).encode())
-    for name in sorted(state):
-        _add_tensor(digest, name, state[name])
+    add_weights(digest, model)
     return digest.hexdigest()
 
 
@@ -194,14 +193,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def _add_tensor(digest: hashlib.blake2b, name: str, tensor: torch.Tensor) -> None:
-    """Add a tensor's name, type, shape and bytes to a hash."""
-    import torch
-
-    if tensor.is_meta:
-        raise ValueError(f"the weight {name!r} is not loaded (it lies on the meta device); load the model first")
-    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy().data)
