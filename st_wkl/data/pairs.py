@@ -9,7 +9,7 @@ import numpy as np
 
 Pair = tuple[str, str]
 
-_AT_ONCE = 65_536
+_AT_ONCE = 4_096
 
 
 class TextPairs(Sequence[Pair]):

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from st_wkl.data.pairs import TextPairs
+from st_wkl.data.score_store import ScoreStore
+from st_wkl.data.scoring import score_pairs
+
+
+class Lengths:
+    """A teacher that costs nothing."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Name it."""
+        return {"model": "lengths"}
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Score by length."""
+        return np.array([len(document) for _, document in pairs], dtype=np.float32)
+
 
 PAIRS = st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), max_size=40)
 
@@ -30,3 +50,20 @@ def test_what_is_no_pair() -> None:
     """Null text reaches here when a collection was made by hand; the place tells which."""
     with pytest.raises(TypeError, match=r"Pair 1 is \('a', None\); expected two texts"):
         TextPairs.different([("a", "b"), ("a", None)])  # type: ignore[list-item]
+
+
+def test_memory_per_pair(tmp_path: Path) -> None:
+    """Ten million pairs of a week's scoring must fit: beside the caller's list a pair may cost a few numbers only."""
+    documents = [f"document {place}" for place in range(2_000)]
+
+    def peak(count: int) -> int:
+        pairs = [(f"query {place % 97}", documents[place // 97]) for place in range(count)]
+        with ScoreStore(tmp_path / f"{count}") as store:
+            tracemalloc.start()
+            score_pairs(Lengths(), pairs, store=store, show_progress=False)
+            highest = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return highest
+
+    few, many = peak(10_000), peak(60_000)
+    assert (many - few) / 50_000 < 90
