@@ -10,8 +10,10 @@ import typer
 from st_wkl.cli.build import build
 from st_wkl.cli.demo import demo
 from st_wkl.cli.evaluate import evaluate
+from st_wkl.cli.init import init
 from st_wkl.cli.leaderboard import leaderboard
 from st_wkl.cli.push import push
+from st_wkl.cli.run import run
 from st_wkl.cli.scores import scores
 from st_wkl.cli.train import train
 
@@ -23,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-for command in (demo, build, train, evaluate, push):
+for command in (demo, init, run, build, train, evaluate, push):
     app.command()(command)
 app.add_typer(scores, name="scores")
 app.add_typer(leaderboard, name="leaderboard")

@@ -1,0 +1,205 @@
+"""`st-wkl run`: stages that are done once, runs that go on after SIGKILL, folders that belong to somebody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from st_wkl.config import RunConfig
+from st_wkl.pipeline import STAGES, run
+from tests.test_cli import st_wkl
+from tests.test_package import small_collection
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    collection, folder = small_collection(), tmp_path_factory.mktemp("run") / "animals"
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", collection.documents), ("queries", collection.queries)):
+        lines = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for split, judged in {**collection.qrels, "dev": collection.qrels["test"]}.items():
+        rows = ["query-id\tcorpus-id\tscore"]
+        rows += [f"{query}\t{document}\t{gain}" for query, found in judged.items() for document, gain in found.items()]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(rows), encoding="utf-8")
+    return folder
+
+
+def settings(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "output": str(output),
+        "collection": {"source": str(folder), "limit": 24},
+        "candidates": {"num_negatives": 3},
+        "teacher": {"model": "packaged:ms-marco-MiniLM-L12-v2", "max_length": 64, "store": str(folder / "scores.db")},
+        "student": {"model": "packaged:potion-base-8M"},
+        "training": {"num_train_epochs": 5, "per_device_train_batch_size": 4, "save_steps": 3, "logging_steps": 3},
+        **changes,
+    }
+
+
+def config(folder: Path, output: Path, **changes: Any) -> RunConfig:
+    return RunConfig.from_dict(settings(folder, output, **changes))
+
+
+def weights(output: Path) -> dict[str, Any]:
+    return load_file(output / "student" / "model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    found, expected = weights(first), weights(second)
+    assert found.keys() == expected.keys()
+    assert all((found[name] == expected[name]).all() for name in found)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> Path:
+    output = folder.parent / "undisturbed"
+    result = run(config(folder, output), show_progress=False)
+    assert result.done == list(STAGES)
+    return output
+
+
+def test_a_complete_run_is_not_done_again(folder: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command after a crash, or next week, must cost nothing; and it has to say so."""
+    monkeypatch.setattr("st_wkl.data.teachers.CrossEncoderTeacher.score", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr("st_wkl.training.distill", lambda *_, **__: pytest.fail("trained again"))
+    again = run(config(folder, undisturbed), show_progress=False)
+    assert again.skipped == list(STAGES)
+    assert again.before is not None
+    assert again.after is not None
+    assert again.comparisons["animals"].queries == len(again.after.tasks[0].per_query)
+    card = (undisturbed / "student" / "README.md").read_text(encoding="utf-8")
+    assert "minishlab/potion-base-8M" in card
+    assert "st-wkl run config.yaml" in card
+    assert str(undisturbed) not in card
+    saved = RunConfig.load(undisturbed / "config.yaml")
+    assert saved == config(folder, undisturbed)
+    assert (undisturbed / "student" / "config.yaml").is_file()
+    assert not (undisturbed / "student" / "checkpoints").exists()
+
+
+def test_what_changes_is_done_again_and_nothing_is_lost(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """A stale student under new settings would be reported as theirs; the old one may have been the better one."""
+    output = tmp_path / "run"
+    run(config(folder, output), show_progress=False)
+    old = weights(output)
+    result = run(config(folder, output, loss={"parameters": {"gamma": 2}}), show_progress=False)
+    assert result.skipped == ["candidates", "dataset", "before"]
+    assert result.done == ["train", "after", "card"]
+    assert not all((old[name] == new).all() for name, new in weights(output).items())
+    kept = load_file(output / "replaced" / "1-student" / "model.safetensors")
+    assert all((old[name] == kept[name]).all() for name in old)
+    assert_same_weights(output / "replaced" / "..", output)
+
+
+def started(path: Path, output: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from st_wkl.cli import app; app()",
+            "run",
+            str(path),
+            "--output",
+            str(output),
+            "--quiet",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_in_each_stage_it_ends_with_the_same_weights(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Machines are taken away without notice; what was done has to count, and nothing may differ in the end."""
+    path, output = tmp_path / "config.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(settings(folder, output)), encoding="utf-8")
+    killed = set()
+    for stage in STAGES:
+        process = started(path, output)
+        marker = output / ".stages" / f"{stage}.json"
+        while process.poll() is None:
+            there = marker.is_file() and not json.loads(marker.read_text(encoding="utf-8"))["complete"]
+            trained = stage != "train" or any(
+                (output / "student" / "checkpoints").glob("checkpoint-*/trainer_state.json")
+            )
+            if there and trained:
+                process.send_signal(signal.SIGKILL)
+                killed.add(stage)
+                break
+            time.sleep(0.01)
+        process.communicate()
+    assert {"train", "after"} <= killed, "the long stages have to be hit"
+    process = started(path, output)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert_same_weights(output, undisturbed)
+    markers = [json.loads(file.read_text(encoding="utf-8")) for file in (output / ".stages").glob("*.json")]
+    assert all(marker["complete"] for marker in markers)
+
+
+def test_folders_of_others_are_left_alone(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """An hour of somebody's work must not be mixed with, or replaced by, another run's."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="holds something that is no run of st-wkl"):
+        run(config(folder, tmp_path / "theirs"))
+    assert [file.name for file in (tmp_path / "theirs").iterdir()] == ["notes.txt"]
+    other = config(folder, undisturbed, student={"model": "packaged:all-MiniLM-L6-v2"})
+    with pytest.raises(FileExistsError, match="holds another run, with student 'packaged:potion-base-8M'"):
+        run(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": {"name": "weighted-lk"}}, r"there is no loss 'weighted-lk' \(did you mean 'weighted-kl'\?\)"),
+        ({"loss": {"parameters": {"gama": 2}}}, "gama"),
+        ({"training": {"learning_rat": 1}}, r"no such argument \(did you mean 'learning_rate'\?\)"),
+        ({"training": {"lr_scheduler_type": "lineal"}}, "lineal"),
+        ({"student": {"model": "packaged:potion-base-8B"}}, r"no packaged model 'potion-base-8B' \(did you mean"),
+        ({"dev": {"split": "validation"}}, "has no split 'validation'"),
+        ({"evaluation": {"tasks": ["NoSuchTask"]}}, "NoSuchTask"),
+    ],
+)
+def test_what_cannot_work_is_known_before_any_work(
+    changes: dict[str, Any], message: str, folder: Path, tmp_path: Path
+) -> None:
+    """Hours of scoring before a typo in the last stage is found are hours lost."""
+    with pytest.raises(ValueError, match=message):
+        run(config(folder, tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / "candidates.trec.gz").exists()
+
+
+def test_init_writes_what_run_does(folder: Path, tmp_path: Path) -> None:
+    """The first file that somebody has must run as it is written."""
+    path = tmp_path / "first.yaml"
+    options = ["--collection", folder, "--teacher", "packaged:ms-marco-MiniLM-L12-v2"]
+    code, _, err = st_wkl(
+        "init", path, *options, "--student", "packaged:potion-base-8M", "--output", tmp_path / "run", "--quiet"
+    )
+    assert code == 0, err
+    short = ["collection.limit=12", "training.num_train_epochs=1", "training.per_device_train_batch_size=4"]
+    short += [f"teacher.store={folder / 'scores.db'}", "candidates.num_negatives=3", "teacher.max_length=64"]
+    code, out, err = st_wkl("run", path, *(f"--set={setting}" for setting in short), "--json", "--quiet")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert answer["done"] == list(STAGES)
+    assert answer["difference"]["animals"]["queries"] == 40
+    code, _, err = st_wkl("init", path)
+    assert code == 1
+    assert "exists already" in err
