@@ -13,6 +13,7 @@ from st_wkl.cli.evaluate import evaluate
 from st_wkl.cli.init import init
 from st_wkl.cli.leaderboard import leaderboard
 from st_wkl.cli.push import push
+from st_wkl.cli.report import report
 from st_wkl.cli.run import run
 from st_wkl.cli.scores import scores
 from st_wkl.cli.train import train
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-for command in (demo, init, run, build, train, evaluate, push):
+for command in (demo, init, run, build, train, evaluate, report, push):
     app.command()(command)
 app.add_typer(scores, name="scores")
 app.add_typer(leaderboard, name="leaderboard")
