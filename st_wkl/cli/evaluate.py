@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from st_wkl.cli._answers import Answer, JsonOption, QuietOption, answering
 
-if TYPE_CHECKING:
-    pass
-
 
 @answering
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model: Hub id or folder.")],
+    model: Annotated[str, typer.Argument(help="Model: Hub id or folder, or bm25.")],
     tasks: Annotated[list[str], typer.Argument(help="MTEB tasks by name, or BEIR folders.")],
     output: Annotated[Path | None, typer.Option(help="Results file to write.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to evaluate on. Default: each task's own.")] = None,
     against: Annotated[Path | None, typer.Option(help="Results file of another model to compare with.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Results file of the teacher: how much of its lead?")] = None,
+    first_stage: Annotated[
+        str | None, typer.Option(help="What finds the candidates to rerank: bm25, a run file, a retriever.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Candidates of a query, with --first-stage.")] = 100,
+    cache: Annotated[Path | None, typer.Option(help="Folder to keep results in, by the model's weights.")] = None,
+    efficiency: Annotated[bool, typer.Option("--efficiency", help="Measure speed and index size, too.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -27,19 +31,33 @@ def evaluate(
     """Evaluate a model through MTEB, with nDCG@10 per query, and compare it with another by a paired test."""
     from dataclasses import asdict
 
-    from st_wkl.evaluation import Results, compare
+    from st_wkl.evaluation import Results, compare_all, effects_table
     from st_wkl.evaluation import evaluate as run_evaluation
 
+    # Files that cannot be read must be found out before the work.
     other = None if against is None else Results.load(against)
-    results = run_evaluation(model, tasks, split=split, output=output, batch_size=batch_size, show_progress=not quiet)
+    ceiling = None if teacher is None else Results.load(teacher)
+    results = run_evaluation(
+        model,
+        tasks,
+        split=split,
+        output=output,
+        first_stage=first_stage,
+        top_k=top_k,
+        cache=cache,
+        efficiency=efficiency,
+        batch_size=batch_size,
+        show_progress=not quiet,
+    )
     value: dict[str, Any] = {"tasks": {task.task: task.metrics for task in results.tasks}}
+    value["groups"] = {task.task: {group: task.mean(group) for group in task.groups} for task in results.tasks}
     lines = [results.table()]
+    if efficiency:
+        value["efficiency"] = results.model["efficiency"]
+        lines.append(", ".join(f"{name}: {number}" for name, number in results.model["efficiency"].items()))
     if other is not None:
-        comparisons = {task.task: compare(other, results, task=task.task) for task in results.tasks}
-        value["difference"] = {name: asdict(comparison) for name, comparison in comparisons.items()}
-        lines += [
-            f"{name}: {c.mean:+.4f} nDCG@10 against {against}, 95 % interval [{c.low:+.4f}, {c.high:+.4f}], "
-            f"p = {c.p_value:.4f}, {c.wins} queries better, {c.losses} worse"
-            for name, c in comparisons.items()
-        ]
+        effects = compare_all(other, results, teacher=ceiling)
+        value["difference"] = {effect.task: asdict(effect.difference) for effect in effects if effect.group is None}
+        value["effects"] = [asdict(effect) for effect in effects]
+        lines += [f"against {against}:", effects_table(effects)]
     return value, "\n".join(lines)

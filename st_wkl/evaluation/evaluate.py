@@ -56,6 +56,7 @@ def evaluate(
     first_stage: FirstStage | None = None,
     top_k: int = 100,
     cache: str | Path | None = None,
+    efficiency: bool = False,
     batch_size: int = 32,
     show_progress: bool = True,
 ) -> Results:
@@ -85,6 +86,8 @@ def evaluate(
         top_k: Candidates of a query; means nothing without `first_stage`.
         cache: Folder for MTEB's results and rankings; a task is computed once for each model revision and dataset
             revision. None to compute always.
+        efficiency: Measure speed and size on the texts of the first task, too: `results.model["efficiency"]`, see
+            `st_wkl.evaluation.efficiency.measure_efficiency`.
         batch_size: Texts per forward pass.
         show_progress: Show progress bars.
 
@@ -110,6 +113,8 @@ def evaluate(
     if output is not None:  # find out that nothing can be written there before the work, not after it
         results_file(output).parent.mkdir(parents=True, exist_ok=True)
     resolved = resolve_tasks(tasks, split)
+    if efficiency and model == "bm25":
+        raise ValueError("efficiency is measured on a model's forward pass, and BM25 has none; leave out efficiency=")
     if exposure is None and isinstance(model, str | Path) and model != "bm25":
         exposure = _carried_exposure(str(model))
     how = _How(exposure, first_stage, top_k, None if cache is None else Path(cache), batch_size, show_progress)
@@ -128,6 +133,8 @@ def evaluate(
             for task in tqdm(resolved, desc="Tasks", disable=not show_progress or len(resolved) == 1)
             for entry in _evaluate_task(wrapped, task, how)
         ]
+    if efficiency:
+        about["efficiency"] = _measured(loaded, resolved[0], batch_size)
     return _saved(Results(model=about, tasks=scores), output)
 
 
@@ -320,6 +327,29 @@ def _entry(
         training_queries=repeated,
         query_metrics=per_query,
     )
+
+
+def _measured(model: AnyModel, task: AbsTask, batch_size: int) -> dict[str, Any]:
+    """Return what the model costs on the texts of a retrieval task."""
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    from st_wkl.data._reading import document_text
+    from st_wkl.evaluation.efficiency import measure_efficiency
+    from st_wkl.evaluation.tasks import load_task
+
+    if not isinstance(task, AbsTaskRetrieval):
+        raise ValueError(f"efficiency is measured on a retrieval task, and {task.metadata.name} is none; put one first")
+    borrowed = task.data_loaded
+    if not borrowed:
+        load_task(task)
+    try:
+        task.convert_v1_dataset_format_to_v2(None)
+        data = next(split for splits in task.dataset.values() for split in splits.values())
+        documents = [document_text(row.get("title"), row["text"]) for row in data["corpus"]]
+        return measure_efficiency(model, list(data["queries"]["text"]), documents, batch_size=batch_size)
+    finally:
+        if not borrowed:
+            task.unload_data()
 
 
 def _carried_exposure(model: str) -> Exposure | None:

@@ -1,0 +1,90 @@
+"""What is wrong with the input must be said before hours of work, and nothing that exists may be lost by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from st_wkl.cli import app
+from st_wkl.evaluation import evaluate
+from st_wkl.evaluation.tasks import load_task, resolve_tasks
+from tests.evaluation.tiny import DOCUMENTS, GAINS, QUERIES, collection
+
+
+def beir(folder: Path, documents: dict[str, str], queries: dict[str, str], gains: Any) -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", documents), ("queries", queries)):
+        lines = [json.dumps({"_id": key, "text": text}) for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    rows = [f"{query}\t{document}\t{gain}" for query, judged in gains.items() for document, gain in judged.items()]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n")
+    return folder
+
+
+def test_judgements_without_queries(static_student_path: Path, tmp_path: Path) -> None:
+    """Queries of another version of the collection would all be left out, and the mean be over nothing."""
+    folder = beir(tmp_path / "c", DOCUMENTS, {"x1": "another query"}, GAINS)
+    with pytest.raises(ValueError, match=r"of absent queries.*q1.*Check that the files belong together"):
+        evaluate(static_student_path, folder, show_progress=False)
+
+
+def test_a_split_without_documents(static_student_path: Path, tmp_path: Path) -> None:
+    """A corpus that was cut off scores near 0 in other tools, as if the model were bad."""
+    folder = beir(tmp_path / "c", {"x1": "another document"}, QUERIES, GAINS)
+    with pytest.raises(ValueError, match=r"of absent\s+documents"):
+        evaluate(static_student_path, folder, show_progress=False)
+    (folder / "corpus.jsonl").write_text("")
+    with pytest.raises(ValueError, match="no documents|is empty"):
+        evaluate(static_student_path, folder, show_progress=False)
+
+
+def test_a_task_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, a NanoBEIR task resolves but cannot be loaded; the error must name a way out."""
+    task = resolve_tasks("NanoNFCorpusRetrieval")[0]
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise ConnectionError("offline mode is enabled")
+
+    monkeypatch.setattr(type(task), "load_data", offline)
+    with pytest.raises(
+        OSError, match=r"data of NanoNFCorpusRetrieval could not be loaded .*offline.*snapshot_download"
+    ):
+        load_task(task)
+
+
+def test_first_stages_that_are_none(student: Any, tmp_path: Path) -> None:
+    """Candidates of another task would give a score of 0 for every query."""
+    other = tmp_path / "other.trec"
+    other.write_text("x1 Q0 y1 1 2.0 bm25\n")
+    with pytest.warns(UserWarning, match="dropped"), pytest.raises(ValueError, match="is it the run of another task"):
+        evaluate(student, collection(), first_stage=other, show_progress=False)
+    with pytest.raises(ValueError, match="no candidate for any query of tiny"):
+        evaluate(student, collection(), first_stage={"x1": {"d1": 1.0}}, show_progress=False)
+    with pytest.raises(ValueError, match="top_k is 0"):
+        evaluate(student, collection(), first_stage="bm25", top_k=0, show_progress=False)
+    partly = {query: {document: 1.0 for document in gains} for query, gains in GAINS.items() if query != "q1"}
+    with pytest.warns(UserWarning, match="no candidate for 1 of 6 queries of tiny, which count as 0, such as q1"):
+        ours = evaluate(student, collection(), first_stage=partly, show_progress=False)
+    assert ours.task().per_query["q1"] == 0
+
+
+def test_a_bad_file_is_found_out_before_the_work(static_student_path: Path, tmp_path: Path) -> None:
+    """The other model's file is truncated: nothing is computed, and no file of ours is touched."""
+    folder = beir(tmp_path / "c", {k: v or "." for k, v in DOCUMENTS.items()}, QUERIES, GAINS)
+    output, broken = tmp_path / "r.json", tmp_path / "broken.json"
+    arguments = ["evaluate", str(static_student_path), str(folder), "--output", str(output), "--quiet"]
+    done = CliRunner().invoke(app, [*arguments, "--efficiency", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["efficiency"]["dimension"] == 256
+    before = output.read_bytes()
+    broken.write_bytes(before[:-30])
+    failed = CliRunner().invoke(app, [*arguments, "--against", str(broken)])
+    assert failed.exit_code == 1
+    assert "broken.json is damaged or incomplete" in failed.stderr
+    assert output.read_bytes() == before
+    compared = CliRunner().invoke(app, [*arguments, "--against", str(output), "--teacher", str(output)])
+    assert "undefined: the teacher is not better" in compared.stdout
