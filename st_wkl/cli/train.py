@@ -12,20 +12,34 @@ from st_wkl.cli._answers import Answer, JsonOption, QuietOption, answering
 if TYPE_CHECKING:
     pass
 
+# By name here, so that `--help` needs no torch; a test compares them with `st_wkl.training.LOSSES`.
+LOSS_NAMES = (
+    "weighted-kl, margin-kl, pair-distill, adaptive-margin, pearson, margin-mse, rank-net, list-contrastive, in-batch"
+)
+
 
 @answering
 def train(
     dataset: Annotated[Path, typer.Argument(help="Folder that `st-wkl build` made.")],
-    student: Annotated[str, typer.Option(help="Student: Hub id or folder.")],
+    student: Annotated[str, typer.Option(help="Student: Hub id, folder, or packaged:potion-base-8M.")],
     output: Annotated[Path, typer.Option(help="Folder for the trained student.")],
-    loss: Annotated[str, typer.Option(help="weighted-kl or margin-kl.")] = "weighted-kl",
-    gamma: Annotated[float, typer.Option(help="Strength of the weights of weighted-kl; 0 and --alpha 0 is KL.")] = 5.0,
-    alpha: Annotated[float, typer.Option(help="Strength of the rank bias of weighted-kl.")] = 1.0,
+    loss: Annotated[str, typer.Option(help=f"One of: {LOSS_NAMES}.")] = "weighted-kl",
+    gamma: Annotated[float | None, typer.Option(help="Strength of the weights of weighted-kl. Default: 5.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Strength of its rank bias. Default: 1.")] = None,
     student_temperature: Annotated[float | None, typer.Option(help="Default: 0.05 for cosine, else 1.")] = None,
-    teacher_temperature: Annotated[float, typer.Option(help="Divides the teacher's logits.")] = 1.0,
+    teacher_temperature: Annotated[float | None, typer.Option(help="Default: 1, or the teacher report's.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option(help="Other parameter of the loss, name=value.")] = None,
+    mini_batch_size: Annotated[int | None, typer.Option(min=1, help="Texts embedded at once. Default: 32.")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Train an adapter in place of all weights.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter; it is kept in OUTPUT-adapter.")] = False,
+    dev: Annotated[str | None, typer.Option(help="Collection whose dev split chooses the best checkpoint.")] = None,
+    dev_split: Annotated[str, typer.Option(help="Split of --dev; not the one that is reported.")] = "dev",
+    patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many evaluations without gain.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was stopped in OUTPUT.")] = False,
     epochs: Annotated[float, typer.Option(help="Passes over the dataset.")] = 3.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Queries per step.")] = 32,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: 3e-2 for static students, else 2e-5.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Queries per step and process.")] = 32,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: by model class, see `distill`.")] = None,
+    report_to: Annotated[str, typer.Option(help="Where the trainer logs: none, tensorboard, wandb, …")] = "none",
     seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 42,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -33,29 +47,82 @@ def train(
     """Train a student on a distillation dataset and save it with its card and the record of its making."""
     from dataclasses import asdict
 
-    from sentence_transformers import SentenceTransformer
-
-    from st_wkl.data.dataset import DistillationDataset
-    from st_wkl.losses import MarginKL, WeightedKLDistillationLoss
-    from st_wkl.training import default_arguments, distill
-
-    if loss not in ("weighted-kl", "margin-kl"):
-        raise ValueError(f"--loss must be weighted-kl or margin-kl, got {loss!r}.")
-    data = DistillationDataset.load_from_disk(dataset)
-    model = SentenceTransformer(student)
-    temperatures: dict[str, Any] = {
+    if merge and not lora:
+        raise ValueError("--merge merges an adapter: add --lora.")
+    if patience is not None and dev is None:
+        raise ValueError("--patience needs a dev split to look at: add --dev.")
+    given = {
+        "gamma": gamma,
+        "alpha": alpha,
         "student_temperature": student_temperature,
         "teacher_temperature": teacher_temperature,
     }
-    chosen = (
-        WeightedKLDistillationLoss(model, gamma, alpha, **temperatures)
-        if loss == "weighted-kl"
-        else MarginKL(model, **temperatures)
-    )
-    args = default_arguments(model, output)
-    args.num_train_epochs, args.per_device_train_batch_size, args.seed = epochs, batch_size, seed
-    args.learning_rate = args.learning_rate if learning_rate is None else learning_rate
-    args.disable_tqdm = quiet
-    name = Path(student).name if Path(student).exists() else student
-    record = distill(model, data, chosen, args, output_dir=output, base_name=name).record
-    return asdict(record), f"The student is in {output}, trained in {record.seconds:.0f} s."
+    parameters = {**_parameters(parameter or []), **{name: value for name, value in given.items() if value is not None}}
+    settings = {"num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "seed": seed}
+    settings |= {"disable_tqdm": quiet, "report_to": [report_to]}
+    if learning_rate is not None:
+        settings["learning_rate"] = learning_rate
+    from st_wkl.data.dataset import DistillationDataset
+    from st_wkl.evaluation.identity import load_model
+    from st_wkl.packaged import named
+    from st_wkl.training import default_arguments, distill, make_loss
+    from st_wkl.training.lora import merge as merge_adapter
+
+    data = DistillationDataset.load_from_disk(dataset)
+    source, name = named(student)
+    model: Any = load_model(source)[0]
+    chosen = make_loss(model, loss, mini_batch_size=mini_batch_size, report=data.provenance.get("report"), **parameters)
+    folder = output.with_name(f"{output.name}-adapter") if merge else output
+    record = distill(
+        model,
+        data,
+        chosen,
+        default_arguments(model, folder, lora=lora, **settings),
+        output_dir=folder,
+        lora=lora,
+        eval=None if dev is None else _evaluator(model, dev, dev_split),
+        callbacks=_callbacks(patience),
+        resume=resume,
+        base_name=name,
+    ).record
+    if merge:
+        merge_adapter(folder, output)
+    lines = [f"The student is in {output}, trained in {record.seconds:.0f} s."]
+    if record.dev:
+        lines.append(f"nDCG@10 on the dev split: {record.dev['before']:.4f} before, {record.dev['after']:.4f} after.")
+    return asdict(record), "\n".join(lines)
+
+
+def _parameters(settings: list[str]) -> dict[str, Any]:
+    import yaml
+
+    found = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--parameter takes name=value, got {setting!r}.")
+        found[name.replace("-", "_")] = yaml.safe_load(value)
+    return found
+
+
+def _callbacks(patience: int | None) -> list[Any]:
+    if patience is None:
+        return []
+    from transformers import EarlyStoppingCallback
+
+    return [EarlyStoppingCallback(patience)]
+
+
+def _evaluator(student: Any, source: str, split: str) -> Any:
+    """Make the dev evaluation; a cross-encoder reranks BM25's candidates."""
+    from sentence_transformers import CrossEncoder
+
+    from st_wkl.data.candidates import bm25_candidates
+    from st_wkl.data.collection import Collection
+    from st_wkl.training.dev import GradedEvaluator
+
+    collection = Collection.load(source)
+    candidates = None
+    if isinstance(student, CrossEncoder):
+        candidates = bm25_candidates(collection, list(collection.judgements(split)), top_k=50)
+    return GradedEvaluator.of(collection, split, candidates=candidates)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -10,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sentence_transformers import CrossEncoder, MultiVectorEncoder
 from sentence_transformers.base.evaluation import BaseEvaluator
+from transformers.trainer_utils import IntervalStrategy
 
 if TYPE_CHECKING:
+    from sentence_transformers.base.training_args import BaseTrainingArguments
+
     from st_wkl.data.candidates import Candidates
     from st_wkl.data.collection import Collection
     from st_wkl.losses.scoring import Student
@@ -176,6 +181,14 @@ class GradedEvaluator(BaseEvaluator):
         """Return the sizes for the model card."""
         return {"queries": len(self.queries), "documents": len(self.documents), "reranking": bool(self.candidates)}
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the metrics."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.queries, self.documents, self.qrels, self.candidates):
+            digest.update(json.dumps(part, sort_keys=True).encode())
+        return digest.hexdigest()
+
     def _options(self, model: Any) -> dict[str, Any]:
         # Token embeddings of texts of any length come as a list; asking for one tensor of them is an error.
         whole = {} if isinstance(model, MultiVectorEncoder) else {"convert_to_tensor": True}
@@ -233,3 +246,39 @@ def _rows(embeddings: Any, places: list[int]) -> Any:
         return [embeddings[place] for place in places]
     index = torch.tensor(places, device=embeddings.device)
     return embeddings.index_select(0, index)
+
+
+def set_up(args: BaseTrainingArguments, evaluator: BaseEvaluator, student: Student) -> None:
+    """Let training arguments evaluate at each checkpoint and keep the best, unless they say otherwise.
+
+    Raises:
+        ValueError: If the student cannot be evaluated.
+    """
+    if isinstance(evaluator, GradedEvaluator):
+        evaluator.check(student)
+    if args.eval_strategy == "no":
+        when = getattr(args.save_strategy, "value", args.save_strategy)
+        args.eval_strategy = IntervalStrategy("steps" if when == "best" else when)
+        args.eval_steps, args.load_best_model_at_end = args.save_steps, when != "no"
+    metric = evaluator.primary_metric
+    if args.load_best_model_at_end and metric is not None and args.metric_for_best_model in (None, "loss"):
+        args.metric_for_best_model, args.greater_is_better = f"eval_{metric}", evaluator.greater_is_better
+
+
+def score(evaluator: BaseEvaluator, student: Student) -> float:
+    """Return the main metric of a student."""
+    found = evaluator(student)
+    return round(float(found if isinstance(found, int | float) else found[str(evaluator.primary_metric)]), 6)
+
+
+def identity(evaluator: BaseEvaluator, args: BaseTrainingArguments) -> dict[str, Any]:
+    """Return what decides which checkpoint is kept, in JSON values."""
+    when = (args.eval_strategy, args.save_strategy)
+    return {
+        "evaluator": type(evaluator).__name__,
+        "metric": evaluator.primary_metric,
+        "fingerprint": getattr(evaluator, "fingerprint", None),
+        **{key: str(value) for key, value in evaluator.get_config_dict().items()},
+        "when": [str(getattr(value, "value", value)) for value in when] + [str(args.eval_steps), str(args.save_steps)],
+        "keep_best": bool(args.load_best_model_at_end),
+    }

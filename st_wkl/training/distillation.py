@@ -20,15 +20,18 @@ from st_wkl.cards.model_card import write_model_card
 from st_wkl.data.exposure import Exposure
 from st_wkl.evaluation.identity import load_model, model_revision
 from st_wkl.evaluation.results import package_versions
-from st_wkl.training import checkpoints
+from st_wkl.training import checkpoints, dev
 from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
+from st_wkl.training.logs import watch
 from st_wkl.training.lora import check_base, check_config, check_reload, default_config, has_adapter, prepare
+from st_wkl.training.plot import PLOT_FILE, plot_training
 from st_wkl.training.record import RECORD_FILE, TrainingRecord
 from st_wkl.training.students import check_loss, default_arguments, kind_of, make_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from peft import LoraConfig
+    from sentence_transformers.base.evaluation import BaseEvaluator
     from sentence_transformers.base.trainer import BaseTrainer
     from sentence_transformers.base.training_args import BaseTrainingArguments
     from transformers import TrainerCallback
@@ -63,7 +66,8 @@ class Distilled:
 
     Args:
         student: The trained student, as it is saved in `folder`.
-        results: `seconds` of training, and its mean `train_loss` unless the run was stopped after its last step.
+        results: `seconds` of training; its mean `train_loss`, unless the run was stopped after its last step; with a
+            dev split `dev_before` and `dev_after`, its main metric.
         record: How it was made.
         folder: Weights, card, `distillation.json` and hashes of the training texts.
     """
@@ -82,6 +86,7 @@ def distill(
     *,
     output_dir: str | Path,
     lora: bool | LoraConfig = False,
+    eval: BaseEvaluator | None = None,
     mini_batch_size: int | None = None,
     callbacks: Iterable[TrainerCallback] = (),
     resume: bool = False,
@@ -115,6 +120,9 @@ def distill(
         lora: Train an adapter in place of all weights: True for `st_wkl.training.lora.default_config`, or a `LoraConfig`
             of peft. The folder then holds the adapter; `st_wkl.training.lora.merge` makes a plain model of it. A
             student that was loaded with an adapter goes on with it.
+        eval: A dev split to choose the best checkpoint by, see `st_wkl.training.dev.GradedEvaluator`, or any evaluator
+            of sentence-transformers. Unless `args` say when to evaluate, each checkpoint is, and the best is kept.
+            `callbacks=[EarlyStoppingCallback(3)]` of transformers stops when it no longer gets better.
         mini_batch_size: Texts embedded at once by a loss that is made here; one that is given has its own.
         callbacks: Further callbacks of the trainer.
         resume: Go on with the run that was stopped in `output_dir`, with the same result as if it had not been; start
@@ -158,11 +166,13 @@ def distill(
     data = training_data(dataset, made, loaded, args)
     if data.count is None:
         args.accelerator_config = whole_batches(args)
+    if eval is not None:
+        dev.set_up(args, eval, loaded)
     work = output_dir / CHECKPOINTS
     args.output_dir = str(work)
     args.restore_callback_states_from_checkpoint = True  # a resumed run has to be as patient as it was
 
-    identity = _identity(loaded, data, made, args, lora)
+    identity = _identity(loaded, data, made, args, lora, eval)
     if resume and (finished := _finished(output_dir, identity)) is not None:
         logger.info("%s is complete: nothing to do.", output_dir)
         return finished
@@ -177,6 +187,7 @@ def distill(
         train_dataset=data.rows,
         loss=made,
         data_collator=data.collator,
+        evaluator=eval,
         callbacks=list(callbacks) or None,
     )
     try:
@@ -187,7 +198,11 @@ def distill(
     _wait()  # every process has looked before one of them writes
     if _is_main():
         checkpoints.write_identity(work, identity)
+    watch(trainer, made)
+    scores = {} if eval is None else {"before": dev.score(eval, loaded)}
     history = _train(trainer, checkpoint)
+    if eval is not None:
+        scores["after"] = dev.score(eval, loaded)
     record = TrainingRecord(
         student=name,
         loss=type(made).__name__,
@@ -199,10 +214,11 @@ def distill(
         seconds=round(time.perf_counter() - start, 1),
         versions=package_versions(("sentence-transformers", "transformers", "torch", "peft")),
         lora=adapter,
+        dev=scores,
         run=_digest(identity),
     )
     if _is_main():
-        _save(loaded, output_dir, record, dataset)
+        _save(loaded, output_dir, record, dataset, history)
         checkpoints.remove(work)
     _wait()
     return Distilled(loaded, _results(history, record), record, output_dir)
@@ -221,7 +237,12 @@ def _make_loss(loss: Any, student: Student, dataset: Any, mini_batch_size: int |
 
 
 def _identity(
-    student: Student, data: TrainingData, loss: nn.Module, args: BaseTrainingArguments, lora: bool | LoraConfig
+    student: Student,
+    data: TrainingData,
+    loss: nn.Module,
+    args: BaseTrainingArguments,
+    lora: bool | LoraConfig,
+    evaluator: BaseEvaluator | None,
 ) -> dict[str, Any]:
     """Return what decides the outcome of training."""
     arguments = {**_arguments_that_matter(args), "processes": args.world_size}
@@ -230,6 +251,7 @@ def _identity(
         "dataset": checkpoints.dataset_fingerprint(data.rows),
         "loss": {"name": type(loss).__name__, **_config(loss)},
         "arguments": arguments,
+        "dev": None if evaluator is None else dev.identity(evaluator, args),
         "lora": lora if isinstance(lora, bool) else _plain(lora.to_dict()),
     }
 
@@ -280,7 +302,7 @@ def _train(trainer: BaseTrainer, checkpoint: checkpoints.Checkpoint | None) -> l
     return list(trainer.state.log_history)
 
 
-def _save(student: Student, folder: Path, record: TrainingRecord, dataset: Any) -> None:
+def _save(student: Student, folder: Path, record: TrainingRecord, dataset: Any, history: list[dict[str, Any]]) -> None:
     """Write the student and all that belongs to it; the record comes last, so a folder with it is complete."""
     student.save_pretrained(str(folder))
     if record.lora:
@@ -288,12 +310,21 @@ def _save(student: Student, folder: Path, record: TrainingRecord, dataset: Any) 
     write_model_card(folder, record=record, results={})
     if hasattr(dataset, "provenance"):
         Exposure.of(dataset).save(folder)
+    _plot(history, folder / PLOT_FILE)
     record.save(folder)
+
+
+def _plot(history: list[dict[str, Any]], path: Path) -> None:
+    try:
+        plot_training(history, path)
+    except ImportError as error:
+        logger.info("%s", error)
 
 
 def _results(history: list[dict[str, Any]], record: TrainingRecord) -> dict[str, float]:
     losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
-    return {"seconds": record.seconds, **({"train_loss": losses[-1]} if losses else {})}
+    scores = {f"dev_{when}": value for when, value in record.dev.items()}
+    return {"seconds": record.seconds, **({"train_loss": losses[-1]} if losses else {}), **scores}
 
 
 def _config(loss: nn.Module) -> dict[str, Any]:

@@ -133,7 +133,9 @@ def is_static(student: Student) -> bool:
     return isinstance(student, SentenceTransformer) and has_static_embedding_input(student)
 
 
-def default_arguments(student: Student, output_dir: str | Path, *, lora: bool = False) -> BaseTrainingArguments:
+def default_arguments(
+    student: Student, output_dir: str | Path, *, lora: bool = False, **changes: Any
+) -> BaseTrainingArguments:
     """Return the arguments that `distill` uses when it is given none.
 
     Batches of 32 lists for 3 epochs with linear decay after a tenth of warm-up. The learning rate is 3e-2 for static
@@ -145,27 +147,28 @@ def default_arguments(student: Student, output_dir: str | Path, *, lora: bool = 
         student: The model to be trained.
         output_dir: Where the trained student goes.
         lora: Whether adapters are trained.
+        **changes: Other values, by the names of the arguments.
 
     Returns:
         Arguments of the student's own class, to use as they are or to change.
     """
     kind = kind_of(student)
     rate = LORA_LEARNING_RATE if lora else STATIC_LEARNING_RATE if is_static(student) else kind.learning_rate
-    return kind.arguments(
-        output_dir=str(output_dir),
-        per_device_train_batch_size=32,
-        num_train_epochs=3,
-        learning_rate=rate,
-        lr_scheduler_type="linear",
+    chosen = {
+        "per_device_train_batch_size": 32,
+        "num_train_epochs": 3,
+        "learning_rate": rate,
+        "lr_scheduler_type": "linear",
         # A table needs none: its rows do not disturb each other.
-        warmup_steps=0 if is_static(student) else 0.1,
-        logging_steps=50,
-        save_strategy="steps",
-        save_steps=0.1,
-        save_total_limit=1,
-        report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
+        "warmup_steps": 0 if is_static(student) else 0.1,
+        "logging_steps": 0.02,  # a curve of fifty points, however long the run
+        "save_strategy": "steps",
+        "save_steps": 0.1,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return kind.arguments(output_dir=str(output_dir), **{**chosen, **changes})
 
 
 def make_loss(

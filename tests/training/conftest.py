@@ -39,6 +39,16 @@ class KillAt(TrainerCallback):
             raise Killed
 
 
+class LogOf(TrainerCallback):
+    """Keeps what reporters would be told."""
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.history.append(dict(logs))
+
+
 @pytest.fixture(scope="module")
 def dataset() -> DistillationDataset:
     builder = DistillationDatasetBuilder(small_collection(), WordOverlap(), num_negatives=4, store=":memory:")

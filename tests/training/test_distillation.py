@@ -12,15 +12,18 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MatryoshkaLoss
+from transformers import EarlyStoppingCallback
 
 from st_wkl import MarginKL, WeightedKLDistillationLoss, WeightedSumLoss, distill
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.data.exposure import Exposure
 from st_wkl.evaluation.identity import load_model, model_revision
 from st_wkl.training import LOSSES, RECORD_FILE, TrainingRecord, default_arguments, make_loss
+from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.students import takes_lists
 from tests.losses.students import CLASSES, make_student, ragged_rows
-from tests.training.conftest import KillAt, Killed, arguments
+from tests.test_package import small_collection
+from tests.training.conftest import KillAt, Killed, LogOf, arguments
 
 
 def test_distilled_student_is_saved_with_its_record(
@@ -157,6 +160,38 @@ def test_a_run_killed_while_saving_is_saved_again(
 
 def _killed(*_: Any, **__: Any) -> None:
     raise Killed
+
+
+def test_the_best_checkpoint_by_the_dev_split_is_kept(
+    dataset: DistillationDataset, tiny_bert_path: Path, tmp_path: Path
+) -> None:
+    """The last checkpoint is often not the best; a run that was stopped has to keep the same one."""
+    collection = small_collection()
+    evaluator = GradedEvaluator(collection.queries, collection.documents, collection.qrels["test"])
+
+    def run(name: str, *callbacks: Any, **options: Any) -> Any:
+        student = make_student("dense", tiny_bert_path)
+        args = arguments(student, tmp_path, learning_rate=0.1, save_steps=1)  # a rate that spoils it step by step
+        stop = EarlyStoppingCallback(3)
+        folder = tmp_path / name
+        return distill(
+            student, dataset, args=args, output_dir=folder, eval=evaluator, callbacks=[stop, *callbacks], **options
+        )
+
+    whole = run("whole")
+    log = LogOf()
+    with pytest.raises(Killed):
+        run("cut", KillAt(4), log)
+    resumed = run("cut", log, resume=True)
+    assert model_revision(resumed.student) == model_revision(whole.student)
+    values = [entry["eval_dev_ndcg_at_10"] for entry in log.history if "eval_dev_ndcg_at_10" in entry]
+    assert resumed.results["dev_after"] == pytest.approx(max(values), abs=1e-6)
+    assert values[-1] < max(values), "a run whose last checkpoint is its best shows nothing"
+    assert evaluator(SentenceTransformer(str(resumed.folder)))["dev_ndcg_at_10"] == pytest.approx(max(values), abs=1e-6)
+    assert resumed.record.dev == whole.record.dev
+    assert set(resumed.record.dev) == {"before", "after"}
+    assert (whole.folder / "training.png").stat().st_size > 5000
+    assert any("teacher_agreement" in entry for entry in log.history)
 
 
 def test_checkpoints_of_another_run_are_refused(
