@@ -72,7 +72,7 @@ def test_build_train_evaluate(
     assert 0 < answer["tasks"]["animals"]["ndcg_at_10"] <= 1
     assert answer["difference"]["animals"]["queries"] == 40
     code, out, err = st_wkl("evaluate", student, beir_folder, "--against", before, "--quiet")
-    assert re.search(r"animals: [+-]0\.\d+ nDCG@10 against .*before\.json, 95 % interval \[", out)
+    assert re.search(r"against .*before\.json:\n\| Task .*Δ nDCG@10 \[95 %\](.|\n)*\| animals \(test\)", out)
 
 
 @pytest.mark.parametrize(
