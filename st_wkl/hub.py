@@ -149,6 +149,7 @@ def _model_files(folder: Path) -> list[str]:
         shown = _IMAGE.findall((folder / "README.md").read_text(encoding="utf-8-sig"))
         files += [image for image in shown if (folder / image).is_file() and ".." not in image]
     _check_weights(folder, files)
+    _check_hashes(folder)
     return sorted(set(files))
 
 
@@ -183,6 +184,16 @@ def _check_weights(folder: Path, files: list[str]) -> None:
     for name in weights:
         if not _complete_safetensors(folder / name):
             raise ValueError(f"{folder / name} is missing or cut off. Save the student again.")
+
+
+def _check_hashes(folder: Path) -> None:
+    """Make sure that the file of training texts holds hashes, as this package writes it, and no text."""
+    from st_wkl.data.exposure import EXPOSURE_FILE, Exposure
+
+    exposure = Exposure.load(folder)
+    items = exposure.queries | exposure.positives if exposure else frozenset()
+    if any(not isinstance(item, str) or not re.fullmatch(r"[0-9a-f]{16}", item) for item in items):
+        raise ValueError(f"{folder / EXPOSURE_FILE} holds something other than hashes. Move it out of the folder.")
 
 
 def _complete_safetensors(path: Path) -> bool:

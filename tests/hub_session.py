@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from st_wkl.cards import write_model_card
 from st_wkl.cli import app
 from st_wkl.data.dataset import DistillationDataset
+from st_wkl.data.exposure import EXPOSURE_FILE, Exposure, text_hash
 from st_wkl.hub import push_dataset, push_student
 from tests.cards.test_dataset_card import PROVENANCE, dataset
 from tests.cards.test_model_card import record, results
@@ -72,6 +73,8 @@ dense = SentenceTransformer(str(tiny))
 dense.save_pretrained(str(work / "dense"))
 write_model_card(work / "dense", record=record(student=str(tiny)), results={"after": results(str(tiny), 0.5)})
 record(student=str(tiny)).save(work / "dense")
+exposure = Exposure(frozenset({text_hash("secret training text")}), frozenset())
+exposure.save(work / "dense")
 (work / "dense/checkpoint-10").mkdir()
 for name in ("checkpoint-10/model.safetensors", "optimizer.pt", "training_args.bin", "triplets.jsonl", "notes.txt"):
     (work / "dense" / name).write_text("secret training text")
@@ -81,6 +84,7 @@ report["dense"] = {
     "left_out": pushed.left_out,
     "same": same(dense.encode(TEXTS), SentenceTransformer("me/dense").encode(TEXTS)),
     "card": card_of("me/dense") == local_card("dense", "sentence_transformers_model_id", "me/dense"),
+    "exposure": Exposure.load(Path(hf_hub_download("me/dense", EXPOSURE_FILE)).parent) == exposure,
     "again": push_student(work / "dense", "me/dense").url,
 }
 
@@ -172,6 +176,9 @@ report["refused_card"] = attempt(lambda: push_student(work / "broken", "me/broke
 weights = (work / "broken/model.safetensors").read_bytes()
 (work / "broken/model.safetensors").write_bytes(weights[: len(weights) // 2])
 report["cut_weights"] = attempt(lambda: push_student(work / "broken", "me/broken"))
+
+(work / "reranker" / EXPOSURE_FILE).write_text('{"format": 1, "queries": ["secret training text"], "positives": []}')
+report["no_hashes"] = attempt(lambda: push_student(work / "reranker", "me/broken"))
 
 # The network breaks.
 torch.manual_seed(1)

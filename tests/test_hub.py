@@ -83,6 +83,7 @@ def test_only_the_model_is_uploaded(hub: FakeHub, report: dict[str, Any]) -> Non
     for repo in hub.repos.values():
         assert not any(b"secret training text" in content for content in repo.files().values())
     assert "## Training Details" in report["reranker"]["card"]
+    assert report["dense"]["exposure"], "the hashes must go: whoever evaluates the student needs them"
 
 
 def test_nothing_of_the_machine_is_uploaded(hub: FakeHub, tiny_bert_path: Path) -> None:
@@ -161,6 +162,7 @@ def test_what_is_broken_here_never_reaches_the_hub(hub: FakeHub, report: dict[st
     assert "README.md: the Hub does not accept the front matter" in report["refused_card"]
     assert "license" in report["refused_card"]
     assert "model.safetensors is missing or cut off" in report["cut_weights"]
+    assert "training_texts.json holds something other than hashes" in report["no_hashes"]
     assert ("model", "me/broken") not in hub.repos
 
 

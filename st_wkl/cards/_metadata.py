@@ -57,7 +57,7 @@ def fill_front_matter(
     if licence is not None and licence.id is not None and not data.license:
         data.license = licence.id
         if licence.name:
-            data.license_name, data.license_link = licence.name, "README.md"
+            data.license_name = licence.name
     foreign = [entry for entry in data.eval_results or [] if entry.source_name != _SOURCE]
     entries = foreign + (_model_index(after) if after else [])
     data.eval_results = entries or None
@@ -155,11 +155,8 @@ def _adapter(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def adapter_row(folder: Path, record: TrainingRecord) -> dict[str, Any]:
-    """Return what the card says of LoRA: what the record knows, else the adapter's own settings."""
-    stated = getattr(record, "lora", None)
-    if stated:
-        return dict(stated)
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """Return what an adapter's own files say of LoRA, for records that do not say it."""
     config = _adapter(folder)
     names = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets"}
     return {name: config[key] for key, name in names.items() if key in config}

@@ -32,7 +32,7 @@ def results_section(results: Mapping[str, Results]) -> str:
     parts = [table for (task, split, subset), columns in tasks.items() for table in _task(task, split, subset, columns)]
     if any(scores.per_query for columns in tasks.values() for scores in columns.values()):
         parts.append("In brackets: 95 % interval of the mean, a bootstrap over queries.")
-    if any(getattr(scores, "groups", None) for columns in tasks.values() for scores in columns.values()):
+    if any(scores.groups for columns in tasks.values() for scores in columns.values()):
         parts.append(_MEANING)
     return "\n\n".join(parts)
 
@@ -52,12 +52,12 @@ def _check_same_data(columns: Mapping[str, TaskScores]) -> None:
 def check_comparison(comparison: Comparison, results: Mapping[str, Results]) -> None:
     """Stop where a comparison is not the one between these results, as when those of two students are mixed."""
     before, after = results.get("before"), results.get("after")
-    if before is None or after is None or getattr(comparison, "group", None):
+    if before is None or after is None or comparison.group:
         return
     means = {(scores.task, scores.split, scores.subset): scores.metrics for scores in before.tasks}
     pairs = [(means.get((s.task, s.split, s.subset), {}).get("ndcg_at_10"), s) for s in after.tasks]
     found = [s.metrics["ndcg_at_10"] - mean for mean, s in pairs if mean is not None and "ndcg_at_10" in s.metrics]
-    if found and getattr(comparison, "metric", "ndcg_at_10") == "ndcg_at_10":
+    if found and comparison.metric == "ndcg_at_10":
         nearest = min(found, key=lambda difference: abs(difference - comparison.mean))
         if abs(nearest - comparison.mean) > _ROUNDING:
             raise ValueError(
@@ -69,9 +69,8 @@ def check_comparison(comparison: Comparison, results: Mapping[str, Results]) -> 
 def parts_of(columns: Mapping[str, TaskScores]) -> dict[str, list[str]]:
     """Return the parts of the queries that one of the columns knows, if all columns have these queries."""
     for scores in columns.values():
-        groups: dict[str, list[str]] = getattr(scores, "groups", None) or {}
-        if groups and all(other.per_query.keys() == scores.per_query.keys() for other in columns.values()):
-            return groups
+        if scores.groups and all(other.per_query.keys() == scores.per_query.keys() for other in columns.values()):
+            return scores.groups
     return {}
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from st_wkl._files import write_text
-from st_wkl.cards._metadata import adapter_row, fill_front_matter, name_of, write_eval_results
+from st_wkl.cards._metadata import adapter_settings, fill_front_matter, name_of, write_eval_results
 from st_wkl.cards._results import check_comparison, parts_of, results_section
 from st_wkl.cards._texts import is_hub_id, model_class, usage, with_usage, without_local_paths, without_training_texts
 from st_wkl.cards.licences import Licence, licence_of
@@ -239,7 +239,7 @@ def _about_training(record: TrainingRecord, folder: Path) -> list[str]:
         ("Loss", _listed(record.loss, record.loss_config)),
         ("Teacher", _listed(teacher, {**record.teacher, "licence": record.dataset.get("teacher_license")})),
         ("Data", _about_data(collection, record.dataset)),
-        ("LoRA", _about_adapter(record) or _listed(None, adapter_row(folder, record))),
+        ("LoRA", _about_adapter(record) or _listed(None, adapter_settings(folder))),
         ("Training", _listed(None, record.arguments)),
         ("Training time", f"{record.seconds:.1f} seconds"),
         ("Versions", _listed(None, record.versions)),
