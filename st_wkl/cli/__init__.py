@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from st_wkl.cli.build import build
+from st_wkl.cli.card import card
 from st_wkl.cli.demo import demo
 from st_wkl.cli.evaluate import evaluate
 from st_wkl.cli.init import init
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-for command in (demo, init, run, build, train, evaluate, report, push):
+for command in (demo, init, run, build, train, evaluate, report, card, push):
     app.command()(command)
 app.add_typer(scores, name="scores")
 app.add_typer(leaderboard, name="leaderboard")
