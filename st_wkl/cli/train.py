@@ -58,7 +58,7 @@ def train(
         "teacher_temperature": teacher_temperature,
     }
     parameters = {**_parameters(parameter or []), **{name: value for name, value in given.items() if value is not None}}
-    settings = {"num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "seed": seed}
+    settings: dict[str, Any] = {"num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "seed": seed}
     settings |= {"disable_tqdm": quiet, "report_to": [report_to]}
     if learning_rate is not None:
         settings["learning_rate"] = learning_rate
