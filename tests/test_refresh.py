@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers import (
+    CrossEncoder,
     MultiVectorEncoder,
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -166,6 +167,15 @@ def test_ranks_of_small_pools(static_student_path: Path) -> None:
     assert student_ranks_in(student, [], [], documents) == []
 
 
+def test_token_embeddings_rank_too(tiny_bert_path: Path) -> None:
+    """Late interaction encodes to lists of matrices, not to one tensor."""
+    student = MultiVectorEncoder(str(tiny_bert_path))
+    documents = {"a": "cats", "b": "stock markets fell today", "c": "cats purr"}
+    scores = student.similarity(student.encode_query(["cats purr"]), student.encode_document(list(documents.values())))
+    expected = (-scores[0]).argsort().argsort() + 1
+    assert student_ranks_in(student, ["cats purr", "x"], [["a", "b", "c"], []], documents) == [expected.tolist(), []]
+
+
 def test_the_loss_uses_the_ranks_of_the_dataset(tiny_bert_path: Path) -> None:
     """Ranks that get lost on the way would leave the default in force, with a plausible loss."""
     model = make_student("dense", tiny_bert_path).double()
@@ -240,8 +250,8 @@ def test_what_cannot_be_refreshed_says_so(
     with pytest.raises(ValueError, match="dataloader_num_workers=1: worker processes hold copies"):
         train(static_student_path, tmp_path / "run", refresh, arguments={"dataloader_num_workers": 1})
     args, state = SentenceTransformerTrainingArguments(output_dir=str(tmp_path)), type("State", (), {"global_step": 0})
-    with pytest.raises(TypeError, match="MultiVectorEncoder cannot search"):
-        refresh.on_train_begin(args, state, None, model=MultiVectorEncoder(str(tiny_bert_path)))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="CrossEncoder cannot search"):
+        refresh.on_train_begin(args, state, None, model=CrossEncoder(str(tiny_bert_path)))  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="Resume from a checkpoint that was saved with this callback"):
         refresh.load(tmp_path)
     refresh.save(tmp_path, 0)

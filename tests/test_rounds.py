@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTransformerTrainer
 
 from st_wkl.data.collator import ListwiseCollator
 from st_wkl.data.pairwise import CrossEncoderPairwiseTeacher
@@ -119,8 +119,8 @@ def test_pair_distill_in_two_rounds(static_student_path: Path, tmp_path: Path) -
 
 def test_students_that_cannot_search_are_refused(tiny_bert_path: Path, tmp_path: Path) -> None:
     """Before hours of scoring and training, not after the first round."""
-    student: Any = MultiVectorEncoder(str(tiny_bert_path))
-    with pytest.raises(TypeError, match="MultiVectorEncoder cannot search a collection"):
+    student: Any = CrossEncoder(str(tiny_bert_path))
+    with pytest.raises(TypeError, match="CrossEncoder cannot search a collection"):
         distill_rounds(student, small_collection(), WordOverlap(), **options(tmp_path))
     with pytest.raises(ValueError, match="rounds must be 1 or more"):
         distill_rounds(student, small_collection(), WordOverlap(), **options(tmp_path, rounds=0))

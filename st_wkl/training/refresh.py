@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.util import get_rank, get_world_size
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from st_wkl.data.dataset import DistillationDataset
 
 logger = logging.getLogger(__name__)
+
+Retriever = SentenceTransformer | SparseEncoder | MultiVectorEncoder
 
 _STATE_FILE = "refreshed_candidates.json"
 _COLUMNS = ("query_id", "document_ids", "scores", "labels", "preferences")
@@ -141,8 +143,8 @@ class RefreshCandidatesCallback(TrainerCallback):
     ) -> None:
         """Check the setting, and take the lists of a checkpoint where training is resumed."""
         model = kwargs["model"]
-        if not isinstance(model, SentenceTransformer | SparseEncoder):
-            raise TypeError(f"A {type(model).__name__} cannot search a collection, so it proposes no candidates.")
+        if isinstance(model, CrossEncoder):
+            raise TypeError("A CrossEncoder cannot search a collection, so it proposes no candidates.")
         if args.dataloader_num_workers > 0:
             raise ValueError(
                 f"dataloader_num_workers={args.dataloader_num_workers}: worker processes hold copies of the lists, "
@@ -168,7 +170,7 @@ class RefreshCandidatesCallback(TrainerCallback):
         if state.is_world_process_zero:
             self.save(_checkpoint(args, state), state.global_step)
 
-    def refresh(self, model: SentenceTransformer | SparseEncoder, step: int = 0) -> None:
+    def refresh(self, model: Retriever, step: int = 0) -> None:
         """Let the student propose candidates, have the new ones scored, and rank.
 
         Args:
@@ -268,7 +270,7 @@ def mine(builder: DistillationDatasetBuilder, model: Any, *, show_progress: bool
 
     Args:
         builder: The builder.
-        model: A `SentenceTransformer` or `SparseEncoder`, or a folder of one.
+        model: A retriever, or a folder of one.
         show_progress: Show a bar.
 
     Returns:
@@ -283,7 +285,7 @@ def mine(builder: DistillationDatasetBuilder, model: Any, *, show_progress: bool
 
 
 def student_ranks_in(
-    model: SentenceTransformer | SparseEncoder,
+    model: Retriever,
     queries: Sequence[str],
     pools: Sequence[Sequence[str]],
     documents: Mapping[str, str],
@@ -306,13 +308,23 @@ def student_ranks_in(
     if not used:
         return [[] for _ in pools]
     place = {document_id: number for number, document_id in enumerate(used)}
-    options: dict[str, Any] = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
-    found = model.encode_document([documents[document_id] for document_id in used], **options)
-    asked = model.encode_query(list(queries), **options)
-    ranks = []
+    several = isinstance(model, MultiVectorEncoder)
+    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False}
+    options |= {} if several else {"convert_to_tensor": True}
+    found: Any = model.encode_document([documents[document_id] for document_id in used], **options)
+    asked: Any = model.encode_query(list(queries), **options)
+    ranks: list[list[int]] = []
     for query, pool in zip(asked, pools, strict=True):
-        index = torch.tensor([place[document_id] for document_id in pool], dtype=torch.long, device=found.device)
-        scores = model.similarity(query[None], found.index_select(0, index))[0].float().cpu().numpy()
+        index = [place[document_id] for document_id in pool]
+        if not index:
+            ranks.append([])
+            continue
+        if several:
+            similarity = model.similarity([query], [found[number] for number in index])
+        else:
+            chosen = torch.tensor(index, dtype=torch.long, device=found.device)
+            similarity = model.similarity(query[None], found.index_select(0, chosen))
+        scores = similarity[0].float().cpu().numpy()
         ordered = np.sort(-scores)
         ranks.append((np.searchsorted(ordered, -scores, side="left") + 1).tolist())
     return ranks

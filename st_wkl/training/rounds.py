@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers import CrossEncoder
 
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.evaluation.identity import load_model, model_revision
 from st_wkl.training.distillation import distill
-from st_wkl.training.refresh import mine
+from st_wkl.training.refresh import Retriever, mine
 
 if TYPE_CHECKING:
     from st_wkl.data.lists import ListTeacher
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Train = Callable[[SentenceTransformer | SparseEncoder, DistillationDataset, Path], object]
+Train = Callable[[Retriever, DistillationDataset, Path], object]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Round:
 
 
 def distill_rounds(
-    student: str | Path | SentenceTransformer | SparseEncoder,
+    student: str | Path | Retriever,
     collection: Collection | str | Path,
     teacher: Teacher | ListTeacher | str | Path,
     *,
@@ -70,7 +70,7 @@ def distill_rounds(
     run that was killed continues with the part that it was at.
 
     Args:
-        student: The student, or its Hub id or folder. It is dense or sparse, as it has to search the collection.
+        student: The student, or its Hub id or folder: any retriever, as it has to search the collection.
         collection: What `DistillationDatasetBuilder` takes.
         teacher: What `DistillationDatasetBuilder` takes.
         output_dir: Folder of the rounds.
@@ -86,7 +86,7 @@ def distill_rounds(
         The rounds, the last of which holds the student that was asked for.
 
     Raises:
-        TypeError: If the student can only rerank or has token embeddings, so that it cannot mine.
+        TypeError: If the student is a cross-encoder, so that it cannot mine.
         ValueError: If `rounds` is below 1, or `output_dir` holds rounds of other settings.
 
     Source:
@@ -104,8 +104,8 @@ def distill_rounds(
         raise ValueError(f"rounds must be 1 or more, got {rounds}.")
     output_dir = Path(output_dir)
     first, name = load_model(student)
-    if not isinstance(first, SentenceTransformer | SparseEncoder):
-        raise TypeError(f"A {type(first).__name__} cannot search a collection, so it finds no candidates for a round.")
+    if isinstance(first, CrossEncoder):
+        raise TypeError("A CrossEncoder cannot search a collection, so it finds no candidates for a round.")
     if train is None:
         train = _distill(name)
     builder = DistillationDatasetBuilder(collection, teacher, **builder_options)
@@ -135,7 +135,7 @@ def distill_rounds(
 
 
 def _distill(name: str) -> Train:
-    def train(student: SentenceTransformer | SparseEncoder, dataset: DistillationDataset, folder: Path) -> object:
+    def train(student: Retriever, dataset: DistillationDataset, folder: Path) -> object:
         return distill(student, dataset, output_dir=folder, base_name=name)  # type: ignore[arg-type]
 
     return train
