@@ -1,0 +1,34 @@
+"""Candidates that follow the student: every 10 steps it proposes new ones, which the teacher scores.
+
+Run: python examples/refresh.py FOLDER    (a BEIR folder with train and test judgements, e.g. SciFact)
+
+Seen on SciFact, 300 test queries, one seed: nDCG@10 0.5346, undistilled 0.5052; difference +0.0294 [+0.0150, +0.0456].
+300 training queries with 7 negatives; the first refresh changed every list, the second 97 (1,517 and 114 new pairs).
+Two thirds of these queries share documents with training; scifact_shared_documents.py tells the parts apart.
+"""
+
+import sys
+
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+
+from st_wkl import Collection, CrossEncoderTeacher, DistillationDatasetBuilder, ListwiseCollator, compare, evaluate
+from st_wkl.losses import WeightedKLDistillationLoss
+from st_wkl.packaged import CROSS_ENCODER, STATIC_STUDENT, fetch
+from st_wkl.training import default_arguments
+from st_wkl.training.refresh import RefreshCandidatesCallback
+
+collection = Collection.load(sys.argv[1])
+teacher = CrossEncoderTeacher(fetch(CROSS_ENCODER), max_length=256)
+queries = list(collection.qrels["train"])[:300]
+builder = DistillationDatasetBuilder(collection, teacher, num_negatives=7, query_ids=queries)
+refresh = RefreshCandidatesCallback(builder, builder.build(), every=10, ranks=True)
+student = SentenceTransformer(str(fetch(STATIC_STUDENT)))
+before = evaluate(student, collection, name="before")
+args = default_arguments(student, "refresh-output")
+loss = WeightedKLDistillationLoss(student, gamma=2.0, ranks="dataset")
+options = {"data_collator": ListwiseCollator(student), "callbacks": [refresh]}
+SentenceTransformerTrainer(student, args, refresh.train_dataset, loss=loss, **options).train()
+after = evaluate(student, collection, name="after")
+print(refresh.history)
+print(after.table())
+print("difference:", compare(before, after))
