@@ -18,7 +18,7 @@ from sentence_transformers import (
 )
 from transformers import TrainerCallback
 
-from st_wkl import DistillationDatasetBuilder, ListwiseCollator, WeightedKLDistillationLoss
+from st_wkl import DistillationDatasetBuilder, ListwiseCollator, WeightedKLDistillationLoss, distill
 from st_wkl.data.dense import retriever_candidates
 from st_wkl.data.pairwise import CrossEncoderPairwiseTeacher
 from st_wkl.functional import weighted_kl
@@ -258,3 +258,11 @@ def test_what_cannot_be_refreshed_says_so(
     other = builder(tmp_path, query_ids=["q0-1", "q0-2"])
     with pytest.raises(ValueError, match="belongs to another dataset"):
         RefreshCandidatesCallback(other, other.build(show_progress=False)).load(tmp_path)
+
+
+def test_distill_takes_the_changing_lists(static_student_path: Path, tmp_path: Path) -> None:
+    """One call has to serve here, too: it must see lists in rows that are only made when they are read."""
+    made = builder(tmp_path)
+    refresh = RefreshCandidatesCallback(made, made.build(show_progress=False), every=2)
+    distill(static_student_path, refresh.train_dataset, output_dir=tmp_path / "student", callbacks=[refresh])
+    assert [said["step"] for said in refresh.history] == [2, 4]

@@ -118,11 +118,12 @@ class RefreshCandidatesCallback(TrainerCallback):
         def current(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
             lists = self._previous if self._one_batch_behind else self._rows
             self._one_batch_behind = False
-            rows = [self._row(lists[place]) for place in batch["row"]]
+            rows = [self._row(lists[place]) for place in batch["documents"]]
             return {name: [row[name] for row in rows] for name in rows[0]}
 
-        # A plain function, since `datasets` copies its transforms deeply with all that belongs to a bound method.
-        return Dataset.from_dict({"row": list(range(len(self._rows)))}).with_transform(current)
+        # A plain function, since `datasets` copies its transforms deeply with all that belongs to a bound method. The
+        # places of the rows carry the name of what they become: `distill` tells lists from columns by it.
+        return Dataset.from_dict({"documents": list(range(len(self._rows)))}).with_transform(current)
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         texts = self.builder.collection
