@@ -23,7 +23,7 @@ from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.dense import exact_top_k
 from st_wkl.data.selection import choose
 from st_wkl.evaluation import shared_document_queries
-from st_wkl.evaluation.evaluate import evaluate_run
+from st_wkl.evaluation.run_scores import evaluate_run
 from st_wkl.functional import raise_positives
 from st_wkl.packaged import STATIC_STUDENT, fetch
 from st_wkl.training import default_arguments

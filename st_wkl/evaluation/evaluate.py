@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -14,15 +13,15 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from st_wkl.evaluation.qrels import exposure_groups, relevant_qrels
+from st_wkl.evaluation.qrels import exposure_groups
 from st_wkl.evaluation.results import UNSEEN, Results, TaskScores, results_file
+from st_wkl.evaluation.run_scores import MEASURES, content_hash, saved, score_run
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.models import MTEBModels
 
-    from st_wkl.data.collection import Collection
     from st_wkl.data.exposure import Exposure
     from st_wkl.evaluation.identity import AnyModel
     from st_wkl.evaluation.tasks import Task
@@ -30,11 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# pytrec_eval's names of the measures and MTEB's, and MTEB's ranks.
-_MEASURES = {"ndcg_cut": "ndcg", "map_cut": "map", "recall": "recall", "P": "precision", "success": "hit_rate"}
-_PER_QUERY = {"ndcg_at_10": "ndcg_cut_10", "recall_at_10": "recall_10", "recall_at_100": "recall_100"}
-_CUTS = (1, 3, 5, 10, 20, 100, 1000)
-_KEPT = tuple(f"{name}_at_" for name in (*_MEASURES.values(), "mrr"))
+_KEPT = tuple(f"{name}_at_" for name in (*MEASURES.values(), "mrr"))
 # What MTEB and sentence-transformers warn each other of; no user can do anything about it.
 _UPSTREAM_WARNINGS = (
     (DeprecationWarning, "The fill_missing parameter is deprecated"),
@@ -135,74 +130,7 @@ def evaluate(
         ]
     if efficiency:
         about["efficiency"] = _measured(loaded, resolved[0], batch_size)
-    return _saved(Results(model=about, tasks=scores), output)
-
-
-def evaluate_run(
-    run: Mapping[str, Mapping[str, float]],
-    collection: Collection,
-    *,
-    split: str = "test",
-    name: str,
-    query_ids: Iterable[str] | None = None,
-    exposure: Exposure | None = None,
-    output: str | Path | None = None,
-) -> Results:
-    """Score a finished run, such as BM25's or a teacher's reranked lists, as `evaluate` scores a model.
-
-    Args:
-        run: Query id to document id to score, higher is better. Queries outside the split are ignored.
-        collection: What the run was made on.
-        split: Split of the judgements.
-        name: Name of the run in the results, such as `"BM25"`.
-        query_ids: Score these queries only, for example the sample that was reranked. None for all of the split.
-        exposure: What the model behind the run was trained on, if it was.
-        output: A `.json` file or a folder (which gets `results.json`) to write the results to.
-
-    Returns:
-        Results that compare with those of `evaluate` on the same collection. Queries that the run misses count as 0,
-        with a counted warning.
-
-    Raises:
-        ValueError: If the run or `query_ids` names a query or document that is not in the collection, or a score is not
-            finite.
-
-    Example:
-        >>> evaluate_run({"q1": {"d7": 12.3, "d2": 4.5}}, collection, name="BM25").ndcg_at_10  # doctest: +SKIP
-    """
-    _check_run(run, collection, name)
-    qrels = relevant_qrels(collection, split)
-    if query_ids is not None:
-        qrels = _only(qrels, list(query_ids), f"split {split!r} of {collection.name}")
-    missing = [query for query in qrels if not run.get(query)]
-    if missing:
-        warnings.warn(
-            f"run {name}: {len(missing)} of {len(qrels)} {split} queries of {collection.name} have no documents and "
-            f"count as 0, such as {', '.join(missing[:5])}",
-            stacklevel=2,
-        )
-    metrics, per_query = _score_run(qrels, {query: run.get(query, {}) for query in qrels})
-    groups, repeated = (
-        ({}, []) if exposure is None else exposure_groups(qrels, collection.queries, collection.documents, exposure)
-    )
-    scores = TaskScores(
-        task=collection.name,
-        split=split,
-        subset="default",
-        main_metric="ndcg_at_10",
-        metrics=metrics,
-        per_query=per_query.pop("ndcg_at_10"),
-        dataset_revision=collection.fingerprint,
-        seconds=0.0,
-        groups=groups,
-        training_queries=repeated,
-        query_metrics=per_query,
-    )
-    digest = _hash(
-        {query: {document: float(score) for document, score in found.items()} for query, found in run.items()}
-    )
-    about = {"name": name, "revision": digest, "class": "run"}
-    return _saved(Results(model=about, tasks=[scores]), output)
+    return saved(Results(model=about, tasks=scores), output)
 
 
 class _How(NamedTuple):
@@ -276,7 +204,7 @@ def _run_mteb(model: MTEBModels, task: AbsTask, how: _How, folder: Path) -> tupl
         # One folder of rankings for each model, task and dataset: MTEB merges what it finds in a file.
         meta = model.mteb_model_meta
         parts = [str(meta.name), str(meta.revision), task.metadata.name, task.metadata.dataset["revision"], how.top_k]
-        folder = how.cache / "rankings" / _hash([*parts, sorted(task.eval_splits)])[:20]
+        folder = how.cache / "rankings" / content_hash([*parts, sorted(task.eval_splits)])[:20]
         results = mteb.ResultCache(how.cache)
         if not ranked or (folder / task.prediction_file_name).is_file():
             strategy = "only-missing"
@@ -311,7 +239,7 @@ def _entry(
     if runs:
         data = task.dataset[subset][split]  # type: ignore[index]
         run = _counted(runs[subset][split], task)
-        per_query = _score_run(data["relevant_docs"], {q: run.get(q, {}) for q in data["relevant_docs"]})[1]
+        per_query = score_run(data["relevant_docs"], {q: run.get(q, {}) for q in data["relevant_docs"]})[1]
         if exposure is not None:
             groups, repeated = _groups_of(data, exposure)
     return TaskScores(
@@ -411,70 +339,6 @@ def _counted(run: Mapping[str, dict[str, float]], task: Any) -> Mapping[str, dic
     return run
 
 
-def _score_run(
-    qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]]
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Return the mean metrics under MTEB's names, and some of them for every query.
-
-    Raises:
-        ValueError: If a score is not finite.
-    """
-    import pytrec_eval
-
-    for query, found in run.items():
-        for document, score in found.items():
-            if not math.isfinite(score):
-                raise ValueError(f"query {query!r}, document {document!r}: the score is {score}, not a finite number")
-    cuts = ",".join(map(str, _CUTS))
-    evaluator = pytrec_eval.RelevanceEvaluator(
-        {query: dict(gains) for query, gains in qrels.items()},
-        {f"{measure}.{cuts}" for measure in _MEASURES} | {"recip_rank"},
-    )
-    scores = evaluator.evaluate({query: {doc: float(s) for doc, s in found.items()} for query, found in run.items()})
-    values = list(scores.values())
-    metrics = {
-        f"{name}_at_{cut}": math.fsum(v[f"{measure}_{cut}"] for v in values) / len(values)
-        for measure, name in _MEASURES.items()
-        for cut in _CUTS
-    }
-    for cut in _CUTS:  # the first relevant document is within the cut exactly when its reciprocal rank is 1/cut or more
-        within = [v["recip_rank"] for v in values if v["recip_rank"] >= 1 / cut - 1e-9]
-        metrics[f"mrr_at_{cut}"] = math.fsum(within) / len(values)
-    per_query = {
-        name: {query: found[measure] for query, found in scores.items()} for name, measure in _PER_QUERY.items()
-    }
-    per_query["mrr_at_10"] = {
-        query: found["recip_rank"] if found["recip_rank"] >= 1 / 10 - 1e-9 else 0.0 for query, found in scores.items()
-    }
-    return metrics, per_query
-
-
-def _only(qrels: Mapping[str, dict[str, int]], wanted: list[str], where: str) -> dict[str, dict[str, int]]:
-    """Return the judgements of the wanted queries, each of which must have a relevant document."""
-    unknown = [query for query in wanted if query not in qrels]
-    if unknown or not wanted:
-        raise ValueError(
-            f"query_ids: {len(unknown)} of {len(wanted)} ids have no relevant document in {where} (such as "
-            f"{', '.join(unknown[:5])}); give ids of queries that have one"
-        )
-    return {query: qrels[query] for query in wanted}
-
-
-def _check_run(run: Mapping[str, Mapping[str, float]], collection: Collection, name: str) -> None:
-    """Stop where a run names what the collection does not have."""
-    if not run:
-        raise ValueError(f"run {name} is empty; it maps query ids to document ids to scores")
-    for query, found in run.items():
-        if query not in collection.queries:
-            raise ValueError(f"run {name}: query {query!r} is not in collection {collection.name}; wrong collection?")
-        for document in found:
-            if document not in collection.documents:
-                raise ValueError(
-                    f"run {name}, query {query!r}: document {document!r} is not in collection {collection.name}; "
-                    "wrong collection?"
-                )
-
-
 def _describe(model: Any, name: str) -> dict[str, Any]:
     """Return what the results say about the model."""
     length = model.get_max_seq_length()
@@ -487,21 +351,6 @@ def _describe(model: Any, name: str) -> dict[str, Any]:
         "max_seq_length": length if length is not None and math.isfinite(length) else None,
         "similarity": getattr(model, "similarity_fn_name", None),
     }
-
-
-def _saved(results: Results, output: str | Path | None) -> Results:
-    """Write the results where the caller wants them; scores that cannot be written are shown in the error."""
-    if output is not None:
-        try:
-            logger.info("results written to %s", results.save(output))
-        except OSError as error:
-            error.add_note(f"The results could not be written to {output}. They are:\n{results.table()}")
-            raise
-    return results
-
-
-def _hash(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=20).hexdigest()
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
