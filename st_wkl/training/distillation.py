@@ -178,6 +178,7 @@ def distill(
         return finished
     _check_folder(output_dir, work)
     checkpoint = checkpoints.start_run(work, identity, resume=resume)
+    _wait()  # the trainer of a quicker process would make the folder that this one has yet to look at
     start = time.perf_counter()
     transformers.set_seed(args.seed)  # an adapter starts at random
     adapter = prepare(loaded, lora or True) if adapted else {}

@@ -1,0 +1,73 @@
+"""Distil a tiny student under torchrun, or in one process; run by test_torchrun.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from st_wkl.losses import WeightedKLDistillationLoss
+from st_wkl.training import distill
+from st_wkl.training.students import kind_of
+from tests.losses.students import make_student, ragged_rows
+
+
+class LossCurve(TrainerCallback):
+    """Keeps what the trainer logs."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+def main(model_path: str, output: str, processes: str, way: str) -> None:
+    torch.set_num_threads(1)
+    kind = "dense" if way == "iterable" else way
+    # Doubles, in which two ways of adding up the same numbers hardly differ.
+    student = make_student(kind, Path(model_path)).double()
+    rows: Any = Dataset.from_list(ragged_rows(24))
+    if way == "iterable":
+        # As many shards as processes: each reads its own.
+        rows = rows.to_iterable_dataset(num_shards=2)
+    args = kind_of(student).arguments(
+        output_dir="unused",
+        per_device_train_batch_size=8 // int(processes),
+        max_steps=6,
+        learning_rate=0.02,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        logging_steps=1,
+        save_steps=3,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    curve = LossCurve()
+    distill(
+        student,
+        rows,
+        WeightedKLDistillationLoss,
+        args,
+        output_dir=output,
+        callbacks=[curve],
+    )
+    if args.process_index == 0:
+        (Path(output) / "curve.json").write_text(json.dumps(curve.losses), encoding="utf-8")
+    if torch.distributed.is_initialized():
+        # Exiting with gloo's threads alive aborts the process now and then, which is a race of the exit.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
