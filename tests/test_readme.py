@@ -1,0 +1,40 @@
+"""The newcomer's script of the README, run as it stands there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.test_package import small_collection
+
+ROOT = Path(__file__).resolve().parents[1]
+FIRST_LINE = "from st_wkl import Collection, DistillationDatasetBuilder, compare, distill, evaluate"
+
+
+def test_the_newcomers_script_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first thing that is copied has to work, with nothing but a folder of that name beside it."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    scripts = [block for block in blocks if block.startswith(FIRST_LINE)]
+    assert len(scripts) == 1, f"README.md needs one python block that begins with {FIRST_LINE!r}"
+    lines = [line for line in scripts[0].splitlines() if line.strip()]
+    assert len(lines) <= 12
+    folder = re.search(r'Collection\.load\("([^"]+)"\)', scripts[0])
+    assert folder is not None
+    collection, place = small_collection(), tmp_path / folder[1]
+    (place / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", collection.documents), ("queries", collection.queries)):
+        rows = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
+        (place / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    for split, judged in collection.qrels.items():
+        rows = ["query-id\tcorpus-id\tscore"]
+        rows += [f"{query}\t{document}\t{gain}" for query, found in judged.items() for document, gain in found.items()]
+        (place / "qrels" / f"{split}.tsv").write_text("\n".join(rows), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(scripts[0], "README.md", "exec"), {})
+    assert re.search(r"[+-]0\.\d+", capsys.readouterr().out), "it ends with the difference that training made"
+    assert (tmp_path / "my-student" / "README.md").is_file()
