@@ -169,4 +169,5 @@ def saved(results: Results, output: str | Path | None) -> Results:
 
 
 def content_hash(value: Any) -> str:
+    """Return a hash of a JSON value, whatever the order of its keys."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=20).hexdigest()
