@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from transformers import BertTokenizer, ModernBertConfig, ModernBertModel, Qwen3
 
 from st_wkl import distill
 from st_wkl.data.dataset import DistillationDataset
+from st_wkl.packaged import MINILM
 from st_wkl.training.lora import base_hash, check_config, default_targets, has_adapter, merge, prepare
 from st_wkl.training.record import TrainingRecord
+from tests.fake_hub import FakeHub
 from tests.losses.students import make_student
 from tests.training.conftest import KillAt, Killed, arguments
 
@@ -176,3 +180,46 @@ def test_bad_adapters_are_errors(
     with pytest.raises(FileExistsError, match="is not empty"):
         merge(student, tmp_path / "mine")
     assert not (tmp_path / "student").exists()
+
+
+PUSH = """
+import sys, numpy as np
+from sentence_transformers import SentenceTransformer
+from st_wkl.hub import push_student
+push_student(sys.argv[1], "me/student")
+np.save(sys.argv[2], SentenceTransformer("me/student").encode(eval(sys.argv[3])))
+"""
+
+
+def test_the_whole_way_on_minilm_ends_on_the_hub(
+    minilm_path: Path, dataset: DistillationDataset, tmp_path: Path
+) -> None:
+    """Tiny models share no sizes and no tokenizer with real ones; this is the way that a user goes."""
+
+    def run(**options: Any) -> Any:
+        student = SentenceTransformer(str(minilm_path))
+        args = arguments(student, tmp_path, max_steps=3, save_steps=1, learning_rate=1e-3)
+        folder = tmp_path / "adapter"
+        return distill(student, dataset, args=args, output_dir=folder, lora=True, base_name=MINILM.hub_id, **options)
+
+    with pytest.raises(Killed):
+        run(callbacks=[KillAt(2)])
+    made = run(resume=True)
+    assert 0.01 < made.record.lora["share"] < 0.1
+    expected = embed(made.student)
+    assert np.abs(expected - embed(minilm_path)).max() > 1e-3
+    merged = merge(made.folder, tmp_path / "student")
+    assert np.abs(embed(made.folder) - expected).max() < 1e-6
+    assert np.abs(embed(merged) - expected).max() < 1e-5
+    with FakeHub() as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", PUSH, str(merged), str(tmp_path / "found.npy"), repr(TEXTS)],
+            env=hub.environment(tmp_path / "home"),
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert np.abs(np.load(tmp_path / "found.npy") - expected).max() < 1e-5
