@@ -115,11 +115,13 @@ class LossConfig:
 
     Args:
         name: One of `st_wkl.training.LOSSES`.
+        in_batch: Weight of an in-batch contrastive term beside it.
         mini_batch_size: Texts that are embedded at once. Default: 32 for transformers.
         parameters: Parameters of the loss by name, such as `gamma: 2`.
     """
 
     name: str = "weighted-kl"
+    in_batch: float = 0.0
     mini_batch_size: int | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
 
@@ -392,6 +394,7 @@ student:
 
 loss:
   name: weighted-kl           # `st-wkl train --help` lists all
+  in_batch: 0                 # weight of a contrastive term over the batch beside it
   mini_batch_size: null       # texts embedded at once: bounds memory; null for 32 with transformers
   parameters: {{}}              # such as {{gamma: 2, student_temperature: 0.02}}
 

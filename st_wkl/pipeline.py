@@ -350,7 +350,8 @@ class _Run:
 
         loss = self.config.loss
         report = None if dataset is None else dataset.provenance.get("report")
-        return make_loss(student, loss.name, mini_batch_size=loss.mini_batch_size, report=report, **loss.parameters)
+        options = {"in_batch": loss.in_batch, "mini_batch_size": loss.mini_batch_size, **loss.parameters}
+        return make_loss(student, loss.name, report=report, **options)
 
     def _arguments(self, student: Any) -> Any:
         from st_wkl.training import default_arguments

@@ -28,6 +28,7 @@ def train(
     alpha: Annotated[float | None, typer.Option(help="Strength of its rank bias. Default: 1.")] = None,
     student_temperature: Annotated[float | None, typer.Option(help="Default: 0.05 for cosine, else 1.")] = None,
     teacher_temperature: Annotated[float | None, typer.Option(help="Default: 1, or the teacher report's.")] = None,
+    in_batch: Annotated[float, typer.Option(help="Weight of an in-batch contrastive term beside the loss.")] = 0.0,
     parameter: Annotated[list[str] | None, typer.Option(help="Other parameter of the loss, name=value.")] = None,
     mini_batch_size: Annotated[int | None, typer.Option(min=1, help="Texts embedded at once. Default: 32.")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train an adapter in place of all weights.")] = False,
@@ -71,7 +72,14 @@ def train(
     data = DistillationDataset.load_from_disk(dataset)
     source, name = named(student)
     model: Any = load_model(source)[0]
-    chosen = make_loss(model, loss, mini_batch_size=mini_batch_size, report=data.provenance.get("report"), **parameters)
+    chosen = make_loss(
+        model,
+        loss,
+        in_batch=in_batch,
+        mini_batch_size=mini_batch_size,
+        report=data.provenance.get("report"),
+        **parameters,
+    )
     folder = output.with_name(f"{output.name}-adapter") if merge else output
     record = distill(
         model,

@@ -175,6 +175,7 @@ def make_loss(
     student: Student,
     name: str = "weighted-kl",
     *,
+    in_batch: float = 0.0,
     mini_batch_size: int | None = None,
     report: Mapping[str, Any] | None = None,
     **parameters: Any,
@@ -187,6 +188,7 @@ def make_loss(
     Args:
         student: The student.
         name: A key of `LOSSES`.
+        in_batch: Weight of an in-batch contrastive term beside it, at the loss's own student temperature; 0 for none.
         mini_batch_size: Texts that are embedded at once. Default: 32 for transformers, all for static students.
         report: The teacher report in a dataset's provenance. If it says that the teacher's softmax over a list is
             nearly one-hot or nearly flat (less than 5 % or more than 90 % of the largest entropy), the teacher's
@@ -207,8 +209,13 @@ def make_loss(
         mini_batch_size = MINI_BATCH_SIZE
     sparse = isinstance(student, SparseEncoder)
     try:
-        defaults = {"teacher_temperature": _temperature(report), "mini_batch_size": None if sparse else mini_batch_size}
+        inner = None if sparse or in_batch else mini_batch_size
+        defaults = {"teacher_temperature": _temperature(report), "mini_batch_size": inner}
         loss = LOSSES[name](student, **{**_accepted(LOSSES[name], defaults), **parameters})
+        if in_batch:
+            term = ours.InBatchContrastiveLoss(student, temperature=getattr(loss, "student_temperature", None))  # type: ignore[arg-type]
+            size = None if sparse else mini_batch_size
+            loss = ours.WeightedSumLoss(student, [(1.0, loss), (in_batch, term)], mini_batch_size=size)
     except TypeError as error:
         raise ValueError(f"The loss {name!r} on a {type(student).__name__}: {error}.") from error
     if not isinstance(student, SparseEncoder):
