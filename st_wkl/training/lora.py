@@ -141,7 +141,7 @@ def prepare(student: Student, lora: bool | LoraConfig) -> dict[str, Any]:
     targets = adapter.target_modules
     return {
         "adapter": how,
-        "r": adapter.r,
+        "rank": adapter.r,
         "alpha": adapter.lora_alpha,
         "dropout": adapter.lora_dropout,
         "targets": targets if isinstance(targets, str) else sorted(targets or []),
