@@ -260,7 +260,7 @@ def _about_adapter(record: TrainingRecord) -> str:
     if not lora:
         return ""
     what = "merged into" if lora.get("merged") else "on"
-    rank = f"rank `{lora['r']}`, alpha `{lora['alpha']}`"
+    rank = f"rank `{lora['rank']}`, alpha `{lora['alpha']}`"
     return f"{what} `{record.student}`: {rank}, {lora['trainable']:,} weights trained ({lora['share']:.2%})"
 
 

@@ -104,6 +104,8 @@ def distill(
       `st_wkl.training.students.default_arguments`.
     - Memory: transformers embed 32 texts at once (`mini_batch_size`), with the gradient of the whole batch; on lists of
       uneven texts that is not slower, since short texts are not padded to the longest of the batch.
+    - Processes: `torchrun` trains the same curve on several as on one at the same global batch; the first one writes.
+      FSDP is passed on to the trainer, but has not been verified.
 
     Args:
         student: A `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`, or its Hub id or
@@ -166,6 +168,12 @@ def distill(
     data = training_data(dataset, made, loaded, args)
     if data.count is None:
         args.accelerator_config = whole_batches(args)
+    if args.fsdp:
+        logger.warning(
+            "FSDP has not been verified with distill(): compare the loss curve and the saved student with a run of one "
+            "process. On CPUs accelerate leaves it out without a word. lora=True, mini_batch_size and "
+            "gradient_checkpointing bring large students into one device's memory."
+        )
     if eval is not None:
         dev.set_up(args, eval, loaded)
     work = output_dir / CHECKPOINTS

@@ -111,8 +111,7 @@ def test_every_hand_over_keeps_the_embeddings(
     assert record.lora["merged"]
     assert record.student == base.name
     card = (whole.folder / "README.md").read_text(encoding="utf-8")
-    assert "| LoRA | adapter `new`, rank `16`, alpha `32`" in card
-    assert f"`{base.name}`" in card
+    assert f"| LoRA | on `{base.name}`: rank `16`, alpha `32`" in card
 
 
 def test_cross_encoders_keep_their_head(
