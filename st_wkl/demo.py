@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -340,13 +339,12 @@ def _train(
     folder = output / "students" / label.split(" (")[0].lower().replace(" ", "-")
     if (folder / RECORD_FILE).is_file():
         return folder
-    shutil.rmtree(folder, ignore_errors=True)  # the record is written last: without it, saving was cut short
     model = SentenceTransformer(student)
     args = default_arguments(model, folder)
     args.num_train_epochs = EPOCHS
     args.learning_rate = LEARNING_RATE
     args.disable_tqdm = not show_progress
-    distill(model, dataset, loss, args, output_dir=folder, base_name=STATIC_STUDENT.hub_id)
+    distill(model, dataset, loss, args, output_dir=folder, resume=True, base_name=STATIC_STUDENT.hub_id)
     return folder
 
 
