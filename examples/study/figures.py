@@ -11,6 +11,8 @@ import numpy as np
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+# An interval over fewer queries is as wide as the picture.
+FEWEST = 30
 MARKS = ("o", "s", "^", "D", "v")
 STYLE = {
     "font.size": 9,
@@ -31,7 +33,7 @@ def differences_figure(own: dict[str, Any], parts: dict[str, Any], path: Path) -
             for offset, part, color, mark in ((0.17, "shared", "black", "o"), (-0.17, "unseen", "0.45", "s")):
                 for place, method in enumerate(reversed(methods)):
                     found = differences[method][part]
-                    if found is None:
+                    if found is None or found.queries < FEWEST:
                         continue
                     error = [[found.mean - found.low], [found.high - found.mean]]
                     label = f"{part} documents" if place == 0 else None
@@ -44,9 +46,9 @@ def differences_figure(own: dict[str, Any], parts: dict[str, Any], path: Path) -
             counts = ", ".join(f"{len(queries)} {part}" for part, queries in parts[name].items())
             axis.set_title(f"{name}\n{counts}", fontsize=9)
             axis.set_xlabel("nDCG@10 − that of KL")
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, frameon=False, loc="upper left", ncols=2)
-        _save(figure, path)
+        marks = dict(pair for axis in axes[0] for pair in zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        figure.legend(marks.values(), marks.keys(), frameon=False, loc="upper center", ncols=2)
+        _save(figure, path, top=0.94)
 
 
 def correctness_figure(points: dict[str, list[tuple[str, Any]]], path: Path) -> None:
@@ -97,7 +99,7 @@ def curves_figure(curves: dict[tuple[str, str], dict[str, Any]], path: Path) -> 
         _save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
+def _save(figure: Any, path: Path, top: float = 1.0) -> None:
+    figure.tight_layout(rect=(0, 0, 1, top))
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
