@@ -20,6 +20,15 @@ from st_wkl.evaluation.run_scores import evaluate_run
 
 BASELINE, UNDISTILLED, BM25 = "KL", "undistilled", "BM25"
 Scores = dict[str, float]
+# What each analysis varies; a table of a single value would say nothing.
+VARIED = {
+    "weights": ("method",),
+    "temperature": ("student_temperature",),
+    "candidates": ("negatives",),
+    "choice": ("choice", "negatives"),
+    "noise": ("noise",),
+    "teacher": ("teacher",),
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,9 @@ def report(config: dict[str, Any], data: str, output: Path) -> None:
     own = {name: _differences(means, name, parts[name]) for name in config["collections"]}
     text = [_main_table(name, final, parts[name], references[name], own[name], config) for name in own]
     text += [_pairs_table(means, parts, config), _transfer_table(means, config)]
-    text += [_analysis_table(name, runs, parts) for name, runs in analyses.items() if runs and name != "correctness"]
+    for name, runs in analyses.items():
+        if name in VARIED and len({tuple(getattr(run, axis) for axis in VARIED[name]) for run, _ in runs}) > 1:
+            text.append(_analysis_table(name, runs, parts))
     differences_figure(own, parts, output / "figures" / "differences.png")
     if analyses["correctness"]:
         table, points = _by_correctness(analyses["correctness"], config)
@@ -194,8 +205,7 @@ def _transfer_table(means: dict[tuple[str, str, str], Scores], config: dict[str,
 def _analysis_table(
     name: str, runs: list[tuple[Run, dict[str, Scores]]], parts: dict[str, dict[str, list[str]]]
 ) -> str:
-    varied = {"weights": (), "temperature": ("student_temperature",), "candidates": ("negatives",),
-              "choice": ("choice", "negatives"), "noise": ("noise",), "teacher": ("teacher",)}[name]  # fmt: skip
+    varied = tuple(axis for axis in VARIED[name] if axis != "method")
     cells: dict[tuple[Any, ...], list[tuple[float, float, float]]] = defaultdict(list)
     for run, scores in runs:
         key = (run.collection, run.method, *(getattr(run, axis) for axis in varied))
