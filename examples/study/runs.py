@@ -21,6 +21,7 @@ import st_wkl
 from st_wkl import Collection, InBatchContrastiveLoss, ListwiseCollator, WeightedSumLoss
 from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.dense import exact_top_k
+from st_wkl.data.feedback import FeedbackTeacher
 from st_wkl.data.selection import choose
 from st_wkl.evaluation import shared_document_queries
 from st_wkl.evaluation.run_scores import evaluate_run
@@ -116,6 +117,15 @@ def student(name: str) -> SentenceTransformer:
 
 
 @cache
+def collective(data: str, name: str, student_name: str) -> dict[str, np.ndarray]:
+    """Return the undistilled student's own scores with Rocchio feedback, for each query, as CollectiveKD teaches."""
+    texts, rows = collection(data, name), list(scored(name).itertuples())
+    lists = [(texts.queries[row.query_id], [texts.documents[key] for key in row.document_ids]) for row in rows]
+    found = FeedbackTeacher(student(student_name), feedback_documents=3).score_lists(lists, show_progress=False)
+    return {row.query_id: scores for row, scores in zip(rows, found, strict=True)}
+
+
+@cache
 def scored(name: str) -> pd.DataFrame:
     """Return what the teacher said: query_id, document_ids, scores, bm25, labels."""
     return pd.read_parquet(HERE / "scores" / f"{name}.parquet")
@@ -137,7 +147,9 @@ def training_data(run: Run, data: str) -> DistillationDataset:
     for row, shuffle in zip(rows, noisy, strict=True):
         labels = np.array(row.labels)
         scores = np.array(row.bm25 if run.teacher == "bm25" else row.scores, dtype=np.float32)
-        if run.teacher == "corrected":
+        if run.teacher == "collective":
+            scores = collective(data, run.collection, run.student)[row.query_id]
+        if run.teacher in ("corrected", "collective"):
             scores = raise_positives(torch.tensor(scores)[None], torch.tensor(labels > 0)[None])[0].numpy()
         positives, negatives = np.flatnonzero(labels > 0), np.flatnonzero(labels <= 0)
         chosen = choose(

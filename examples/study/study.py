@@ -38,7 +38,7 @@ def base_run(config: dict[str, Any], name: str, method: str) -> Any:
     from runs import Run
 
     parameters = dict(config["methods"][method])
-    loss = parameters.pop("loss")
+    loss, teacher = parameters.pop("loss"), parameters.pop("teacher", "cross-encoder")
     student = config["student"]
     return Run(
         collection=name,
@@ -52,6 +52,7 @@ def base_run(config: dict[str, Any], name: str, method: str) -> Any:
         negatives=config["negatives"],
         student=student["name"],
         loss=loss,
+        teacher=teacher,
         parameters=tuple(sorted(parameters.items())),
     )
 
