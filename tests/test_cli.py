@@ -16,7 +16,7 @@ from st_wkl import demo as demo_module
 from st_wkl.cli import app
 from st_wkl.data.builder import DistillationDatasetBuilder
 from tests.losses.students import make_student
-from tests.test_package import small_collection
+from tests.test_package import small_collection, write_beir
 from tests.training.conftest import WordOverlap
 
 
@@ -29,16 +29,7 @@ def st_wkl(*arguments: object) -> tuple[int, str, str]:
 
 @pytest.fixture
 def beir_folder(tmp_path: Path) -> Path:
-    collection, folder = small_collection(), tmp_path / "animals"
-    (folder / "qrels").mkdir(parents=True)
-    for name, texts in (("corpus", collection.documents), ("queries", collection.queries)):
-        lines = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    for split, judged in collection.qrels.items():
-        rows = ["query-id\tcorpus-id\tscore"]
-        rows += [f"{query}\t{document}\t{gain}" for query, found in judged.items() for document, gain in found.items()]
-        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(rows), encoding="utf-8")
-    return folder
+    return write_beir(small_collection(), tmp_path / "animals")
 
 
 def test_build_train_evaluate(

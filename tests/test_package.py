@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -80,3 +81,16 @@ def small_collection() -> Collection:
     queries = {f"q{i}-{j}": f"do {s} {f}" for i, s in enumerate(subjects) for j, f in enumerate(facts)}
     qrels = {query: {query.replace("q", "d"): 1} for query in queries}
     return Collection("animals", documents, queries, {"train": qrels, "test": qrels})
+
+
+def write_beir(collection: Collection, folder: Path) -> Path:
+    """Write a collection as the files that a user has, and return their folder."""
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", collection.documents), ("queries", collection.queries)):
+        lines = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for split, judged in collection.qrels.items():
+        rows = ["query-id\tcorpus-id\tscore"]
+        rows += [f"{query}\t{document}\t{gain}" for query, found in judged.items() for document, gain in found.items()]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(rows), encoding="utf-8")
+    return folder

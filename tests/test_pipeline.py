@@ -18,23 +18,16 @@ from safetensors.torch import load_file
 from st_wkl.config import RunConfig
 from st_wkl.pipeline import STAGES, run
 from tests.test_cli import st_wkl
-from tests.test_package import small_collection
+from tests.test_package import small_collection, write_beir
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    collection, folder = small_collection(), tmp_path_factory.mktemp("run") / "animals"
-    (folder / "qrels").mkdir(parents=True)
-    for name, texts in (("corpus", collection.documents), ("queries", collection.queries)):
-        lines = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    for split, judged in {**collection.qrels, "dev": collection.qrels["test"]}.items():
-        rows = ["query-id\tcorpus-id\tscore"]
-        rows += [f"{query}\t{document}\t{gain}" for query, found in judged.items() for document, gain in found.items()]
-        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(rows), encoding="utf-8")
-    return folder
+    collection = small_collection()
+    collection.qrels["dev"] = collection.qrels["test"]
+    return write_beir(collection, tmp_path_factory.mktemp("run") / "animals")
 
 
 def settings(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:

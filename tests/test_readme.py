@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.test_package import small_collection
+from tests.test_package import small_collection, write_beir
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_LINE = "from st_wkl import Collection, DistillationDatasetBuilder, compare, distill, evaluate"
@@ -25,15 +24,7 @@ def test_the_newcomers_script_runs_as_it_stands(
     assert len(lines) <= 12
     folder = re.search(r'Collection\.load\("([^"]+)"\)', scripts[0])
     assert folder is not None
-    collection, place = small_collection(), tmp_path / folder[1]
-    (place / "qrels").mkdir(parents=True)
-    for name, texts in (("corpus", collection.documents), ("queries", collection.queries)):
-        rows = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
-        (place / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    for split, judged in collection.qrels.items():
-        rows = ["query-id\tcorpus-id\tscore"]
-        rows += [f"{query}\t{document}\t{gain}" for query, found in judged.items() for document, gain in found.items()]
-        (place / "qrels" / f"{split}.tsv").write_text("\n".join(rows), encoding="utf-8")
+    write_beir(small_collection(), tmp_path / folder[1])
     monkeypatch.chdir(tmp_path)
     exec(compile(scripts[0], "README.md", "exec"), {})
     assert re.search(r"[+-]0\.\d+", capsys.readouterr().out), "it ends with the difference that training made"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from st_wkl.cli._answers import Answer, JsonOption, QuietOption, answering
-
-if TYPE_CHECKING:
-    pass
 
 
 @answering

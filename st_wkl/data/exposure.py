@@ -46,12 +46,7 @@ class Exposure:
         Example:
             >>> Exposure.of(dataset).save("student")  # doctest: +SKIP
         """
-        relevant = {
-            document_id
-            for row in dataset.train
-            for document_id, gain in zip(row["document_ids"], row["labels"], strict=True)
-            if gain > 0
-        }
+        relevant = {document_id for judged in dataset.positives().values() for document_id in judged}
         return cls(
             frozenset(text_hash(text) for text in dataset.queries["text"]),
             frozenset(text_hash(row["text"]) for row in dataset.documents if row["document_id"] in relevant),

@@ -24,6 +24,19 @@ from st_wkl.losses.scoring import BOUNDED_TEMPERATURE, concatenate
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
+# InfoNCE, over the batch here and over one list in `ListContrastiveLoss`.
+INFO_NCE_CITATION = """
+@misc{oord2019representationlearningcontrastivepredictive,
+    title = {Representation Learning with Contrastive Predictive Coding},
+    author = {Aaron van den Oord and Yazhe Li and Oriol Vinyals},
+    year = {2019},
+    eprint = {1807.03748},
+    archivePrefix = {arXiv},
+    primaryClass = {cs.LG},
+    url = {https://arxiv.org/abs/1807.03748},
+}
+"""
+
 
 class InBatchContrastiveLoss(StudentLoss):
     """InfoNCE of each positive against every other document of the batch.
@@ -163,17 +176,7 @@ class InBatchContrastiveLoss(StudentLoss):
     @property
     def citation(self) -> str:
         """BibTeX of the paper, for the model card."""
-        return """
-@misc{oord2019representationlearningcontrastivepredictive,
-    title = {Representation Learning with Contrastive Predictive Coding},
-    author = {Aaron van den Oord and Yazhe Li and Oriol Vinyals},
-    year = {2019},
-    eprint = {1807.03748},
-    archivePrefix = {arXiv},
-    primaryClass = {cs.LG},
-    url = {https://arxiv.org/abs/1807.03748},
-}
-"""
+        return INFO_NCE_CITATION
 
 
 def _matrix_similarity(model: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from st_wkl import functional
 from st_wkl.losses.base import CandidateListLoss
+from st_wkl.losses.in_batch import INFO_NCE_CITATION
 from st_wkl.losses.lists import CandidateLists
 
 if TYPE_CHECKING:
@@ -84,14 +85,4 @@ class ListContrastiveLoss(CandidateListLoss):
     @property
     def citation(self) -> str:
         """BibTeX of the paper, for the model card."""
-        return """
-@misc{oord2019representationlearningcontrastivepredictive,
-    title = {Representation Learning with Contrastive Predictive Coding},
-    author = {Aaron van den Oord and Yazhe Li and Oriol Vinyals},
-    year = {2019},
-    eprint = {1807.03748},
-    archivePrefix = {arXiv},
-    primaryClass = {cs.LG},
-    url = {https://arxiv.org/abs/1807.03748},
-}
-"""
+        return INFO_NCE_CITATION
