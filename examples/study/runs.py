@@ -22,22 +22,29 @@ from st_wkl import Collection, InBatchContrastiveLoss, ListwiseCollator, Weighte
 from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.dense import exact_top_k
 from st_wkl.data.feedback import FeedbackTeacher
+from st_wkl.data.paraphrases import add_paraphrases
 from st_wkl.data.selection import choose
 from st_wkl.evaluation import shared_document_queries
 from st_wkl.evaluation.run_scores import evaluate_run
 from st_wkl.functional import raise_positives
 from st_wkl.packaged import STATIC_STUDENT, fetch
 from st_wkl.training import default_arguments
+from st_wkl.training.ema import MovingAverageCallback, MovingAverageLoss
 
 HERE = Path(__file__).parent
 # PairDistill asks a pairwise teacher about neighbours of the pointwise ranking. No such model comes as a package, so
 # here the pointwise scores say which of two neighbours is better.
 NEIGHBOURS = 5
+# The moving average forgets half of a student within 14 steps, a tenth of a run.
+DECAY = 0.95
+# What stands in for a paraphrase of a query: its words without the short ones, as people type into a search box.
+SHORT = 3
 # How many of the two temperatures, the student's and the teacher's, a loss listens to, where that is not both: a grid
 # over the others would be the same run again.
 TEMPERATURES = {
     "AdaptiveRelevanceMarginLoss": 0,
     "PearsonDistillLoss": 0,
+    "CoherenceLoss": 1,
     "InBatchContrastiveLoss": 1,
     "ListContrastiveLoss": 1,
     "RankNetDistillLoss": 1,
@@ -80,6 +87,9 @@ class RememberingTokenizer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RememberingTokenizer:
+        return self
 
     def encode_batch(self, texts: list[str], add_special_tokens: bool = False) -> list[Any]:
         """Tokenise what is new."""
@@ -174,30 +184,35 @@ def training_data(run: Run, data: str) -> DistillationDataset:
     )
 
 
-def make_loss(run: Run, model: SentenceTransformer) -> torch.nn.Module:
+def make_loss(run: Run, model: SentenceTransformer, average: MovingAverageCallback | None) -> torch.nn.Module:
     """Return the loss of a run, with its temperatures where it has any."""
     parameters = dict(run.parameters)
-    in_batch = parameters.pop("in_batch", None)
+    in_batch, moving_average = parameters.pop("in_batch", None), parameters.pop("moving_average", None)
     cls = getattr(st_wkl.losses, run.loss)
     heard = TEMPERATURES.get(run.loss, 2)
     if heard:
-        parameters["temperature" if run.loss == "InBatchContrastiveLoss" else "student_temperature"] = (
-            run.student_temperature
-        )
+        alone = run.loss in ("InBatchContrastiveLoss", "CoherenceLoss")
+        parameters["temperature" if alone else "student_temperature"] = run.student_temperature
     if heard == 2:
         parameters["teacher_temperature"] = run.teacher_temperature
     loss = cls(model, **parameters)
+    if average is not None:
+        return MovingAverageLoss(loss, average, weight=moving_average)
     if in_batch is None:
         return loss
     term = InBatchContrastiveLoss(model, temperature=run.student_temperature)
     return WeightedSumLoss(model, [(1.0, loss), (in_batch, term)])
 
 
-def lists(dataset: DistillationDataset, with_pairs: bool) -> Dataset:
-    """Return rows for `ListwiseCollator`, with preferences between neighbours if the loss wants them."""
-    rows = dataset.to_lists()
-    if not with_pairs:
-        return rows
+def rows(dataset: DistillationDataset, run: Run) -> Dataset:
+    """Return the training rows: lists for `ListwiseCollator`, or columns for the loss that wants paraphrases."""
+    if run.loss == "CoherenceLoss":
+        columns = dataset.to_columns(n=run.negatives)
+        words = {query: [word for word in query.split() if len(word) > SHORT] for query in columns["query"]}
+        return add_paraphrases(columns, {query: " ".join(kept) for query, kept in words.items()})
+    lists = dataset.to_lists()
+    if run.loss != "PairDistillLoss":
+        return lists
 
     def preferences(row: dict[str, Any]) -> dict[str, Any]:
         scores = np.asarray(row["scores"], dtype=np.float64)
@@ -205,23 +220,26 @@ def lists(dataset: DistillationDataset, with_pairs: bool) -> Dataset:
         pairs = [(int(i), int(j)) for place, i in enumerate(order) for j in order[place + 1 : place + 1 + NEIGHBOURS]]
         return {"pairs": [[i, j, float(1 / (1 + np.exp(scores[j] - scores[i])))] for i, j in pairs]}
 
-    return rows.map(preferences)
+    return lists.map(preferences)
 
 
 def train(run: Run, data: str) -> SentenceTransformer:
     """Teach the student on the stock trainer."""
     model = student(run.student)
-    dataset = training_data(run, data)
+    dataset = rows(training_data(run, data), run)
+    average = MovingAverageCallback(model, decay=DECAY) if "moving_average" in dict(run.parameters) else None
     with tempfile.TemporaryDirectory() as folder:
         args = default_arguments(model, folder)
         args.num_train_epochs, args.per_device_train_batch_size, args.seed = run.epochs, run.batch_size, run.seed
         args.learning_rate, args.logging_strategy, args.disable_tqdm = run.learning_rate, "no", True
+        args.save_strategy = "no"
         SentenceTransformerTrainer(
             model,
             args,
-            lists(dataset, with_pairs=run.loss == "PairDistillLoss"),
-            loss=make_loss(run, model),
-            data_collator=ListwiseCollator(model),
+            dataset,
+            loss=make_loss(run, model, average),
+            data_collator=None if run.loss == "CoherenceLoss" else ListwiseCollator(model),
+            callbacks=[average] if average else [],
         ).train()
     return model.eval()
 
