@@ -33,7 +33,7 @@ def differences_figure(own: dict[str, Any], parts: dict[str, Any], path: Path) -
             for offset, part, color, mark in ((0.17, "shared", "black", "o"), (-0.17, "unseen", "0.45", "s")):
                 for place, method in enumerate(reversed(methods)):
                     found = differences[method][part]
-                    if found is None or found.queries < FEWEST:
+                    if found is None or len(parts[name][part]) < FEWEST:
                         continue
                     error = [[found.mean - found.low], [found.high - found.mean]]
                     label = f"{part} documents" if place == 0 else None
@@ -51,17 +51,17 @@ def differences_figure(own: dict[str, Any], parts: dict[str, Any], path: Path) -
         _save(figure, path, top=0.94)
 
 
-def correctness_figure(points: dict[str, list[tuple[str, Any]]], path: Path) -> None:
+def correctness_figure(points: dict[str, dict[str, Any]], path: Path) -> None:
     """Draw weighted KL's gain over KL by how right the teacher was about the query."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5, 3.2))
         for number, (name, values) in enumerate(points.items()):
             places = np.arange(len(values)) + (number - (len(points) - 1) / 2) * 0.18
-            means = [found.mean for _, found in values]
-            errors = [[f.mean - f.low for _, f in values], [f.high - f.mean for _, f in values]]
+            means = [found.mean for found in values.values()]
+            errors = [[f.mean - f.low for f in values.values()], [f.high - f.mean for f in values.values()]]
             color = str(0.3 * number)
             axis.errorbar(places, means, yerr=errors, fmt=MARKS[number], color=color, ms=5, lw=1, capsize=2, label=name)
-        labels = [label for label, _ in max(points.values(), key=len)]
+        labels = list(max(points.values(), key=len))
         axis.set_xticks(range(len(labels)), labels)
         axis.axhline(0, color="black", lw=0.8)
         axis.set_xlabel("place of the best positive in the teacher's ranking of the list")

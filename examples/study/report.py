@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from runs import Run, collection, done, groups, per_query, scored, student
 from study import analysis_runs, final_runs
 
 from st_wkl.data.candidates import bm25_candidates
-from st_wkl.evaluation.compare import holm, paired_difference
+from st_wkl.evaluation.compare import PairedDifference, holm, paired_difference
 from st_wkl.evaluation.run_scores import evaluate_run
 
 BASELINE, UNDISTILLED, BM25 = "KL", "undistilled", "BM25"
@@ -28,18 +27,8 @@ VARIED = {
     "choice": ("choice", "negatives"),
     "noise": ("noise",),
     "teacher": ("teacher",),
+    "refresh": ("method",),
 }
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A method against another on the same queries, averaged over seeds first."""
-
-    mean: float
-    low: float
-    high: float
-    p_value: float
-    queries: int
 
 
 def report(config: dict[str, Any], data: str, output: Path) -> None:
@@ -93,16 +82,16 @@ def _mean_over_seeds(final: list[tuple[Run, dict[str, Scores]]]) -> dict[tuple[s
     }
 
 
-def _difference(before: Scores, after: Scores, queries: list[str]) -> Difference | None:
+def _difference(before: Scores, after: Scores, queries: list[str]) -> PairedDifference | None:
+    """Compare two methods on the same queries, each averaged over seeds first."""
     if not queries:
         return None
-    low_high = paired_difference([after[query] - before[query] for query in queries])
-    return Difference(low_high.mean, low_high.low, low_high.high, low_high.p_value, len(queries))
+    return paired_difference([after[query] - before[query] for query in queries])
 
 
 def _differences(
     means: dict[tuple[str, str, str], Scores], name: str, parts: dict[str, list[str]]
-) -> dict[str, dict[str, Difference | None]]:
+) -> dict[str, dict[str, PairedDifference | None]]:
     """Return each method's difference to the baseline on all, shared and unseen test queries."""
     before = means[name, BASELINE, name]
     chosen = {"all": list(before), **parts}
@@ -118,7 +107,7 @@ def _main_table(
     final: list[tuple[Run, dict[str, Scores]]],
     parts: dict[str, list[str]],
     references: dict[str, Scores],
-    differences: dict[str, dict[str, Difference | None]],
+    differences: dict[str, dict[str, PairedDifference | None]],
     config: dict[str, Any],
 ) -> str:
     chosen = {"all": list(references[UNDISTILLED]), **parts}
@@ -205,35 +194,41 @@ def _transfer_table(means: dict[tuple[str, str, str], Scores], config: dict[str,
 def _analysis_table(
     name: str, runs: list[tuple[Run, dict[str, Scores]]], parts: dict[str, dict[str, list[str]]]
 ) -> str:
+    """Show each setting's scores, and what sets it apart from the same setting of what it is compared with."""
     varied = tuple(axis for axis in VARIED[name] if axis != "method")
-    cells: dict[tuple[Any, ...], list[tuple[float, float, float]]] = defaultdict(list)
+    collected: dict[tuple[Any, ...], list[Scores]] = defaultdict(list)
     for run, scores in runs:
         key = (run.collection, run.method, *(getattr(run, axis) for axis in varied))
-        own = scores[run.collection]
-        queries = [list(own), parts[run.collection]["shared"], parts[run.collection]["unseen"]]
-        cells[key].append(tuple(_value(own, part) for part in queries))
-    lines = [
-        f"### {name}",
-        "",
-        "| " + " | ".join(("trained on", "method", *varied, "all", "shared", "unseen", "seeds")) + " |",
-    ]
-    lines.append("| :-- | :-- |" + " --: |" * (len(varied) + 4))
-    for key, values in sorted(cells.items(), key=lambda item: tuple(map(str, item[0]))):
-        means = " | ".join(f"{value:.3f}" for value in np.mean(values, axis=0))
-        lines.append("| " + " | ".join(map(str, key)) + f" | {means} | {len(values)} |")
+        collected[key].append(scores[run.collection])
+    means = {
+        key: {query: float(np.mean([one[query] for one in values])) for query in values[0]}
+        for key, values in collected.items()
+    }
+    columns = ("trained on", "method", *varied, "all", "shared", "unseen", "against", "shared", "unseen", "seeds")
+    lines = [f"### {name}", "", f"| {' | '.join(columns)} |", "| :-- | :-- |" + " --: |" * (len(columns) - 2)]
+    for key, scores in sorted(means.items(), key=lambda item: tuple(map(str, item[0]))):
+        where, method, *setting = key
+        shared, unseen = parts[where]["shared"], parts[where]["unseen"]
+        cells = [f"{_value(scores, part):.3f}" for part in (list(scores), shared, unseen)]
+        other = "γ0 α0" if name == "weights" else BASELINE
+        against = ["", "", ""]
+        if other != method and (before := means.get((where, other, *setting))) is not None:
+            found = [_difference(before, scores, part) for part in (shared, unseen)]
+            against = [other, *("–" if one is None else _interval(one) for one in found)]
+        lines.append("| " + " | ".join([*map(str, key), *cells, *against, str(len(collected[key]))]) + " |")
     return "\n".join(lines)
 
 
 def _by_correctness(
     runs: list[tuple[Run, dict[str, Scores]]], config: dict[str, Any]
-) -> tuple[str, dict[str, list[tuple[str, Difference]]]]:
+) -> tuple[str, dict[str, dict[str, PairedDifference]]]:
     """Compare weighted KL with KL on training queries that were held out, by how right the teacher was about them."""
     collected: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for run, scores in runs:
         for query, value in scores[run.collection].items():
             collected[run.collection, run.method, query].append(value)
     weighted = next(method for method in config["analyses"]["methods"] if method != BASELINE)
-    points: dict[str, list[tuple[str, Difference]]] = {}
+    points: dict[str, dict[str, PairedDifference]] = {}
     lines = [
         f"### {weighted} − KL on held-out training queries, by the place of the teacher's best positive in the list",
         "",
@@ -253,8 +248,8 @@ def _by_correctness(
             {query: float(np.mean(collected[name, method, query])) for ids in queries.values() for query in ids}
             for method in (BASELINE, weighted)
         )
-        points[name] = [(label, found) for label, ids in queries.items() if (found := _difference(before, after, ids))]
-        cells = [f"{_interval(found)}, {found.queries} queries" for _, found in points[name]]
+        points[name] = {label: found for label, ids in queries.items() if (found := _difference(before, after, ids))}
+        cells = [f"{_interval(found)}, {len(queries[label])} queries" for label, found in points[name].items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines), points
 
@@ -318,11 +313,11 @@ def _mean_and_deviation(runs: list[Scores], queries: list[str]) -> str:
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}" if queries else "–"
 
 
-def _interval(found: Difference) -> str:
+def _interval(found: PairedDifference) -> str:
     return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
-def _p(found: Difference | None) -> float:
+def _p(found: PairedDifference | None) -> float:
     return 1.0 if found is None else found.p_value
 
 

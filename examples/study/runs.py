@@ -18,18 +18,26 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 
 import st_wkl
-from st_wkl import Collection, InBatchContrastiveLoss, ListwiseCollator, WeightedSumLoss
+from st_wkl import (
+    Collection,
+    CrossEncoderTeacher,
+    DistillationDatasetBuilder,
+    InBatchContrastiveLoss,
+    ListwiseCollator,
+    WeightedSumLoss,
+)
 from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.dense import exact_top_k
 from st_wkl.data.feedback import FeedbackTeacher
 from st_wkl.data.paraphrases import add_paraphrases
-from st_wkl.data.selection import choose
+from st_wkl.data.selection import Selection, choose
 from st_wkl.evaluation import shared_document_queries
 from st_wkl.evaluation.run_scores import evaluate_run
 from st_wkl.functional import raise_positives
-from st_wkl.packaged import STATIC_STUDENT, fetch
+from st_wkl.packaged import CROSS_ENCODER, STATIC_STUDENT, fetch
 from st_wkl.training import default_arguments
 from st_wkl.training.ema import MovingAverageCallback, MovingAverageLoss
+from st_wkl.training.refresh import RefreshCandidatesCallback
 
 HERE = Path(__file__).parent
 # PairDistill asks a pairwise teacher about neighbours of the pointwise ranking. No such model comes as a package, so
@@ -187,6 +195,7 @@ def training_data(run: Run, data: str) -> DistillationDataset:
 def make_loss(run: Run, model: SentenceTransformer, average: MovingAverageCallback | None) -> torch.nn.Module:
     """Return the loss of a run, with its temperatures where it has any."""
     parameters = dict(run.parameters)
+    parameters.pop("refresh", None)
     in_batch, moving_average = parameters.pop("in_batch", None), parameters.pop("moving_average", None)
     cls = getattr(st_wkl.losses, run.loss)
     heard = TEMPERATURES.get(run.loss, 2)
@@ -202,6 +211,20 @@ def make_loss(run: Run, model: SentenceTransformer, average: MovingAverageCallba
         return loss
     term = InBatchContrastiveLoss(model, temperature=run.student_temperature)
     return WeightedSumLoss(model, [(1.0, loss), (in_batch, term)])
+
+
+def refreshed(run: Run, data: str, store: Path, every: int) -> RefreshCandidatesCallback:
+    """Return lists that the student renews every so many steps; the teacher scores what no run has asked about yet."""
+    lists = training_data(run, data)
+    builder = DistillationDatasetBuilder(
+        collection(data, run.collection),
+        CrossEncoderTeacher(fetch(CROSS_ENCODER), max_length=256),
+        query_ids=lists.train["query_id"],
+        num_negatives=run.negatives,
+        selection=Selection(max_positives=max(sum(label > 0 for label in row) for row in lists.train["labels"])),
+        store=store,
+    )
+    return RefreshCandidatesCallback(builder, lists, every=every)
 
 
 def rows(dataset: DistillationDataset, run: Run) -> Dataset:
@@ -223,10 +246,15 @@ def rows(dataset: DistillationDataset, run: Run) -> Dataset:
     return lists.map(preferences)
 
 
-def train(run: Run, data: str) -> SentenceTransformer:
-    """Teach the student on the stock trainer."""
+def train(run: Run, data: str, store: Path) -> SentenceTransformer:
+    """Teach the student on the stock trainer. The store keeps what the teacher is asked in runs that renew lists."""
     model = student(run.student)
-    dataset = rows(training_data(run, data), run)
+    callbacks: list[Any] = []
+    if every := dict(run.parameters).get("refresh"):
+        callbacks.append(refreshed(run, data, store, every))
+        dataset = callbacks[0].train_dataset
+    else:
+        dataset = rows(training_data(run, data), run)
     average = MovingAverageCallback(model, decay=DECAY) if "moving_average" in dict(run.parameters) else None
     with tempfile.TemporaryDirectory() as folder:
         args = default_arguments(model, folder)
@@ -239,7 +267,7 @@ def train(run: Run, data: str) -> SentenceTransformer:
             dataset,
             loss=make_loss(run, model, average),
             data_collator=None if run.loss == "CoherenceLoss" else ListwiseCollator(model),
-            callbacks=[average] if average else [],
+            callbacks=callbacks + ([average] if average else []),
         ).train()
     return model.eval()
 

@@ -26,6 +26,7 @@ import traceback
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import yaml
@@ -57,21 +58,22 @@ def base_run(config: dict[str, Any], name: str, method: str) -> Any:
     )
 
 
-def tuning_runs(config: dict[str, Any]) -> list[Any]:
-    from runs import TEMPERATURES
+def tuning_runs(config: dict[str, Any], output: Path) -> list[Any]:
+    """Return the runs of the grid: every learning rate, then, where those are done, every temperature at the best."""
+    from runs import TEMPERATURES, done
 
-    runs = []
+    grid, runs = config["tuning"], []
     for name, method in itertools.product(config["collections"], config["methods"]):
         if config["collections"][name]["tuned_on"] != name:
             continue
         dev = config["collections"][name]["dev"]
         base = replace(base_run(config, name, method), fold=None if dev else 0, evaluated_on=dev or "held out")
-        heard = TEMPERATURES.get(base.loss, 2)
-        for rate, temperatures in itertools.product(
-            *(config["tuning"][axis] for axis in ("learning_rate", "temperatures"))
-        ):
-            chosen = dict(zip(("student_temperature", "teacher_temperature")[:heard], temperatures, strict=False))
-            runs.append(replace(base, learning_rate=rate, **chosen))
+        rates = [replace(base, learning_rate=rate) for rate in grid["learning_rate"]]
+        runs += rates
+        if len(found := list(done(output, rates))) == len(rates):
+            best, _ = max(found, key=lambda pair: mean(pair[1][name].values()))
+            names = ("student_temperature", "teacher_temperature")[: TEMPERATURES.get(base.loss, 2)]
+            runs += [replace(best, **dict(zip(names, values, strict=False))) for values in grid["temperatures"]]
     return list(dict.fromkeys(runs))
 
 
@@ -94,9 +96,8 @@ def write_tuned(config: dict[str, Any], output: Path) -> None:
     from st_wkl._files import write_text
 
     best: dict[tuple[str, str], tuple[float, Any]] = {}
-    for run, scores in done(output, tuning_runs(config)):
-        values = scores[run.collection].values()
-        score = sum(values) / len(values)
+    for run, scores in done(output, tuning_runs(config, output)):
+        score = mean(scores[run.collection].values())
         if score > best.get((run.collection, run.method), (-1.0, None))[0]:
             best[run.collection, run.method] = (score, run)
     file = output / "tuned.json"
@@ -132,6 +133,11 @@ def analysis_runs(config: dict[str, Any], output: Path) -> dict[str, list[Any]]:
                     if alpha <= gamma:
                         found[name].append(replace(base, method=f"γ{gamma} α{alpha}", parameters=parameters))
                 continue
+            if name == "refresh":  # not refreshed are the runs of the main table
+                base = replace(settings[collection, "KL"], seed=seed)
+                parameters = (*base.parameters, ("refresh", options["refresh"]["every"]))
+                found[name] += [base, replace(base, method="KL, refreshed", parameters=parameters)]
+                continue
             for method, values in itertools.product(options["methods"], itertools.product(*options[name].values())):
                 change = dict(zip(options[name], values, strict=True))
                 found[name].append(replace(settings[collection, method], seed=seed, **change))
@@ -153,14 +159,13 @@ def execute(job: tuple[Any, str, str, list[str]]) -> str:
     warnings.simplefilter("ignore")
     start = time.perf_counter()
     try:
-        scores = measure(run, train(run, data), data, others)
+        scores = measure(run, train(run, data, Path(output) / "scores.sqlite3"), data, others)
     except Exception as error:  # one method that fails must not cost the others their hours
         traceback.print_exc()
         return f"FAILED: {run.collection} {run.method} seed {run.seed}: {error}"
     value = {"run": asdict(run), "seconds": round(time.perf_counter() - start, 1), "scores": scores}
     write_text(file, json.dumps(value, ensure_ascii=False))
-    own = scores[run.collection].values()
-    return f"{run.collection} {run.method} seed {run.seed}: {sum(own) / len(own):.4f}"
+    return f"{run.collection} {run.method} seed {run.seed}: {mean(scores[run.collection].values()):.4f}"
 
 
 def execute_all(runs: list[Any], data: str, output: Path, others: list[str], workers: int) -> None:
@@ -190,6 +195,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "study.yaml")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--collections", nargs="*", help="only these")
+    parser.add_argument("--analyses", nargs="*", help="only these; `refresh` asks the teacher anew, for half an hour")
     options = parser.parse_args()
     config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
     others = [*config["collections"], *config["transfer_to"]]
@@ -207,12 +213,15 @@ def main() -> None:
         for name in config["collections"]:
             score(name, config, options.data, options.output)
     elif options.stage == "tune":
-        execute_all(tuning_runs(config), options.data, options.output, [], options.workers)
+        for _ in ("learning rates", "temperatures"):
+            runs = tuning_runs(config, options.output)
+            execute_all(runs, options.data, options.output, [], options.workers)
         write_tuned(config, options.output)
     elif options.stage == "final":
         execute_all(final_runs(config, options.output), options.data, options.output, others, options.workers)
     elif options.stage == "analyse":
-        runs = [run for runs in analysis_runs(config, options.output).values() for run in runs]
+        analyses = analysis_runs(config, options.output)
+        runs = [run for name in options.analyses or analyses for run in analyses[name]]
         execute_all(runs, options.data, options.output, [], options.workers)
     else:
         from report import report
