@@ -87,29 +87,20 @@ class Run:
         return hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-class RememberingTokenizer:
-    """A tokenizer that tokenises each text once, since the study reads the same texts in hundreds of runs."""
+def remember_texts(model: SentenceTransformer) -> None:
+    """Let a static student tokenise each text once, since the study reads the same texts in hundreds of runs."""
+    tokenizer, known = model[0].tokenizer, {}
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.known = tokenizer, {}
+    def preprocess(inputs: list[str], prompt: str | None = None, **_: Any) -> dict[str, torch.Tensor]:
+        texts = [prompt + text for text in inputs] if prompt else inputs
+        new = list(dict.fromkeys(text for text in texts if text not in known))
+        for text, encoding in zip(new, tokenizer.encode_batch(new, add_special_tokens=False), strict=True):
+            known[text] = np.array(encoding.ids, dtype=np.int64)
+        ids = [known[text] for text in texts]
+        offsets = np.cumsum([0, *map(len, ids[:-1])])
+        return {"input_ids": torch.from_numpy(np.concatenate(ids)), "offsets": torch.from_numpy(offsets)}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.tokenizer, name)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RememberingTokenizer:
-        return self
-
-    def encode_batch(self, texts: list[str], add_special_tokens: bool = False) -> list[Any]:
-        """Tokenise what is new."""
-        new = list(dict.fromkeys(text for text in texts if text not in self.known))
-        encodings = self.tokenizer.encode_batch(new, add_special_tokens=add_special_tokens)
-        self.known.update(zip(new, (_Ids(encoding.ids) for encoding in encodings), strict=True))
-        return [self.known[text] for text in texts]
-
-
-@dataclass(frozen=True, slots=True)
-class _Ids:
-    ids: list[int]
+    model.preprocess = preprocess
 
 
 @cache
@@ -121,7 +112,7 @@ def collection(data: str, name: str) -> Collection:
 def _base(name: str) -> SentenceTransformer:
     model = SentenceTransformer(str(fetch(STATIC_STUDENT) if name == "potion-base-8M" else name))
     if hasattr(model[0], "embedding"):  # transformers pad a batch as a whole; only static students remember texts
-        model[0].tokenizer = RememberingTokenizer(model[0].tokenizer)
+        remember_texts(model)
     return model
 
 
@@ -152,6 +143,13 @@ def scored(name: str) -> pd.DataFrame:
 def held_out(name: str, fold: int) -> list[str]:
     """Return a fifth of the training queries, of which there are judgements and teacher scores."""
     return list(scored(name)["query_id"])[fold::5]
+
+
+@cache
+def held_out_collection(data: str, name: str, fold: int) -> Collection:
+    whole = collection(data, name)
+    split = {key: whole.qrels["train"][key] for key in held_out(name, fold)}
+    return Collection(name, whole.documents, whole.queries, {"held out": split})
 
 
 def training_data(run: Run, data: str) -> DistillationDataset:
@@ -291,10 +289,9 @@ def per_query(model: SentenceTransformer, where: Collection, split: str) -> dict
 
 def measure(run: Run, model: SentenceTransformer, data: str, others: list[str]) -> dict[str, dict[str, float]]:
     """Return nDCG@10 per query of the run's own collection and, zero-shot, of others."""
-    where = collection(data, run.collection)
-    if run.fold is not None:
-        split = {key: where.qrels["train"][key] for key in held_out(run.collection, run.fold)}
-        where = Collection(where.name, where.documents, where.queries, {run.evaluated_on: split})
+    where = (
+        collection(data, run.collection) if run.fold is None else held_out_collection(data, run.collection, run.fold)
+    )
     found = {run.collection: per_query(model, where, run.evaluated_on)}
     for other in others:
         if other != run.collection:
