@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import (
     CrossEncoder,
     MultiVectorEncoder,
@@ -29,6 +34,8 @@ from tests.losses.students import features_and_labels, listwise_batch, make_stud
 from tests.losses.test_students import one_score
 from tests.test_package import small_collection
 from tests.test_rounds import WordOverlap
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def builder(tmp_path: Path, **options: Any) -> DistillationDatasetBuilder:
@@ -266,3 +273,37 @@ def test_distill_takes_the_changing_lists(static_student_path: Path, tmp_path: P
     refresh = RefreshCandidatesCallback(made, made.build(show_progress=False), every=2)
     distill(static_student_path, refresh.train_dataset, output_dir=tmp_path / "student", callbacks=[refresh])
     assert [said["step"] for said in refresh.history] == [2, 4]
+
+
+def test_two_processes_renew_the_lists_of_one(static_student_path: Path, tmp_path: Path) -> None:
+    """Only the first process mines; a process that kept its old lists would train another student, silently."""
+    seen = {}
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        output.mkdir()
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
+        done = subprocess.run(
+            [
+                sys.executable,
+                *(launcher if processes > 1 else ["-m"]),
+                "tests.refresh_distributed",
+                *map(str, (static_student_path, output, processes)),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=400,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        found = [json.loads((output / f"seen-{rank}.json").read_text(encoding="utf-8")) for rank in range(processes)]
+        seen[processes] = (found, load_file(output / "weights.safetensors"))
+    (alone,), weights = seen[1]
+    assert [said["step"] for said in alone["history"]] == [2, 4]
+    assert any(said["changed_lists"] for said in alone["history"])
+    for rank, found in enumerate(seen[2][0]):
+        assert found["history"] == alone["history"], rank
+        assert found["rows"] == alone["rows"], rank
+    for name, value in weights.items():
+        torch.testing.assert_close(value, seen[2][1][name], rtol=0, atol=1e-7, msg=name)
