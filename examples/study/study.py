@@ -72,7 +72,8 @@ def tuning_runs(config: dict[str, Any], output: Path) -> list[Any]:
         runs += rates
         if len(found := list(done(output, rates))) == len(rates):
             best, _ = max(found, key=lambda pair: mean(pair[1][name].values()))
-            names = ("student_temperature", "teacher_temperature")[: TEMPERATURES.get(base.loss, 2)]
+            heard = TEMPERATURES.get(base.loss, 2) or int("in_batch" in dict(base.parameters))
+            names = ("student_temperature", "teacher_temperature")[:heard]
             runs += [replace(best, **dict(zip(names, values, strict=False))) for values in grid["temperatures"]]
     return list(dict.fromkeys(runs))
 
