@@ -1,4 +1,21 @@
-"""Where plain MTEB silently gives a wrong number, and we the right one. Each test shows both."""
+"""Where plain MTEB silently gives a wrong number, and we the right one. Each test shows both.
+
+| trap | plain MTEB | test |
+| --- | --- | --- |
+| T1 | all local models share one cached score | `test_another_local_model_gets_its_own_score` |
+| T1b | a student trained in memory has its base's score | `test_a_model_trained_in_memory_gets_its_own_score` |
+| T2 | a cross-encoder is its folder | `test_a_cross_encoder_retrained_in_place_gets_its_own_score` |
+| T3 | first stage and depth of a reranking are lost | `test_another_depth_of_reranking_is_another_task` |
+| T4 | offline, reranking becomes retrieval | `test_a_reranking_task_without_its_lists_is_refused` |
+| T5, T6 | its embedding cache doubles titles | `test_titles_are_not_doubled_and_embeddings_not_anothers` |
+| T7 | rankings keep another model's name | `test_rankings_are_of_the_model_that_was_asked` |
+| T8 | what the Hub knows of a model is not fetched | `test_what_a_model_is_does_not_depend_on_the_hub` |
+| T9 | means and tasks on two scales, or no file at all | `test_published_scores_are_on_one_scale` |
+| T10 | a query without an answer counts as a failure | `test_queries_without_an_answer_are_left_out_and_counted` |
+| T11 | scores that YAML writes as Python objects | `test_scores_are_plain_floats` |
+
+The others are what follows from them: our own cache, two stages with it, and sparse students, which MTEB cannot rerank.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +25,19 @@ from typing import Any
 
 import mteb
 import pytest
+import yaml
 from datasets import Dataset
-from mteb.mocks.mock_tasks import MockRerankingTask
+from mteb.models import ModelMeta
 from mteb.models.cache_wrappers import CachedEmbeddingWrapper
 from sentence_transformers import CrossEncoder, SparseEncoder
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
+from st_wkl.cards import write_model_card
+from st_wkl.cards._metadata import write_eval_results
 from st_wkl.evaluation import evaluate
 from st_wkl.evaluation.identity import identified
 from st_wkl.evaluation.tasks import CollectionTask
+from st_wkl.leaderboard import model_meta
 from tests.evaluation.tiny import GAINS, QUERIES, collection, plain_mteb, reranking_task, scrambled
 
 
@@ -83,11 +104,14 @@ def test_another_depth_of_reranking_is_another_task(student: Any, tiny_bert: Any
 
 def test_a_reranking_task_without_its_lists_is_refused(student: Any) -> None:
     """Trap: offline, MTEB loses the candidates of a reranking task and silently searches the whole corpus."""
-    task = MockRerankingTask()
+    task = CollectionTask(collection(), "test")
+    task.metadata = task.metadata.model_copy(update={"type": "Reranking"})
     task.load_data()
-    assert evaluate(student, task, show_progress=False).tasks[0].per_query
-    for data in task.dataset["default"].values():
-        data["top_ranked"] = None
+    task.dataset["default"]["test"]["top_ranked"] = {query: ["d11", list(gains)[-1]] for query, gains in GAINS.items()}
+    truth = plain_mteb(student, task, None)
+    assert evaluate(student, task, show_progress=False).tasks[0].main_score == pytest.approx(truth)
+    task.dataset["default"]["test"]["top_ranked"] = None
+    assert plain_mteb(student, task, None) != truth, "MTEB has repaired this; so can we be simpler"
     with pytest.raises(ValueError, match="lists of candidates were not found"):
         evaluate(student, task, show_progress=False)
 
@@ -187,12 +211,52 @@ def test_rankings_are_of_the_model_that_was_asked(student: Any, tmp_path: Path) 
     assert len(list((tmp_path / "cache" / "rankings").iterdir())) == 2
 
 
-def test_scores_are_plain_floats_and_the_size_is_known(student: Any) -> None:
-    """Traps: MTEB's scores are numpy's, which YAML writes as Python objects, and it leaves parameters out."""
+def test_what_a_model_is_does_not_depend_on_the_hub(student: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap: asked to fetch what the Hub knows of a model, MTEB does not, and leaves size and licence out."""
+    asked: list[str] = []
+    monkeypatch.setattr(ModelMeta, "_from_hub", lambda name, revision=None: asked.append(name))
+    student.model_card_data.base_model = "tester/base"
+    with pytest.warns(DeprecationWarning, match="Setting `fetch_from_hf=False`"):
+        plain = ModelMeta.from_sentence_transformer_model(student, fetch_from_hf=True)
+    assert (plain.name, plain.n_parameters, plain.license) == ("tester/base", None, None)
+    assert asked == [], "MTEB has repaired this; so can we be simpler"
+    size = sum(weight.numel() for weight in student.parameters())
+    assert evaluate(student, collection(), show_progress=False).model["parameters"] == size
+    meta = model_meta(student, name="org/x", revision="0" * 40, license="mit", training_datasets=set())
+    assert (meta.n_parameters, meta.license, meta.memory_usage_mb) == (size, "mit", round(4 * size / 2**20))
+
+
+def test_published_scores_are_on_one_scale(student: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap: MTEB publishes tasks from 0 to 100, their mean from 0 to 1, and nothing if a task of it is missing."""
+    published: dict[str, Any] = {}
+
+    def upload(folder_path: Path, **_: Any) -> None:
+        published.update({file.name: yaml.safe_load(file.read_text()) for file in Path(folder_path).iterdir()})
+
+    monkeypatch.setattr("huggingface_hub.upload_folder", upload)
+    tasks: list[Any] = [CollectionTask(collection(name), "test") for name in ("SciFact", "NFCorpus")]
+    outcome = mteb.evaluate(student, tasks[0], cache=None, show_progress_bar=False, co2_tracker=False)
+    outcome.push_model_results(benchmark=mteb.Benchmark(name="B", tasks=tasks[:1], benchmark_hf_repo="org/b"))
+    (one, *_), (mean,) = published["SciFact.yaml"], published["B.yaml"]
+    assert one["value"] == pytest.approx(100 * mean["value"]), "MTEB has repaired this; so can we be simpler"
+    with pytest.raises(ValueError, match="Input should be a valid number"):
+        outcome.push_model_results(benchmark=mteb.Benchmark(name="B", tasks=tasks, benchmark_hf_repo="org/b"))
+    ours = evaluate(student, collection("SciFact"), show_progress=False)
+    assert write_eval_results(tmp_path, ours) == [], "unlike MTEB, we do not claim to have run the Hub's own data"
+    ours.tasks[0].dataset_revision = one["dataset"]["revision"]
+    (file,) = write_eval_results(tmp_path, ours)
+    card = write_model_card(tmp_path, record=None, results={"after": ours})
+    entries = yaml.safe_load(card.read_text().split("---")[1])["model-index"][0]["results"]
+    values = {metric["value"] for entry in entries for metric in entry["metrics"] if metric["type"] == "ndcg_at_10"}
+    values |= {entry["value"] for entry in yaml.safe_load(file.read_text())}
+    assert values == {one["value"]}
+
+
+def test_scores_are_plain_floats(student: Any) -> None:
+    """Trap: MTEB's scores are numpy's, which YAML writes as Python objects."""
     outcome = mteb.evaluate(student, CollectionTask(collection(), "test"), cache=None, show_progress_bar=False)
-    assert type(outcome.task_results[0].get_score()) is not float, "MTEB has repaired this"
+    assert "python/object" in yaml.dump(outcome.task_results[0].get_score()), "MTEB has repaired this"
     ours = evaluate(student, collection(), show_progress=False)
     numbers = [*ours.task().metrics.values(), *ours.task().per_query.values()]
-    assert {type(number) for number in numbers} == {float}
+    assert yaml.safe_load(yaml.safe_dump(numbers)) == numbers
     assert all(0 <= number <= 1 for number in numbers), "one scale, 0 to 1, for tasks and means alike"
-    assert ours.model["parameters"] > 0
