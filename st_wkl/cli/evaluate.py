@@ -12,7 +12,7 @@ from st_wkl.cli._answers import Answer, JsonOption, QuietOption, answering
 
 @answering
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model: Hub id or folder, or bm25.")],
+    model: Annotated[str, typer.Argument(help="Model: Hub id, folder, bm25, or bm25:k1=0.9,b=0.4,language=none.")],
     tasks: Annotated[list[str], typer.Argument(help="MTEB tasks by name, or BEIR folders.")],
     output: Annotated[Path | None, typer.Option(help="Results file to write.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to evaluate on. Default: each task's own.")] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.calibration import calibrate, combine
-from st_wkl.data.candidates import Candidate, Candidates, bm25_candidates
+from st_wkl.data.candidates import BM25, Candidate, Candidates, bm25_candidates
 from st_wkl.data.collection import Collection, document_text
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.data.leaks import LeakReport, document_disjoint, find_leaks
@@ -31,6 +31,7 @@ __all__ = [
     "document_text",
     "Candidate",
     "Candidates",
+    "BM25",
     "bm25_candidates",
     "read_run",
     "write_run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_wkl.data.candidates import BM25
 from st_wkl.evaluation.compare import compare
 from st_wkl.evaluation.effects import Effect, GapClosed, compare_all, effects_table, gap_closed
 from st_wkl.evaluation.evaluate import evaluate
@@ -10,6 +11,7 @@ from st_wkl.evaluation.results import Comparison, Results, TaskScores
 from st_wkl.evaluation.run_scores import evaluate_run
 
 __all__ = [
+    "BM25",
     "evaluate",
     "evaluate_run",
     "compare",

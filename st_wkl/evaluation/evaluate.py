@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.models import MTEBModels
 
+    from st_wkl.data.candidates import BM25
     from st_wkl.data.exposure import Exposure
     from st_wkl.evaluation.identity import AnyModel
     from st_wkl.evaluation.tasks import Task
@@ -40,7 +41,7 @@ _UPSTREAM_LOGS = ("Could not determine vocab size", "Model does not have a recog
 
 
 def evaluate(
-    model: AnyModel | str | Path,
+    model: AnyModel | BM25 | str | Path,
     tasks: Task | Iterable[Task],
     *,
     split: str | None = None,
@@ -66,8 +67,8 @@ def evaluate(
 
     Args:
         model: A `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`, or a folder or Hub id,
-            which is loaded with the class that it was saved from, or `"bm25"`. A `CrossEncoder` needs a first stage or
-            a task with candidates.
+            which is loaded with the class that it was saved from; or `"bm25"`, or a `BM25` with parameters of its own.
+            A `CrossEncoder` needs a first stage or a task with candidates.
         tasks: One or several of: MTEB task or benchmark name, BEIR folder, Hub dataset id in MTEB's layout,
             `Collection`, MTEB task.
         split: Split of the judgements. None for the task's own; for a collection `"test"`, or its only split.
@@ -75,8 +76,8 @@ def evaluate(
         revision: None for the hash of weights and settings; give one only for a model that torch cannot read.
         output: A `.json` file or a folder (which gets `results.json`) to write the results to.
         exposure: What the model was trained on. None for what its folder or Hub repository says, if anything.
-        first_stage: What finds the candidates that the model reranks: `"bm25"`, a run (query id to document id to
-            score), a run file of TREC, or a retriever (model, folder or Hub id). The task's name then says so, such as
+        first_stage: What finds the candidates that the model reranks: `"bm25"`, a `BM25`, a run (query id to document
+            id to score), a run file of TREC, or a retriever (model, folder or Hub id). The task's name then says so, as
             `SciFact-rerank-bm25-top100`. None to let the model search.
         top_k: Candidates of a query; means nothing without `first_stage`.
         cache: Folder for MTEB's results and rankings; a task is computed once for each model revision and dataset
@@ -99,6 +100,7 @@ def evaluate(
     """
     from tqdm.auto import tqdm
 
+    from st_wkl.data.candidates import BM25
     from st_wkl.evaluation.identity import identified, load_model
     from st_wkl.evaluation.tasks import resolve_tasks
     from st_wkl.evaluation.two_stage import BM25Search
@@ -108,16 +110,17 @@ def evaluate(
     if output is not None:  # find out that nothing can be written there before the work, not after it
         results_file(output).parent.mkdir(parents=True, exist_ok=True)
     resolved = resolve_tasks(tasks, split)
-    if efficiency and model == "bm25":
+    bm25 = BM25.of(model)
+    if efficiency and bm25:
         raise ValueError("efficiency is measured on a model's forward pass, and BM25 has none; leave out efficiency=")
-    if exposure is None and isinstance(model, str | Path) and model != "bm25":
+    if exposure is None and isinstance(model, str | Path) and not bm25:
         exposure = _carried_exposure(str(model))
     how = _How(exposure, first_stage, top_k, None if cache is None else Path(cache), batch_size, show_progress)
     wrapped: Any
     with _quiet(show_progress):
-        if model == "bm25":
-            wrapped = BM25Search(show_progress)
-            about = {"name": name or "bm25", "class": "BM25", "settings": dict(wrapped.settings)}
+        if bm25:
+            wrapped = BM25Search(bm25, show_progress)
+            about = {"name": name or bm25.name, "class": "BM25", "settings": wrapped.settings}
         else:
             loaded, found_name = load_model(model)  # type: ignore[arg-type]
             wrapped = identified(loaded, name=name or found_name, revision=revision)

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from copy import copy
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,7 +23,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.models import ModelMeta
 
 from st_wkl.data._reading import document_text
-from st_wkl.data.candidates import bm25_candidates
+from st_wkl.data.candidates import BM25, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.runs import read_run
 from st_wkl.evaluation.identity import identified, load_model
@@ -31,30 +32,38 @@ if TYPE_CHECKING:
     from st_wkl.evaluation.identity import AnyModel
 
 Run: TypeAlias = dict[str, dict[str, float]]
-FirstStage: TypeAlias = "str | Path | Mapping[str, Mapping[str, float]] | AnyModel"
+FirstStage: TypeAlias = "str | Path | BM25 | Mapping[str, Mapping[str, float]] | AnyModel"
 
 logger = logging.getLogger(__name__)
 
-_BM25 = {"formula": "lucene", "k1": 1.5, "b": 0.75, "stemmer": "english", "stop words": "english"}
-
 
 class BM25Search:
-    """BM25 as a model that MTEB runs: `bm25_candidates` with its defaults.
+    """BM25 as a model that MTEB runs, by `bm25_candidates`.
 
-    These are the settings of MTEB's own `mteb/baseline-bm25s` (Lucene's formula, k1 1.5, b 0.75, English stemmer and
-    stop words), except that words of one character count.
+    Unlike in MTEB's own `mteb/baseline-bm25s`, words of one character count.
 
     Args:
+        bm25: The parameters.
         show_progress: Show bars.
     """
 
-    settings = _BM25
-
-    def __init__(self, show_progress: bool = True) -> None:
-        self.show_progress = show_progress
-        revision = hashlib.blake2b(json.dumps([_BM25, version("bm25s")]).encode(), digest_size=20).hexdigest()
-        self.mteb_model_meta = ModelMeta.create_empty(overwrites={"name": "local/bm25", "revision": revision})
+    def __init__(self, bm25: BM25 = BM25(), show_progress: bool = True) -> None:  # noqa: B008 - it is frozen
+        self.bm25, self.show_progress = bm25, show_progress
+        digest = hashlib.blake2b(json.dumps([self.settings, version("bm25s")]).encode(), digest_size=20).hexdigest()
+        self.mteb_model_meta = ModelMeta.create_empty(overwrites={"name": f"local/{bm25.name}", "revision": digest})
         self.documents: dict[str, str] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the results say of it."""
+        language = self.bm25.language
+        return {
+            "formula": "lucene",
+            "k1": self.bm25.k1,
+            "b": self.bm25.b,
+            "stemmer": language,
+            "stop words": language,
+        }
 
     def index(self, corpus: Any, **_: Any) -> None:
         """Keep the documents; a search over them builds the index."""
@@ -64,7 +73,7 @@ class BM25Search:
         """Return the best documents of each query, among its candidates if there are any."""
         collection = _collection("bm25", self.documents, queries)
         depth = top_k if top_ranked is None else len(self.documents)
-        found = bm25_candidates(collection, top_k=depth, show_progress=self.show_progress)
+        found = bm25_candidates(collection, top_k=depth, **asdict(self.bm25), show_progress=self.show_progress)
         run = {query: {hit.document_id: hit.score for hit in hits} for query, hits in found.items()}
         if top_ranked is not None:
             run = {query: {d: run[query].get(d, 0.0) for d in top_ranked.get(query, [])} for query in run}
@@ -80,8 +89,8 @@ def reranking_task(
 
     Args:
         task: A retrieval task whose data are loaded.
-        first_stage: `"bm25"`, a run (query id to document id to score), a run file of TREC, or a retriever: a model,
-            its folder or its Hub id.
+        first_stage: `"bm25"`, a `BM25`, a run (query id to document id to score), a run file of TREC, or a retriever:
+            a model, its folder or its Hub id.
         top_k: Candidates of a query.
         batch_size: Texts per forward pass of a retriever.
         show_progress: Show bars.
@@ -157,8 +166,8 @@ def _first_stage(
         return "run", dict.fromkeys(places, given)
     if isinstance(source, str | Path) and Path(source).is_file():
         return _stem(Path(source)), {place: _run_of_file(task, place, Path(source)) for place in places}
-    if source == "bm25":
-        return "bm25", _retrieved(task, BM25Search(show_progress), batch_size, show_progress)
+    if bm25 := BM25.of(source):
+        return bm25.name, _retrieved(task, BM25Search(bm25, show_progress), batch_size, show_progress)
     model, name = load_model(source)  # type: ignore[arg-type]
     if type(model).__name__ == "CrossEncoder":
         raise ValueError(f"first_stage is {name}, a cross-encoder, which can only rerank; take a retriever or 'bm25'")

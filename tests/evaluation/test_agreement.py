@@ -109,7 +109,9 @@ def test_our_numbers_are_mtebs(
     ours = evaluate(folder, collection, show_progress=False, **stages).task()
     task: Any = CollectionTask(collection, "test")
     if stages:
-        mteb.evaluate(BM25Search(False), task, cache=None, prediction_folder=tmp_path, show_progress_bar=False)
+        mteb.evaluate(
+            BM25Search(show_progress=False), task, cache=None, prediction_folder=tmp_path, show_progress_bar=False
+        )
         task = CollectionTask(collection, "test").convert_to_reranking(tmp_path, top_k=TOP_K)
     monkeypatch.setattr(retrieval_metrics, "round", lambda x, n=None: round(x) if n is None else x, raising=False)
     outcome = mteb.evaluate(cls(str(folder), device="cpu"), task, cache=None, show_progress_bar=False)
