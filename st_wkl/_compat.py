@@ -2,10 +2,19 @@
 
 Seen in sentence-transformers 6.0 to 6.2: `base.losses.gradcache._create_minibatch` slices a batch of features and drops
 the padding that a slice no longer needs; a cached loss of another model class has no public way to do the same.
+
+Seen in sentence-transformers 6.0 to 6.2: `BaseModel._model_card_text`, the README.md that a model was loaded with.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from sentence_transformers.base.losses.gradcache import _create_minibatch as create_minibatch
 
-__all__ = ["create_minibatch"]
+__all__ = ["card_text", "create_minibatch"]
+
+
+def card_text(model: Any) -> str:
+    """Return the card that a model was loaded with, `""` if there was none."""
+    return getattr(model, "_model_card_text", None) or ""

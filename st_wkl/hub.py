@@ -56,7 +56,7 @@ def push_student(
         Where it is, and what was uploaded, left out and removed.
 
     Raises:
-        ValueError: The folder holds no complete model, or its card is broken.
+        ValueError: The folder holds no complete model, its card is broken, or its card or results are of other weights.
         FileExistsError: The repository holds what was not pushed with st_wkl, or changed since.
         PermissionError: Not logged in, the token has expired, or may not write there; or the repository is public.
         ConnectionError: The network broke; the message says what the repository holds now.
@@ -133,6 +133,8 @@ def push_dataset(
 
 def _model_files(folder: Path) -> list[str]:
     """Return the files of the model in `folder`, relative to it; refuse what cannot be loaded again."""
+    from st_wkl.cards._weights import check_published
+
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder; save the student there first")
     if not any((folder / name).is_file() for name in ("modules.json", "config.json", "adapter_config.json")):
@@ -150,6 +152,7 @@ def _model_files(folder: Path) -> list[str]:
         files += [image for image in shown if (folder / image).is_file() and ".." not in image]
     _check_weights(folder, files)
     _check_hashes(folder)
+    check_published(folder)
     return sorted(set(files))
 
 

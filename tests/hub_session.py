@@ -24,11 +24,13 @@ from peft import LoraConfig, TaskType
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from typer.testing import CliRunner
 
+from st_wkl._weights import hash_weights
 from st_wkl.cards import write_model_card
 from st_wkl.cli import app
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.data.exposure import EXPOSURE_FILE, Exposure, text_hash
 from st_wkl.hub import push_dataset, push_student
+from st_wkl.training.lora import merge
 from tests.cards.test_dataset_card import PROVENANCE, dataset
 from tests.cards.test_model_card import record, results
 from tests.fake_hub import EXPIRED, READING, WRITING
@@ -122,10 +124,12 @@ report["adapter"] = {
     "differs": not same(expected, dense.encode(TEXTS)),
     "card": card_of("me/adapted"),
 }
-merged = push_student(work / "dense", "me/adapted")
+merged = push_student(merge(work / "adapter", work / "merged"), "me/adapted")
+at_home, came_back = (SentenceTransformer(str(name)).encode(TEXTS) for name in (work / "merged", "me/adapted"))
 report["merged"] = {
     "removed": merged.removed,
-    "same": same(dense.encode(TEXTS), SentenceTransformer("me/adapted").encode(TEXTS)),
+    "same": same(at_home, came_back),
+    "as_adapter": float(abs(came_back - expected).max()) < 1e-5,
 }
 
 # A dataset.
@@ -178,6 +182,18 @@ weights = (work / "broken/model.safetensors").read_bytes()
 report["cut_weights"] = attempt(lambda: push_student(work / "broken", "me/broken"))
 
 (work / "reranker" / EXPOSURE_FILE).write_text('{"format": 1, "queries": ["secret training text"], "positives": []}')
+# Trained on after its card was written: the results are no longer its own.
+shutil.copytree(work / "dense", work / "stale")
+mine = results(str(tiny), 0.5)
+mine.model["weights"] = hash_weights(dense)
+write_model_card(work / "stale", record=None, results={"after": mine})
+report["not_stale"] = attempt(lambda: push_student(work / "stale", "me/measured"))
+shutil.copy(work / "merged/model.safetensors", work / "stale/model.safetensors")
+report["stale"] = attempt(lambda: push_student(work / "stale", "me/broken"))
+mine.save(work / "stale")
+(work / "stale/results.json").write_bytes((work / "stale/results.json").read_bytes()[:-40])
+(work / "stale/README.md").unlink()
+report["cut_results"] = attempt(lambda: push_student(work / "stale", "me/broken"))
 report["no_hashes"] = attempt(lambda: push_student(work / "reranker", "me/broken"))
 
 # The network breaks.

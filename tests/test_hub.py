@@ -51,6 +51,7 @@ def test_students_come_back_the_same(report: dict[str, Any]) -> None:
     """Whoever loads the student from the Hub must get its very embeddings, whatever form it was pushed in."""
     for kind in ("dense", "sparse", "multi-vector", "reranker", "adapter", "merged"):
         assert report[kind]["same"], kind
+    assert report["merged"]["as_adapter"], "and a merged student those of its adapter"
     assert report["adapter"]["differs"], "the adapter must do something, or the test shows nothing"
 
 
@@ -163,6 +164,10 @@ def test_what_is_broken_here_never_reaches_the_hub(hub: FakeHub, report: dict[st
     assert "license" in report["refused_card"]
     assert "model.safetensors is missing or cut off" in report["cut_weights"]
     assert "training_texts.json holds something other than hashes" in report["no_hashes"]
+    assert report["not_stale"] == ""
+    assert report["stale"].startswith("ValueError: The results in README.md are of other weights")
+    assert report["cut_results"].startswith("ValueError")
+    assert "results.json is damaged or incomplete" in report["cut_results"]
     assert ("model", "me/broken") not in hub.repos
 
 

@@ -16,6 +16,7 @@ from st_wkl._files import write_text
 from st_wkl.cards._metadata import adapter_settings, fill_front_matter, name_of, write_eval_results
 from st_wkl.cards._results import check_comparison, parts_of, results_section
 from st_wkl.cards._texts import is_hub_id, model_class, usage, with_usage, without_local_paths, without_training_texts
+from st_wkl.cards._weights import check_results, marker
 from st_wkl.cards.licences import Licence, licence_of
 from st_wkl.evaluation.results import Comparison, Results, markdown_cell
 
@@ -55,7 +56,8 @@ def write_model_card(
             queries were seen in training.
         command: The command that gives this model.
         licences: `"student"`, `"teacher"` and `"training data"` to their licences, see `licence_of`. Default: what the
-            dataset's provenance says of the last two. A licence that the card states already stays.
+            record says of the model that training started from, and the dataset's provenance of the other two. A
+            licence that the card states already stays.
         keep_samples: Leave the samples and widget texts of the training data in the card.
 
     Returns:
@@ -63,8 +65,9 @@ def write_model_card(
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the card's front matter or the block's markers are broken, with file and line, or results of
-            different data or different students are mixed; the card stays as it is.
+        ValueError: If the card's front matter or the block's markers are broken, with file and line, results of
+            different data or different students are mixed, or the weights in the folder were changed after these
+            results were measured; the card stays as it is.
 
     Example:
         >>> write_model_card("student", record=None, results={"after": Results.load("student")})  # doctest: +SKIP
@@ -77,6 +80,8 @@ def write_model_card(
     path = folder / "README.md"
     card = _read_card(path, title=folder.resolve().name)
     after = results.get("after") or (next(iter(results.values())) if len(results) == 1 else None)
+    if after is not None:
+        check_results(folder, after)
     licence = None if record is None and licences is None else licence_of(_licences(record, licences))
     own = _BLOCK.sub("", card.text)
     block = _block(
@@ -90,6 +95,8 @@ def write_model_card(
         str(getattr(card.data, "license", None) or ""),
         own,
     )
+    if after is not None and (line := marker(after)):
+        block = block.replace(END, f"{line}\n\n{END}")
     if not keep_samples:
         card.text = with_usage(without_training_texts(card.text), folder)
         card.data.widget = None  # type: ignore[attr-defined]
@@ -105,7 +112,8 @@ def write_model_card(
 
 def _licences(record: TrainingRecord | None, stated: Mapping[str, str | None] | None) -> dict[str, str | None]:
     data = record.dataset if record is not None else {}
-    known = {"student": None, "teacher": data.get("teacher_license"), "training data": data.get("license")}
+    student = record.student_license if record is not None else ""
+    known = {"student": student or None, "teacher": data.get("teacher_license"), "training data": data.get("license")}
     return {**known, **(stated or {})}
 
 
@@ -235,7 +243,7 @@ def _about_training(record: TrainingRecord, folder: Path) -> list[str]:
     """Return a sentence and a table on how the model was trained."""
     teacher, collection = name_of(record.teacher), name_of(record.dataset)
     rows = [
-        ("Student", _linked(record.student)),
+        ("Student", _listed(record.student, {"licence": record.student_license})),
         ("Loss", _listed(record.loss, record.loss_config)),
         ("Teacher", _listed(teacher, {**record.teacher, "licence": record.dataset.get("teacher_license")})),
         ("Data", _about_data(collection, record.dataset)),

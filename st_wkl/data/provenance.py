@@ -35,7 +35,7 @@ def stated_license(model: str | os.PathLike[str]) -> str | None:
     Args:
         model: Folder or Hub id.
     """
-    from huggingface_hub import hf_hub_download, metadata_load
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     card = Path(model) / "README.md"
@@ -44,9 +44,17 @@ def stated_license(model: str | os.PathLike[str]) -> str | None:
             card = Path(hf_hub_download(str(model), "README.md"))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
             return None  # a licence that nobody can look up is an unknown one, and no reason to lose the dataset
+    return license_in(card.read_text(encoding="utf-8")) if card.is_file() else None
+
+
+def license_in(card: str) -> str | None:
+    """Return the licence that the text of a card states, if any."""
+    import yaml
+    from huggingface_hub import ModelCard
+
     try:
-        stated = (metadata_load(card) or {}).get("license") if card.is_file() else None
-    except ValueError:
+        stated = ModelCard(card, ignore_metadata_errors=True).data.to_dict().get("license")
+    except (ValueError, yaml.YAMLError):  # no front matter of a card, or a broken one
         return None
     return stated if isinstance(stated, str) else None
 

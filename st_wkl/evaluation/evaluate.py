@@ -13,6 +13,7 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from st_wkl._weights import hash_weights
 from st_wkl.evaluation.qrels import exposure_groups
 from st_wkl.evaluation.results import UNSEEN, Results, TaskScores, results_file
 from st_wkl.evaluation.run_scores import MEASURES, content_hash, saved, score_run
@@ -123,8 +124,8 @@ def evaluate(
             about = {"name": name or bm25.name, "class": "BM25", "settings": wrapped.settings}
         else:
             loaded, found_name = load_model(model)  # type: ignore[arg-type]
+            about = _describe(loaded, name or found_name)  # before wrapping: MTEB replaces half-precision heads
             wrapped = identified(loaded, name=name or found_name, revision=revision)
-            about = _describe(loaded, name or found_name)
         about["revision"] = wrapped.mteb_model_meta.revision or ""
         scores = [
             entry
@@ -353,6 +354,7 @@ def _describe(model: Any, name: str) -> dict[str, Any]:
         "dimension": dimension,
         "max_seq_length": length if length is not None and math.isfinite(length) else None,
         "similarity": getattr(model, "similarity_fn_name", None),
+        "weights": hash_weights(model) if model.state_dict() else None,  # by which a card knows whose results these are
     }
 
 

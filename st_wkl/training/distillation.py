@@ -16,8 +16,10 @@ import torch
 import transformers
 from torch import nn
 
+from st_wkl._compat import card_text
 from st_wkl.cards.model_card import write_model_card
 from st_wkl.data.exposure import Exposure
+from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.evaluation.identity import load_model, model_revision
 from st_wkl.evaluation.results import package_versions
 from st_wkl.training import checkpoints, dev
@@ -150,6 +152,7 @@ def distill(
     output_dir = Path(output_dir)
     loaded, found_name = load_model(student)  # type: ignore[arg-type]
     name = base_name or (found_name if not isinstance(student, nn.Module) else _name_of(loaded, found_name))
+    licence = _licence_of(student, loaded)
     kind = kind_of(loaded)
     adapted = bool(lora) or has_adapter(loaded)
     if has_adapter(loaded) and not isinstance(student, nn.Module) and (Path(student) / RECORD_FILE).is_file():
@@ -224,6 +227,7 @@ def distill(
         versions=package_versions(("sentence-transformers", "transformers", "torch", "peft")),
         lora=adapter,
         dev=scores,
+        student_license=licence,
         run=_digest(identity),
     )
     if _is_main():
@@ -359,6 +363,12 @@ def _digest(identity: dict[str, Any]) -> str:
 
 def _name_of(student: Student, found: str) -> str:
     return student.model_card_data.base_model or found
+
+
+def _licence_of(given: Any, loaded: Student) -> str:
+    """Return what the card of the model that training starts from states, `""` if nothing."""
+    source = getattr(loaded.config, "name_or_path", None) if isinstance(given, nn.Module) else given
+    return license_in(card_text(loaded)) or (stated_license(source) if source else None) or ""
 
 
 def _wait() -> None:

@@ -28,6 +28,7 @@ class TrainingRecord:
         versions: Versions of the packages that took part.
         lora: Rank, alpha, targets and share of trainable weights of the adapter; empty where all weights were trained.
         dev: The dev split's nDCG@10 before training and of the student that was kept; empty without a dev split.
+        student_license: What the card of the model that training started from states; empty where it states none.
         run: A hash of all that decides the outcome, by which a run that is started again knows its student.
     """
 
@@ -42,6 +43,7 @@ class TrainingRecord:
     versions: dict[str, str]
     lora: dict[str, Any] = field(default_factory=dict)
     dev: dict[str, float] = field(default_factory=dict)
+    student_license: str = field(default_factory=str)  # no plain default: `load` takes these as in every version
     run: str = field(default_factory=str)
 
     def save(self, folder: str | Path) -> Path:

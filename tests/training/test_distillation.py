@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MatryoshkaLoss
@@ -50,6 +52,25 @@ def test_distilled_student_is_saved_with_its_record(
         content = (tmp_path / "student" / file).read_text(encoding="utf-8")
         assert str(tmp_path) not in content
         assert "word-overlap" in content
+
+
+def test_the_licence_of_the_base_model_reaches_the_card(
+    dataset: DistillationDataset, static_student_path: Path, tiny_bert_path: Path, tmp_path: Path
+) -> None:
+    """A student must not become free because nobody remembers what it was made from."""
+
+    def licence(student: Any, name: str, **provenance: str) -> tuple[str, str | None]:
+        data = replace(dataset, provenance=dataset.provenance | provenance)
+        made = distill(student, data, output_dir=tmp_path / name)
+        card = ModelCard.load(made.folder / "README.md")
+        return made.record.student_license, card.data.to_dict().get("license")
+
+    parts = {"license": "cc-by-nc-4.0", "teacher_license": "apache-2.0"}
+    in_memory = SentenceTransformer(str(static_student_path))
+    assert licence(static_student_path, "folder", **parts) == ("mit", "cc-by-nc-4.0")
+    assert licence(in_memory, "memory", **(parts | {"license": "cc-by-4.0"})) == ("mit", "cc-by-4.0")
+    assert licence(static_student_path, "unknown-data") == ("mit", None)
+    assert licence(tiny_bert_path, "unknown-base", **parts) == ("", None)
 
 
 @pytest.mark.parametrize("kind", CLASSES)

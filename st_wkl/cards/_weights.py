@@ -1,0 +1,68 @@
+"""Whose results are these: the hash of the weights that were measured, against the weights in a folder."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from st_wkl.evaluation.results import FILE_NAME, Results
+
+logger = logging.getLogger(__name__)
+
+_MARKER = re.compile(r"<!-- st-wkl:weights ([0-9a-f]{32}) -->")
+
+
+def marker(results: Results) -> str:
+    """Return the line of a card, invisible when it is read, that says which weights its results are of."""
+    stated = results.model.get("weights")
+    return f"<!-- st-wkl:weights {stated} -->" if stated else ""
+
+
+def check_results(folder: Path, results: Results) -> None:
+    """Stop where results are not those of the weights in the folder, as after training went on.
+
+    Results of older versions, and of models that torch cannot read, do not say whose they are.
+
+    Raises:
+        ValueError: If they are of other weights.
+    """
+    _check(folder, f"The results of {results.name!r}", results.model.get("weights"))
+
+
+def check_published(folder: Path) -> None:
+    """Stop before a card or a results file is published with weights that it does not belong to.
+
+    Raises:
+        ValueError: If one of them does not.
+    """
+    if (folder / "README.md").is_file():
+        found = _MARKER.search((folder / "README.md").read_text(encoding="utf-8-sig"))
+        _check(folder, "The results in README.md", found and found[1])
+    if (folder / FILE_NAME).is_file():
+        _check(folder, f"The results in {FILE_NAME}", Results.load(folder).model.get("weights"))
+
+
+def _check(folder: Path, what: str, stated: str | None) -> None:
+    if stated is None:
+        return
+    try:
+        found = _hash(folder)
+        # A base model without a pooler, say, gets a random one each time that it is loaded with an adapter.
+        reason = "part of them are random" if found != stated and _hash(folder) != found else ""
+    except Exception as error:  # whatever a missing base model or code of the model's own breaks
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        logger.warning("%s: whether they are of the weights in %s could not be checked (%s)", what, folder, reason)
+    elif found != stated:
+        raise ValueError(
+            f"{what} are of other weights ({stated[:8]}…) than those in {folder} ({found[:8]}…): the student was "
+            "changed after it was evaluated. Evaluate it again, and write the card from the new results."
+        )
+
+
+def _hash(folder: Path) -> str:
+    from st_wkl._weights import hash_weights
+    from st_wkl.evaluation.identity import load_model
+
+    return hash_weights(load_model(folder)[0])
