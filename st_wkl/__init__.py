@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from st_wkl.cards import write_model_card
     from st_wkl.data.builder import DistillationDatasetBuilder
     from st_wkl.data.collator import ListwiseCollator
     from st_wkl.data.collection import Collection
     from st_wkl.data.teachers import CrossEncoderTeacher
     from st_wkl.evaluation import compare, evaluate
+    from st_wkl.hub import push_dataset, push_student
     from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
     from st_wkl.losses.coherence import CoherenceLoss
     from st_wkl.losses.in_batch import InBatchContrastiveLoss
@@ -47,6 +49,9 @@ _HOMES = {
     "distill": "st_wkl.training",
     "evaluate": "st_wkl.evaluation",
     "compare": "st_wkl.evaluation",
+    "write_model_card": "st_wkl.cards",
+    "push_student": "st_wkl.hub",
+    "push_dataset": "st_wkl.hub",
 }
 
 __all__ = [
@@ -68,6 +73,9 @@ __all__ = [
     "distill",
     "evaluate",
     "compare",
+    "write_model_card",
+    "push_student",
+    "push_dataset",
 ]
 
 

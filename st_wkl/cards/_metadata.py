@@ -15,7 +15,8 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from st_wkl._files import write_text
 from st_wkl.cards._texts import is_hub_id, model_class
 from st_wkl.cards.licences import Licence
-from st_wkl.evaluation.results import METRIC_LABELS, Results, TaskScores
+from st_wkl.evaluation.results import Results
+from st_wkl.evaluation.scores import METRIC_LABELS, TaskScores
 
 if TYPE_CHECKING:
     from st_wkl.training.record import TrainingRecord

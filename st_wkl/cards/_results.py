@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from st_wkl.evaluation.compare import paired_difference
-from st_wkl.evaluation.results import METRIC_LABELS, Comparison, Results, TaskScores, markdown_cell
+from st_wkl.evaluation.compare import Comparison, paired_difference
+from st_wkl.evaluation.results import Results
+from st_wkl.evaluation.scores import METRIC_LABELS, TaskScores
+from st_wkl.evaluation.tables import markdown_cell, markdown_table
 
 _PARTS = {"shared": "with a document seen in training", "unseen": "with none seen"}
 # Of means that were rounded to 5 decimals on both sides.
@@ -91,7 +93,7 @@ def _task(task: str, split: str, subset: str, columns: Mapping[str, TaskScores])
                 [f"· {len(ids):,} {_PARTS.get(part, part)}", *(_mean(s, ids) for s in columns.values())]
                 for part, ids in groups.items()
             ]
-    yield "\n".join("| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines)
+    yield markdown_table(lines)
 
 
 def _value(scores: TaskScores, metric: str) -> str:

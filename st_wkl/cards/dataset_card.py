@@ -12,7 +12,7 @@ import yaml
 from st_wkl.cards._texts import is_hub_id, without_local_paths
 from st_wkl.cards.model_card import _listed
 from st_wkl.data.report import TeacherReport
-from st_wkl.evaluation.results import markdown_cell
+from st_wkl.evaluation.tables import markdown_cell
 
 if TYPE_CHECKING:
     from st_wkl.data.dataset import DistillationDataset

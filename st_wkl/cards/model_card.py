@@ -18,7 +18,9 @@ from st_wkl.cards._results import check_comparison, parts_of, results_section
 from st_wkl.cards._texts import is_hub_id, model_class, usage, with_usage, without_local_paths, without_training_texts
 from st_wkl.cards._weights import check_results, marker
 from st_wkl.cards.licences import Licence, licence_of
-from st_wkl.evaluation.results import Comparison, Results, markdown_cell
+from st_wkl.evaluation.compare import Comparison
+from st_wkl.evaluation.results import Results
+from st_wkl.evaluation.tables import markdown_cell
 
 if TYPE_CHECKING:
     from st_wkl.training.record import TrainingRecord

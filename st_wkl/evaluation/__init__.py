@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from st_wkl.data.candidates import BM25
-from st_wkl.evaluation.compare import compare
+from st_wkl.evaluation.compare import Comparison, compare
 from st_wkl.evaluation.effects import Effect, GapClosed, compare_all, effects_table, gap_closed
 from st_wkl.evaluation.evaluate import evaluate
 from st_wkl.evaluation.qrels import shared_document_queries
-from st_wkl.evaluation.results import Comparison, Results, TaskScores
+from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.run_scores import evaluate_run
+from st_wkl.evaluation.scores import TaskScores
 
 __all__ = [
     "BM25",

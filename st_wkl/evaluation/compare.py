@@ -7,13 +7,52 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from st_wkl.evaluation.results import Comparison, Results, TaskScores
+from st_wkl.evaluation.results import Results
+from st_wkl.evaluation.scores import METRIC_LABELS, TaskScores
 
 # Random draws are made in blocks of about this many numbers: 10,000 resamples of 10,000 queries take 800 MB at once.
 _BLOCK = 2_000_000
 # Means of the same numbers in another order differ in the last bits; without this a sign flip that changes nothing
 # could miss the count.
 _EPSILON = 1e-12
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The paired difference between two results, after minus before.
+
+    Args:
+        mean: Mean difference over the queries.
+        low: Lower end of the 95 % bootstrap percentile interval of the mean.
+        high: Upper end of it.
+        p_value: Two-sided paired randomisation (sign-flip) test of "no difference".
+        queries: Number of queries.
+        wins: Queries on which `after` is better.
+        ties: Queries on which both are equal to 6 decimals.
+        losses: Queries on which `before` is better.
+        metric: What was compared.
+        group: The group of the queries that it was compared on; None for all.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    queries: int
+    wins: int
+    ties: int
+    losses: int
+    metric: str = "ndcg_at_10"
+    group: str | None = None
+
+    def __str__(self) -> str:
+        """Return the line that a person reads."""
+        label = METRIC_LABELS.get(self.metric, self.metric)
+        queries = f"{self.queries} {self.group} queries" if self.group else f"{self.queries} queries"
+        return (
+            f"{self.mean:+.4f} {label}, 95 % interval [{self.low:+.4f}, {self.high:+.4f}], p = {self.p_value:.2g}, "
+            f"{queries} ({self.wins} wins, {self.ties} ties, {self.losses} losses)"
+        )
 
 
 @dataclass(frozen=True)

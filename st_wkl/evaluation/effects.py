@@ -11,17 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from st_wkl.evaluation.compare import blocks, compare, holm
-from st_wkl.evaluation.results import (
-    METRIC_LABELS,
-    SHARED,
-    UNSEEN,
-    Comparison,
-    Results,
-    TaskScores,
-    common_groups,
-    markdown_cell,
-)
+from st_wkl.evaluation.compare import Comparison, blocks, compare, holm
+from st_wkl.evaluation.results import Results
+from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
+from st_wkl.evaluation.tables import common_groups, markdown_table
 
 
 @dataclass(frozen=True)
@@ -203,7 +196,7 @@ def effects_table(effects: Iterable[Effect]) -> str:
         line += [f"{effect.before:.4f}", f"{effect.after:.4f}", f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"]
         line += [f"{d.p_value:.2g}", f"{effect.p_holm:.2g}", f"{d.wins} / {d.ties} / {d.losses}"]
         lines.append(line + [str(effect.gap) if effect.gap else ""] * with_gap)
-    return "\n".join("| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def _effect(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from st_wkl._files import replacing
 from st_wkl.evaluation.effects import Effect
-from st_wkl.evaluation.results import METRIC_LABELS, SHARED, UNSEEN
+from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN
 
 _MARKS = {
     None: '<circle r="5.5" fill="currentColor"/>',

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from st_wkl.evaluation.results import SHARED, UNSEEN
+from st_wkl.evaluation.scores import SHARED, UNSEEN
 
 if TYPE_CHECKING:
     from st_wkl.data.collection import Collection

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -14,160 +13,11 @@ from typing import Any
 
 from st_wkl._files import write_text
 from st_wkl._versions import installed_versions
+from st_wkl.evaluation.scores import TaskScores
 
 # 2 added groups, training queries, more metrics per query and the checksum; files of version 1 are read as they are.
 SCHEMA_VERSION = 2
 FILE_NAME = "results.json"
-METRIC_LABELS = {
-    "ndcg_at_10": "nDCG@10",
-    "map_at_1000": "MAP@1000",
-    "mrr_at_10": "MRR@10",
-    "recall_at_10": "Recall@10",
-    "recall_at_100": "Recall@100",
-}
-# The parts of a student's test queries, in the order in which tables show them.
-SHARED, UNSEEN = "shared", "unseen"
-# MTEB rounds its means to 5 decimals and we the queries' scores to 6; a larger gap means that they belong to
-# different runs.
-TOLERANCE = 1e-5
-_DECIMALS = 6
-
-
-@dataclass
-class TaskScores:
-    """The scores of one model on one task, split and subset.
-
-    Metrics that are not finite are dropped (MTEB's nAUC may be NaN, which JSON cannot hold) and every number becomes a
-    Python float.
-
-    Args:
-        task: Name of the MTEB task or of the collection.
-        split: Split of the judgements, such as `"test"`.
-        subset: MTEB's subset, `"default"` where there is one only.
-        main_metric: Key in `metrics` by which the task is ranked.
-        metrics: Metric name as MTEB writes it, such as `"ndcg_at_10"`, to its value between 0 and 1.
-        per_query: Query id to nDCG@10, rounded to 6 decimals; empty for a task that is not a retrieval task.
-        dataset_revision: What was evaluated on: a Hub commit, or the fingerprint of the collection.
-        seconds: Wall-clock seconds of MTEB's evaluation of the task, all its splits together.
-        groups: Parts of the queries by what the student's training has seen: `"shared"` (a relevant document of the
-            query was a training positive) and `"unseen"` (none was), each with at least one query id. Empty where it is
-            not known what the model was trained on.
-        training_queries: Ids of the test queries whose very text was a training query; they are in a group as well.
-        query_metrics: Further metrics per query, such as `"recall_at_100"`, to query id to value.
-
-    Raises:
-        ValueError: If a query's score is not finite, the main metric is missing, the mean of `per_query` differs
-            from `metrics["ndcg_at_10"]` by more than 1e-5, or a group or a metric does not hold the task's queries.
-    """
-
-    task: str
-    split: str
-    subset: str
-    main_metric: str
-    metrics: dict[str, float]
-    per_query: dict[str, float]
-    dataset_revision: str
-    seconds: float
-    groups: dict[str, list[str]] = field(default_factory=dict)
-    training_queries: list[str] = field(default_factory=list)
-    query_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Turn every number into a finite float and check that the queries add up to the whole."""
-        self.metrics = {name: float(value) for name, value in self.metrics.items() if math.isfinite(value)}
-        self.per_query = {query: round(float(score), _DECIMALS) for query, score in self.per_query.items()}
-        self.query_metrics = {
-            metric: {query: round(float(value), _DECIMALS) for query, value in values.items()}
-            for metric, values in self.query_metrics.items()
-        }
-        self.seconds = float(self.seconds)
-        where = f"{self.task} ({self.split})"
-        for query, score in self.per_query.items():
-            if not math.isfinite(score):
-                raise ValueError(f"{where}: nDCG@10 of query {query!r} is {score}; every query needs a finite score")
-        if self.main_metric not in self.metrics:
-            raise ValueError(f"{where}: the main metric {self.main_metric!r} is missing or not finite")
-        ndcg = self.metrics.get("ndcg_at_10")
-        if self.per_query and ndcg is not None:
-            mean = math.fsum(self.per_query.values()) / len(self.per_query)
-            if abs(mean - ndcg) > TOLERANCE:
-                raise ValueError(
-                    f"{where}: the {len(self.per_query)} queries average to nDCG@10 {mean:.6f}, but the task's is "
-                    f"{ndcg:.6f}; the two come from different runs or different queries"
-                )
-        self._check_parts(where)
-
-    def _check_parts(self, where: str) -> None:
-        """Stop where a group, or a metric per query, is about other queries than the task's."""
-        for metric, values in self.query_metrics.items():
-            if values.keys() != self.per_query.keys() or not all(map(math.isfinite, values.values())):
-                raise ValueError(f"{where}: {metric} per query needs a finite value for each of the task's queries")
-        grouped = [query for group in self.groups.values() for query in group]
-        if not all(self.groups.values()) or len(set(grouped)) != len(grouped):
-            raise ValueError(f"{where}: a group is empty, or a query stands in two; leave out empty groups")
-        if unknown := [query for query in [*grouped, *self.training_queries] if query not in self.per_query]:
-            raise ValueError(
-                f"{where}: {len(unknown)} queries of the groups were not evaluated, such as {', '.join(unknown[:5])}"
-            )
-
-    def scores(self, metric: str = "ndcg_at_10") -> dict[str, float]:
-        """Return a metric of every query.
-
-        Args:
-            metric: `"ndcg_at_10"`, or one of `query_metrics`: `"recall_at_10"`, `"recall_at_100"`, `"mrr_at_10"`.
-
-        Raises:
-            ValueError: If the metric was not kept per query, as in files of older versions.
-        """
-        if metric == "ndcg_at_10":
-            return self.per_query
-        if metric not in self.query_metrics:
-            have = ", ".join(["ndcg_at_10", *self.query_metrics])
-            raise ValueError(f"{self.task}: {metric} is not kept per query, only {have}; evaluate again to have it")
-        return self.query_metrics[metric]
-
-    def members(self, group: str | None = None) -> list[str]:
-        """Return the ids of a group's queries; None for all.
-
-        Raises:
-            ValueError: If there is no such group.
-        """
-        if group is None:
-            return list(self.per_query)
-        if group not in self.groups:
-            raise ValueError(
-                f"{self.task} ({self.split}) has the groups {', '.join(self.groups) or 'none'}, not {group!r}; "
-                "groups come with a student that carries hashes of its training texts, or with evaluate(..., exposure=)"
-            )
-        return self.groups[group]
-
-    def mean(self, group: str | None = None, metric: str = "ndcg_at_10") -> float:
-        """Return the mean of a metric over one group of the queries.
-
-        Args:
-            group: `"shared"` or `"unseen"`, if `groups` has it; None for all queries.
-            metric: A metric that is kept per query, see `scores`.
-
-        Raises:
-            ValueError: If there is no such group, or nothing is kept per query.
-
-        Example:
-            >>> {group: scores.mean(group) for group in scores.groups}  # doctest: +SKIP
-        """
-        values, queries = self.scores(metric), self.members(group)
-        if not queries:
-            raise ValueError(f"{self.task} ({self.split}) has no scores per query")
-        return math.fsum(values[query] for query in queries) / len(queries)
-
-    @property
-    def ndcg_at_10(self) -> float:
-        """nDCG@10 over all queries."""
-        return self.metrics["ndcg_at_10"]
-
-    @property
-    def main_score(self) -> float:
-        """Value of the task's main metric."""
-        return self.metrics[self.main_metric]
 
 
 @dataclass
@@ -221,6 +71,8 @@ class Results:
 
     def table(self) -> str:
         """Return the scores as a markdown table, one row per task."""
+        from st_wkl.evaluation.tables import results_table
+
         return results_table({self.name: self})
 
     def save(self, path: str | Path) -> Path:
@@ -279,120 +131,10 @@ class Results:
             raise ValueError(f"{file} cannot be used: {reason}; run the evaluation again") from error
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The paired difference between two results, after minus before.
-
-    Args:
-        mean: Mean difference over the queries.
-        low: Lower end of the 95 % bootstrap percentile interval of the mean.
-        high: Upper end of it.
-        p_value: Two-sided paired randomisation (sign-flip) test of "no difference".
-        queries: Number of queries.
-        wins: Queries on which `after` is better.
-        ties: Queries on which both are equal to 6 decimals.
-        losses: Queries on which `before` is better.
-        metric: What was compared.
-        group: The group of the queries that it was compared on; None for all.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p_value: float
-    queries: int
-    wins: int
-    ties: int
-    losses: int
-    metric: str = "ndcg_at_10"
-    group: str | None = None
-
-    def __str__(self) -> str:
-        """Return the line that a person reads."""
-        label = METRIC_LABELS.get(self.metric, self.metric)
-        queries = f"{self.queries} {self.group} queries" if self.group else f"{self.queries} queries"
-        return (
-            f"{self.mean:+.4f} {label}, 95 % interval [{self.low:+.4f}, {self.high:+.4f}], p = {self.p_value:.2g}, "
-            f"{queries} ({self.wins} wins, {self.ties} ties, {self.losses} losses)"
-        )
-
-
-def results_table(results: Mapping[str, Results]) -> str:
-    """Return one markdown table for several results, a row per task and label.
-
-    Where the parts of the queries that a student's training has touched are known, nDCG@10 is given three times: over
-    all queries, over the shared and over the unseen ones, each with its number of queries. A row without parts of its
-    own, such as the undistilled student's, is given over those of the other rows of its task, if they agree.
-
-    Args:
-        results: Label of the row, such as `"before"`, to results.
-
-    Returns:
-        A table whose lines end in newlines except for the last. Columns are the usual ranking metrics that occur, and
-        the main metric of tasks that are ranked by another one.
-
-    Example:
-        >>> print(results_table({"before": before, "after": after}))  # doctest: +SKIP
-    """
-    rows = [(label, scores) for label, entry in results.items() for scores in entry.tasks]
-    # Rows of one task stand together, in the order in which the tasks first occur.
-    order = {(s.task, s.split, s.subset): position for position, (_, s) in reversed(list(enumerate(rows)))}
-    rows.sort(key=lambda row: order[row[1].task, row[1].split, row[1].subset])
-    columns = [m for m in METRIC_LABELS if any(m in s.metrics for _, s in rows)]
-    columns += sorted({s.main_metric for _, s in rows} - set(columns))
-    groups = [common_groups([s for _, s in rows if _same(s, row)], row) for _, row in rows]
-    shown = [group for group in (SHARED, UNSEEN) if any(group in of_row for of_row in groups)]
-    header = ["Task", "Model", "Queries", *(METRIC_LABELS.get(m, m) for m in columns)]
-    place = header.index("nDCG@10") + 1 if "nDCG@10" in header else len(header)
-    header[place:place] = shown
-    lines = [header, [":--", ":--", *["--:"] * (len(header) - 2)]]
-    for (label, scores), parts in zip(rows, groups, strict=True):
-        subset = "" if scores.subset == "default" else f", {scores.subset}"
-        values = [f"{scores.metrics[m]:.4f}" if m in scores.metrics else "" for m in columns]
-        queries = str(len(scores.per_query)) if scores.per_query else ""
-        line = [f"{scores.task} ({scores.split}{subset})", label, queries, *values]
-        line[place:place] = [_part_cell(scores, parts.get(group, [])) for group in shown]
-        lines.append(line)
-    return "\n".join("| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def common_groups(entries: Iterable[TaskScores], scores: TaskScores) -> dict[str, list[str]]:
-    """Return the groups to show `scores` by: its own, or those that all other entries with groups agree on.
-
-    Args:
-        entries: Scores of other models on the same task.
-        scores: Scores of one model.
-
-    Returns:
-        Group to query ids; empty where the other entries differ, have none, or were evaluated on other queries.
-    """
-    if scores.groups:
-        return scores.groups
-    found = [entry.groups for entry in entries if entry.groups and entry.per_query.keys() == scores.per_query.keys()]
-    as_sets = [{group: set(members) for group, members in groups.items()} for groups in found]
-    return found[0] if found and all(groups == as_sets[0] for groups in as_sets) else {}
-
-
-def _same(first: TaskScores, second: TaskScores) -> bool:
-    keys = ("task", "split", "subset", "dataset_revision")
-    return all(getattr(first, key) == getattr(second, key) for key in keys)
-
-
-def _part_cell(scores: TaskScores, members: list[str]) -> str:
-    if not members:
-        return ""
-    return f"{math.fsum(scores.per_query[query] for query in members) / len(members):.4f} ({len(members)})"
-
-
 def _checksum(content: Mapping[str, Any]) -> str:
     """Return a hash of a model and its scores, which belong together."""
     text = json.dumps([content["model"], content["tasks"]], sort_keys=True, allow_nan=False)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-
-
-def markdown_cell(text: str) -> str:
-    """Return `text` so that it stays inside one cell of a markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def results_file(path: str | Path) -> Path:

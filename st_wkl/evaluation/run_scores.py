@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_wkl.evaluation.qrels import exposure_groups, relevant_qrels
-from st_wkl.evaluation.results import Results, TaskScores
+from st_wkl.evaluation.results import Results
+from st_wkl.evaluation.scores import TaskScores
 
 if TYPE_CHECKING:
     from st_wkl.data.collection import Collection

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from st_wkl.evaluation import Comparison, Results, TaskScores
-from st_wkl.evaluation.results import results_table
+from st_wkl.evaluation.tables import results_table
 
 
 def scores(**changes: Any) -> TaskScores:
