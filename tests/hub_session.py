@@ -162,13 +162,17 @@ run = CliRunner().invoke(app, ["push", str(work / "dataset"), "me/dataset", "--d
 report["cli_pull_request"] = run.output
 report["cli_dataset"] = CliRunner().invoke(app, ["push", str(work / "dataset"), "me/shown"]).output
 
-# Tokens.
+# Tokens. Whatever the Hub says, the files here stay as they are.
+at_home_before = {path: path.read_bytes() for path in (work / "dense").rglob("*") if path.is_file()}
 for name, token in (("expired", EXPIRED), ("reading", READING), ("none", None)):
     os.environ.pop("HF_TOKEN")
     os.environ.update({"HF_TOKEN": token} if token else {})
     report[name] = attempt(lambda: push_student(work / "dense", "me/forbidden"))
     os.environ["HF_TOKEN"] = WRITING
 report["strangers"] = attempt(lambda: push_student(work / "dense", "other/new"))
+report["files_stay"] = at_home_before == {
+    path: path.read_bytes() for path in (work / "dense").rglob("*") if path.is_file()
+}
 
 # What is broken here is seen before anything is sent.
 shutil.copytree(work / "dense", work / "broken")

@@ -154,6 +154,7 @@ def test_refusals_say_what_to_do(hub: FakeHub, report: dict[str, Any]) -> None:
         message = report[name] if name in report else report["adapter"][name]
         for word in words:
             assert word in message, (name, message)
+    assert report["files_stay"]
     assert ("model", "me/forbidden") not in hub.repos
 
 

@@ -1,4 +1,10 @@
-"""What is wrong with the input must be said before hours of work, and nothing that exists may be lost by it."""
+"""What is wrong with the input must be said before hours of work, and nothing that exists may be lost by it.
+
+Tested elsewhere: broken front matter in `cards/test_model_card.py` (writing) and `test_hub.py` (pushing), where no
+permission and expired tokens are, too; truncated files of several commands in `test_results.py`, `test_report.py` and
+`cards/test_cli_card.py`; results of two students in one file in `test_groups.py`, in one report in `test_report.py`, in
+one card in `cards/test_model_card.py` and `cards/test_weights.py`.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +46,17 @@ def test_a_split_without_documents(static_student_path: Path, tmp_path: Path) ->
     (folder / "corpus.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"no documents|is empty"):
         evaluate(static_student_path, folder, show_progress=False)
+
+
+def test_a_task_that_does_not_exist(tmp_path: Path) -> None:
+    """A typo must be an answer with the names that are near, not a traceback, and old results must stay."""
+    output = tmp_path / "results.json"
+    output.write_text("of yesterday")
+    failed = CliRunner().invoke(app, ["evaluate", "bm25", "SciFacts", "--output", str(output), "--quiet"])
+    assert failed.exit_code == 1
+    assert "'SciFacts' is neither a folder here nor an MTEB task" in failed.stderr
+    assert "SciFact," in failed.stderr
+    assert output.read_text() == "of yesterday"
 
 
 def test_a_task_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
