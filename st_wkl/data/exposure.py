@@ -47,9 +47,11 @@ class Exposure:
             >>> Exposure.of(dataset).save("student")  # doctest: +SKIP
         """
         relevant = {document_id for judged in dataset.positives().values() for document_id in judged}
+        documents = dataset.documents.with_format(None)[:]
+        texts = zip(documents["document_id"], documents["text"], strict=True)
         return cls(
             frozenset(text_hash(text) for text in dataset.queries["text"]),
-            frozenset(text_hash(row["text"]) for row in dataset.documents if row["document_id"] in relevant),
+            frozenset(text_hash(text) for key, text in texts if key in relevant),
         )
 
     def save(self, folder: str | Path) -> Path:

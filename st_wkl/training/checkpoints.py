@@ -15,6 +15,8 @@ from st_wkl._files import write_text
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+    from st_wkl.data.dataset import DistillationDataset
+
 logger = logging.getLogger(__name__)
 
 IDENTITY_FILE = "run.json"
@@ -103,13 +105,16 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:
+def dataset_fingerprint(dataset: DistillationDataset | Dataset | IterableDataset) -> str:
     """Return a hash of all rows in their order; of an iterable dataset's columns only, as its rows pass once."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr(sorted(dataset.column_names or [])).encode())
-    if hasattr(dataset, "with_format") and hasattr(dataset, "__len__"):
-        for batch in dataset.with_format(None).iter(batch_size=1000):
-            digest.update(json.dumps(batch, sort_keys=True, default=repr).encode())
+    # The tables of a distillation dataset hold each document once, its lists many times.
+    tables = [dataset] if hasattr(dataset, "column_names") else [dataset.train, dataset.queries, dataset.documents]
+    for table in tables:
+        digest.update(repr(sorted(table.column_names or [])).encode())
+        if hasattr(table, "with_format") and hasattr(table, "__len__"):
+            for batch in table.with_format(None).iter(batch_size=1000):
+                digest.update(json.dumps(batch, sort_keys=True, default=repr).encode())
     return digest.hexdigest()
 
 

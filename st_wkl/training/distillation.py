@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 import logging
@@ -183,7 +184,7 @@ def distill(
     args.output_dir = str(work)
     args.restore_callback_states_from_checkpoint = True  # a resumed run has to be as patient as it was
 
-    identity = _identity(loaded, data, made, args, lora, eval)
+    identity = _identity(loaded, dataset, data, made, args, lora, eval)
     if resume and (finished := _finished(output_dir, identity)) is not None:
         logger.info("%s is complete: nothing to do.", output_dir)
         return finished
@@ -251,6 +252,7 @@ def _make_loss(loss: Any, student: Student, dataset: Any, mini_batch_size: int |
 
 def _identity(
     student: Student,
+    dataset: Any,
     data: TrainingData,
     loss: nn.Module,
     args: BaseTrainingArguments,
@@ -261,7 +263,9 @@ def _identity(
     arguments = {**_arguments_that_matter(args), "processes": args.world_size}
     return {
         "student": model_revision(student),  # type: ignore[arg-type]
-        "dataset": checkpoints.dataset_fingerprint(data.rows),
+        "dataset": checkpoints.dataset_fingerprint(dataset),
+        "columns": data.rows.column_names,
+        "rows": data.count,
         "loss": {"name": type(loss).__name__, **_config(loss)},
         "arguments": arguments,
         "dev": None if evaluator is None else dev.identity(evaluator, args),
@@ -331,7 +335,12 @@ def _plot(history: list[dict[str, Any]], path: Path) -> None:
     try:
         plot_training(history, path)
     except ImportError as error:
-        logger.info("%s", error)
+        _say_once(str(error))
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.info("%s", message)
 
 
 def _results(history: list[dict[str, Any]], record: TrainingRecord) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,13 +12,12 @@ from transformers import TrainerCallback
 
 from st_wkl.functional import contrastive_weights
 from st_wkl.losses.base import CandidateListLoss
+from st_wkl.losses.lists import CandidateLists
 from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
 
 if TYPE_CHECKING:
     from sentence_transformers.base.trainer import BaseTrainer
     from transformers import TrainerControl, TrainerState, TrainingArguments
-
-    from st_wkl.losses.lists import CandidateLists
 
 AGREEMENT, MEAN_WEIGHT = "teacher_agreement", "mean_weight"
 # Batches that a value in the log is averaged over, at most: scores are kept until then, and no step pays for the rest.
@@ -78,10 +78,10 @@ class TeacherAgreementCallback(TrainerCallback):
         self.seen.append((scores, lists))
 
     def _values(self) -> dict[str, float]:
-        agreements = [_agreement(scores, lists.scores, lists.mask) for scores, lists in self.seen]
-        values = {AGREEMENT: _mean(agreements)}
+        scores, lists = _joined(self.seen)
+        values = {AGREEMENT: float(_agreement(scores, lists.scores, lists.mask).double().mean())}
         if isinstance(self.loss, WeightedKLDistillationLoss):
-            values[MEAN_WEIGHT] = _mean([_weights(self.loss, scores, lists) for scores, lists in self.seen])
+            values[MEAN_WEIGHT] = float(_weights(self.loss, scores, lists).double().mean())
         return {name: round(value, 4) for name, value in values.items() if value == value}
 
 
@@ -91,6 +91,19 @@ def watch(trainer: BaseTrainer, loss: nn.Module) -> None:
     Reporters are called in the order in which they were added, so this has to stand before them.
     """
     trainer.callback_handler.callbacks.insert(0, TeacherAgreementCallback(loss))
+
+
+def _joined(seen: Iterable[tuple[Tensor, CandidateLists]]) -> tuple[Tensor, CandidateLists]:
+    """Return all batches as one, in which lists are as long as the longest: one computation instead of many."""
+    batches, lists = zip(*seen, strict=True)
+    width = max(scores.shape[1] for scores in batches)
+
+    def join(parts: Iterable[Tensor | None]) -> Tensor:
+        return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts if part is not None])
+
+    fields = {name: join(getattr(part, name) for part in lists) for name in ("scores", "gains", "index", "mask")}
+    ranks = None if lists[0].ranks is None else join(part.ranks for part in lists)
+    return join(batches), CandidateLists(**fields, identity=None, ranks=ranks)
 
 
 def _agreement(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -117,7 +130,3 @@ def _weights(loss: WeightedKLDistillationLoss, scores: Tensor, lists: CandidateL
         several_positives=loss.several_positives,
     )
     return weights[lists.mask]
-
-
-def _mean(parts: list[Tensor]) -> float:
-    return float(torch.cat([part.reshape(-1) for part in parts]).double().mean())

@@ -17,6 +17,7 @@ from st_wkl.data.collator import ListwiseCollator
 from st_wkl.data.collection import Collection
 from st_wkl.functional import weighted_kl
 from st_wkl.losses import InBatchContrastiveLoss, WeightedKLDistillationLoss, WeightedSumLoss
+from st_wkl.losses.lists import CandidateLists
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.logs import TeacherAgreementCallback, _agreement, watch
 from st_wkl.training.plot import plot_training
@@ -152,6 +153,27 @@ def test_agreement_is_the_share_of_pairs() -> None:
     teacher = torch.tensor([[1.0, 3.0, 2.0], [5.0, 7.0, nan], [5.0, 7.0, nan]])
     mask = torch.tensor([[True, True, True], [True, True, False], [True, True, False]])
     assert _agreement(student, teacher, mask).tolist() == pytest.approx([1 / 3, 1.0, 0.5])
+
+
+def test_batches_of_different_widths_are_averaged_as_they_are(tiny_bert_path: Path) -> None:
+    """They are computed as one, which is cheaper and must not change a value."""
+    loss = WeightedKLDistillationLoss(make_student("dense", tiny_bert_path))
+
+    def batch(student: list[float], teacher: list[float], gains: list[float]) -> tuple[torch.Tensor, CandidateLists]:
+        whole = torch.ones(1, len(gains), dtype=torch.bool)
+        lists = CandidateLists(torch.tensor([teacher]), torch.tensor([gains]), torch.zeros(whole.shape), whole, None)
+        return torch.tensor([student]), lists
+
+    def logged(*batches: tuple[torch.Tensor, CandidateLists]) -> dict[str, float]:
+        callback = TeacherAgreementCallback(loss)
+        callback.seen.extend(batches)
+        return callback._values()
+
+    short, long = batch([0.9, 0.1], [2.0, 1.0], [1.0, 0.0]), batch([0.3, 0.2, 0.1], [1.0, 2.0, 3.0], [0.0, 1.0, 0.0])
+    first, second, both = logged(short), logged(long), logged(short, long)
+    assert [values["teacher_agreement"] for values in (first, second, both)] == [1.0, 0.0, 0.5]
+    expected = (2 * first["mean_weight"] + 3 * second["mean_weight"]) / 5
+    assert both["mean_weight"] == pytest.approx(expected, abs=2e-4)
 
 
 def test_mean_weight_is_the_weight_of_the_loss() -> None:
