@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -14,13 +11,16 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 
 from st_wkl.config import RunConfig
+from st_wkl.data.candidates import bm25_candidates
+from st_wkl.data.collection import Collection
+from st_wkl.data.runs import read_run
 from st_wkl.pipeline import STAGES, run
+from st_wkl.training import TrainingRecord
 from tests.test_cli import st_wkl
 from tests.test_package import small_collection, write_beir
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def settings(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "candidates": {"num_negatives": 3},
         "teacher": {"model": "packaged:ms-marco-MiniLM-L12-v2", "max_length": 64, "store": str(folder / "scores.db")},
         "student": {"model": "packaged:potion-base-8M"},
-        "training": {"num_train_epochs": 5, "per_device_train_batch_size": 4, "save_steps": 3, "logging_steps": 3},
+        "training": {"num_train_epochs": 3, "per_device_train_batch_size": 4, "save_steps": 3, "logging_steps": 3},
         **changes,
     }
 
@@ -96,51 +96,38 @@ def test_what_changes_is_done_again_and_nothing_is_lost(folder: Path, undisturbe
     assert all((old[name] == kept[name]).all() for name in old)
 
 
-def started(path: Path, output: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from st_wkl.cli import app; app()",
-            "run",
-            str(path),
-            "--output",
-            str(output),
-            "--quiet",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def work(settings: dict[str, Any]) -> None:
+    run(RunConfig.from_dict(settings), show_progress=False)
 
 
 def test_killed_in_each_stage_it_ends_with_the_same_weights(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Machines are taken away without notice; what was done has to count, and nothing may differ in the end."""
-    path, output = tmp_path / "config.yaml", tmp_path / "run"
-    path.write_text(yaml.safe_dump(settings(folder, output)), encoding="utf-8")
-    killed = set()
+    # A server that has the imports done makes a process in milliseconds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [__name__, "st_wkl.data.builder", "st_wkl.evaluation", "st_wkl.training.distillation"]
+    )
+    output, killed = tmp_path / "run", set()
     for stage in STAGES:
-        process = started(path, output)
+        process = context.Process(target=work, args=(settings(folder, output),))
+        process.start()
         marker = output / ".stages" / f"{stage}.json"
-        while process.poll() is None:
+        while process.is_alive():
             there = marker.is_file() and not json.loads(marker.read_text(encoding="utf-8"))["complete"]
             trained = stage != "train" or any(
                 (output / "student" / "checkpoints").glob("checkpoint-*/trainer_state.json")
             )
             if there and trained:
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 killed.add(stage)
                 break
-            time.sleep(0.01)
-        process.communicate()
+            time.sleep(0.001)
+        process.join()
     assert {"train", "after"} <= killed, "the long stages have to be hit"
-    process = started(path, output)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    assert run(config(folder, output), show_progress=False).done
     assert_same_weights(output, undisturbed)
     markers = [json.loads(file.read_text(encoding="utf-8")) for file in (output / ".stages").glob("*.json")]
+    assert len(markers) == len(STAGES)
     assert all(marker["complete"] for marker in markers)
 
 
@@ -156,9 +143,45 @@ def test_folders_of_others_are_left_alone(folder: Path, undisturbed: Path, tmp_p
         run(other)
 
 
+def test_adapter_dev_split_and_retriever_from_one_file(folder: Path, tiny_bert_path: Path, tmp_path: Path) -> None:
+    """What is one key in the file is another road through training: adapter, best checkpoint, first stage."""
+    student = SentenceTransformer(str(tiny_bert_path))
+    student.save_pretrained(str(tmp_path / "tiny"))
+    path = tmp_path / "config.yaml"
+    changes: dict[str, Any] = {
+        "candidates": {"sources": ["bm25", "packaged:potion-base-8M"], "top_k": 8, "num_negatives": 3},
+        "student": {"model": str(tmp_path / "tiny")},
+        "lora": {"r": 2},
+        "dev": {"split": "dev", "max_queries": 8, "patience": 1},
+        "evaluation": None,
+        "training": {"max_steps": 8, "per_device_train_batch_size": 4, "save_steps": 2, "learning_rate": 1e-2},
+    }
+    path.write_text(yaml.safe_dump(settings(folder, tmp_path / "run", **changes)), encoding="utf-8")
+    code, out, err = st_wkl("run", path, "--json", "--quiet")
+    assert code == 0, err
+    assert json.loads(out)["done"] == ["candidates", "dataset", "train", "card"]
+    made = tmp_path / "run" / "student"
+    record = TrainingRecord.load(made)
+    assert record.lora["rank"] == 2
+    assert record.dev.keys() == {"before", "after"}
+    assert (made / "adapter_model.safetensors").is_file()
+    assert SentenceTransformer(str(made)).encode("cats").shape == (32,)
+    mined = read_run(tmp_path / "run" / "candidates.trec.gz")
+    words = bm25_candidates(Collection.load(str(folder)), list(mined), top_k=8, show_progress=False)
+    assert all(len(hits) == 8 for hits in mined.values())
+    assert any(
+        {hit.document_id for hit in mined[query]} != {hit.document_id for hit in words[query]} for query in mined
+    )
+    assert any((tmp_path / "run" / "embeddings").iterdir())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"lora": {"target_modules": ["qkv"]}, "student": {"model": "packaged:all-MiniLM-L6-v2"}},
+            "targets qkv match no",
+        ),
         ({"loss": {"name": "weighted-lk"}}, r"there is no loss 'weighted-lk' \(did you mean 'weighted-kl'\?\)"),
         ({"loss": {"parameters": {"gama": 2}}}, "gama"),
         ({"training": {"learning_rat": 1}}, r"no such argument \(did you mean 'learning_rate'\?\)"),

@@ -26,7 +26,7 @@ from st_wkl.evaluation.results import package_versions
 from st_wkl.training import checkpoints, dev
 from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
 from st_wkl.training.logs import watch
-from st_wkl.training.lora import check_base, check_config, check_reload, default_config, has_adapter, prepare
+from st_wkl.training.lora import check_base, check_config, check_reload, has_adapter, prepare
 from st_wkl.training.plot import PLOT_FILE, plot_training
 from st_wkl.training.record import RECORD_FILE, TrainingRecord
 from st_wkl.training.students import check_loss, default_arguments, kind_of, make_loss
@@ -159,7 +159,7 @@ def distill(
     if has_adapter(loaded) and not isinstance(student, nn.Module) and (Path(student) / RECORD_FILE).is_file():
         check_base(loaded, TrainingRecord.load(student).lora)
     if lora and not has_adapter(loaded):
-        check_config(loaded, default_config(loaded) if isinstance(lora, bool) else lora)
+        check_config(loaded, lora)
     if args is not None and not isinstance(args, kind.arguments):
         raise TypeError(
             f"args is a {type(args).__name__}, but a {type(loaded).__name__} is trained with {kind.arguments.__name__}."

@@ -75,13 +75,13 @@ def default_config(student: Student) -> LoraConfig:
     )
 
 
-def check_config(student: Student, config: LoraConfig) -> None:
+def check_config(student: Student, lora: bool | LoraConfig) -> None:
     """Stop where a target matches no module; peft only does where none of them does.
 
     Raises:
         ValueError: With the targets that match nothing, and those that there are.
     """
-    targets = config.target_modules
+    targets = (default_config(student) if isinstance(lora, bool) else lora).target_modules
     names = [name for name, _ in _transformer(student).named_modules()]
     if targets is None or targets == "all-linear":
         return

@@ -1,24 +1,19 @@
-"""A whole run as one tree of dataclasses, which is one YAML file."""
+"""The tree of dataclasses; one YAML file holds it."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
-import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
 from st_wkl._files import write_text
+from st_wkl.config.reading import nearest, read
 
 FORMAT = 1
-T = TypeVar("T")
-# YAML 1.1 wants a dot and a sign in 1.0e-3; what people write is 1e-3.
-_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 @dataclass(frozen=True)
@@ -208,7 +203,7 @@ class RunConfig:
                 f"The configuration has format {version!r}, and this version of st-wkl reads {FORMAT}. Upgrade st-wkl, "
                 "or write the configuration anew with `st-wkl init`."
             )
-        return _read(cls, values, "")
+        return read(cls, values, "")
 
     @classmethod
     def load(cls, path: str | Path) -> RunConfig:
@@ -260,173 +255,3 @@ class RunConfig:
     def save(self, path: str | Path) -> Path:
         """Write a YAML file in one step."""
         return write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return `" (did you mean 'x'?)"` for the nearest of the right names, nothing if none is near.
-
-    Example:
-        >>> nearest("lerning_rate", ["learning_rate", "seed"])
-        " (did you mean 'learning_rate'?)"
-    """
-    found = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.6)
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-def check_training_arguments(values: Mapping[str, Any], arguments: type) -> None:
-    """Stop at a training argument that does not exist.
-
-    Args:
-        values: Arguments by name.
-        arguments: The class that takes them.
-
-    Raises:
-        ValueError: If one is unknown, or is for the run to decide.
-    """
-    known = {entry.name for entry in dataclasses.fields(arguments) if entry.init}
-    for name in values:
-        if name not in known:
-            raise ValueError(f"training.{name}: {arguments.__name__} has no such argument{nearest(name, known)}.")
-        if name == "output_dir":
-            raise ValueError("training.output_dir: set `output` of the run instead; checkpoints go beside the student.")
-
-
-def _read(kind: type[T], values: Any, where: str) -> T:
-    """Make a dataclass from plain values."""
-    what = f"{where or 'the configuration'}"
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{what} has to be keys and values, got {values!r}.")
-    hints = get_type_hints(kind)
-    entries = {entry.name: entry for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    made = {}
-    for key, value in values.items():
-        path = f"{where}.{key}" if where else str(key)
-        if key not in entries:
-            raise ValueError(f"{path}: there is no such key{nearest(str(key), entries)}. Keys: {', '.join(entries)}.")
-        made[key] = _convert(value, hints[key], path)
-    for name, entry in entries.items():
-        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        if required and name not in made:
-            raise ValueError(f"{f'{where}.{name}' if where else name} is missing.")
-    return kind(**made)
-
-
-def _convert(value: Any, hint: Any, path: str) -> Any:
-    """Return a value as the type that a key has, or say that it cannot be one."""
-    origin, options = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in options:
-            return None
-        fitting = [option for option in options if option is not type(None)]
-        if len(fitting) == 1:
-            return _convert(value, fitting[0], path)
-        return _first_that_fits(value, fitting, path)
-    if origin is Literal:
-        if value not in options:
-            raise ValueError(f"{path} is {value!r}{nearest(str(value), options)}; it has to be one of {options}.")
-        return value
-    if dataclasses.is_dataclass(hint):
-        return _read(hint, value, path)  # type: ignore[arg-type]
-    if hint is float and _is_float(value):
-        return float(value)
-    if origin is dict and isinstance(value, Mapping):
-        return {str(key): _number(entry) for key, entry in value.items()}
-    if origin is list and isinstance(value, str):
-        return [value]
-    kind = origin or hint
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{path} is {value!r}; it has to be of type {kind.__name__}.")
-    if origin is list:
-        return [_convert(entry, options[0], f"{path}[{number}]") for number, entry in enumerate(value)]
-    return value
-
-
-def _first_that_fits(value: Any, options: list[Any], path: str) -> Any:
-    for option in options:
-        try:
-            return _convert(value, option, path)
-        except ValueError:
-            continue
-    names = ", ".join(getattr(get_origin(option) or option, "__name__", str(option)) for option in options)
-    raise ValueError(f"{path} is {value!r}; it has to be one of these types: {names}.")
-
-
-def _is_float(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(_FLOAT.fullmatch(value))
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
-
-
-TEMPLATE = """\
-# A whole run of st-wkl: `st-wkl run {name}`. Run it again after a crash, and it goes on where it was.
-# `--set training.learning_rate=1e-3` overrides a key for one run. Every key has a default except those marked (*).
-format: {format}
-output: {output}              # (*) everything that the run makes goes here
-
-collection:
-  source: {collection}        # (*) BEIR folder, or Hub id or folder in MTEB's layout, such as mteb/nfcorpus
-  split: train                # its judgements say what is relevant
-  limit: null                 # use the first so many queries only
-
-candidates:
-  sources: [bm25]             # also: run files of TREC, retrievers (Hub id, folder, packaged:...); fused by rank
-  top_k: 100
-  num_negatives: 15           # of a training list, beside all judged positives
-
-teacher:
-  model: {teacher}            # (*) cross-encoder: Hub id, folder (torch or ONNX), or packaged:ms-marco-MiniLM-L12-v2
-  max_length: 256             # tokens of a pair; null for the model's own
-  store: null                 # SQLite file of scores; null for the user's cache, shared by all runs
-  engine: process             # process, pool (several processes) or ray
-
-selection:                    # which candidates become negatives
-  choice: top                 # top, random or quantiles
-  relative_margin: null       # such as 0.95: drop negatives that score higher than this share of the positive
-  label_correction: null      # raise_positives or swap_positives, where the teacher contradicts the judgements
-  near_duplicates: 0.9        # drop candidates that are nearly the words of a positive
-
-student:
-  model: {student}            # (*) Hub id, folder, or packaged:potion-base-8M, packaged:all-MiniLM-L6-v2
-
-loss:
-  name: weighted-kl           # `st-wkl train --help` lists all
-  in_batch: 0                 # weight of a contrastive term over the batch beside it
-  mini_batch_size: null       # texts embedded at once: bounds memory; null for 32 with transformers
-  parameters: {{}}              # such as {{gamma: 2, student_temperature: 0.02}}
-
-training: {{}}                  # arguments of sentence-transformers' trainer, such as
-                              #   {{learning_rate: 2e-5, num_train_epochs: 3, per_device_train_batch_size: 32}}
-lora: false                   # true, or parameters of peft.LoraConfig such as {{r: 32}}
-dev: null                     # {{split: dev, patience: 3}}: keep the checkpoint that is best on this split
-
-evaluation:                   # null for none
-  tasks: []                   # MTEB names or collections; empty for the collection itself
-  split: test
-"""
-
-
-def template(
-    name: str = "config.yaml",
-    *,
-    collection: str = "mteb/nfcorpus",
-    teacher: str = "cross-encoder/ms-marco-MiniLM-L12-v2",
-    student: str = "minishlab/potion-base-8M",
-    output: str = "run",
-) -> str:
-    """Return a commented configuration to start from.
-
-    Example:
-        >>> RunConfig.from_dict(yaml.safe_load(template())).loss.name
-        'weighted-kl'
-    """
-    quoted = {
-        key: yaml.safe_dump(value).removesuffix("\n...\n").strip()
-        for key, value in {
-            "collection": collection, "teacher": teacher, "student": student, "output": output
-        }.items()
-    }  # fmt: skip
-    return TEMPLATE.format(name=name, format=FORMAT, **quoted)

@@ -1,0 +1,97 @@
+"""The folder of a run: whose it is, what in it is complete, and hashes of what stages read."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from st_wkl._files import write_text
+
+RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
+
+
+@contextmanager
+def claimed(output: Path, who: Mapping[str, str]) -> Iterator[None]:
+    """Make sure that a folder is this run's, and this process the only one in it.
+
+    Args:
+        output: The folder; made if there is none.
+        who: What makes it this run's, whatever else is tried in it.
+
+    Raises:
+        FileExistsError: If it holds something else or another run, or is in use.
+    """
+    path = output / RUN_FILE
+    found = read_json(path)
+    if output.exists() and not found and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} holds something that is no run of st-wkl. Set another output.")
+    if found and (other := {key: found.get(key) for key in who if found.get(key) != who[key]}):
+        told = ", ".join(f"{key} {value!r}" for key, value in other.items())
+        raise FileExistsError(
+            f"{output} holds another run, with {told}. Set another output, or delete that one if it may go."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as lock:
+        try:
+            # Given back by the system however the process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FileExistsError(f"Another process is at work in {output}. Wait for it, or stop it.") from None
+        if not found:
+            write_text(path, json.dumps({"st-wkl": 1, **who}, indent=2) + "\n")
+        for left in output.glob(".dataset.*"):  # of a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return an object that a JSON file holds, an empty one if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def set_aside(made: Path, output: Path) -> Path | None:
+    """Move what a stage had made to `replaced/`, and return where it is now."""
+    if not made.exists():
+        return None
+    number = 1
+    while (kept := output / "replaced" / f"{number}-{made.name}").exists():
+        number += 1
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(made, kept)
+    return kept
+
+
+def source_digest(source: str) -> str:
+    """Return the hash of a file or folder, or the name of what is elsewhere."""
+    path = Path(source)
+    return digest(path) if path.exists() else source
+
+
+def digest(path: Path, *, without: set[str] | frozenset[str] = frozenset()) -> str:
+    """Return a hash of a file, or of the names and contents of a folder.
+
+    Args:
+        path: The file or folder.
+        without: Names of files that do not count.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        name = file.relative_to(path).as_posix()
+        if file.name in without or file.name == CONFIG_FILE:
+            continue
+        found.update(f"{name}\n".encode())
+        with file.open("rb") as opened:
+            found.update(hashlib.file_digest(opened, "blake2b").digest())
+    return found.hexdigest()
