@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from st_wkl.data.dataset import DistillationDataset
     from st_wkl.losses.scoring import Student
 
+_TRIAL_LETTERS = 80
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -103,7 +105,9 @@ def try_loss(trainer: BaseTrainer, loss: nn.Module, rows: Dataset | IterableData
     Raises:
         ValueError: If the loss fails; the message says on what.
     """
-    first, student = list(itertools.islice(iter(rows), 2)), trainer.model
+    # Whether things fit together does not hang on how long texts are; a pass over long ones takes seconds.
+    first = [{name: _shortened(value) for name, value in row.items()} for row in itertools.islice(iter(rows), 2)]
+    student = trainer.model
     if not first:
         raise ValueError("The dataset has no rows.")
     training = student.training
@@ -119,3 +123,9 @@ def try_loss(trainer: BaseTrainer, loss: nn.Module, rows: Dataset | IterableData
         ) from error
     finally:
         student.train(training)
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_shortened(part) for part in value]
+    return value[:_TRIAL_LETTERS] if isinstance(value, str) else value
