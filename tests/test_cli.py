@@ -47,8 +47,8 @@ def test_build_train_evaluate(
     assert json.loads(out)["command"].startswith(expected)
     assert "--num-negatives 4" in json.loads(out)["command"]
     assert str(tmp_path) not in json.loads(out)["command"]
-    train = ["train", scored, "--student", static_student_path, "--output", student, "--epochs", 1, "--gamma", 2]
-    train += ["--batch-size", 4]
+    train = ["train", scored, "--student", static_student_path, "--output", student, "--epochs", 1]
+    train += ["--batch-size", 4, "--loss", "weighted-kl", "--gamma", 2]
     code, out, err = st_wkl(*train, *common)
     assert code == 0, err
     assert json.loads(out)["loss_config"]["gamma"] == 2.0

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 # By name here, so that `--help` needs no torch; a test compares them with `st_wkl.training.LOSSES`.
 LOSS_NAMES = (
-    "weighted-kl, margin-kl, pair-distill, adaptive-margin, pearson, margin-mse, rank-net, list-contrastive, in-batch"
+    "kl, weighted-kl, margin-kl, pair-distill, adaptive-margin, pearson, margin-mse, rank-net, list-contrastive, "
+    "in-batch"
 )
 
 
@@ -23,12 +24,16 @@ def train(
     dataset: Annotated[Path, typer.Argument(help="Folder that `st-wkl build` made.")],
     student: Annotated[str, typer.Option(help="Student: Hub id, folder, or packaged:potion-base-8M.")],
     output: Annotated[Path, typer.Option(help="Folder for the trained student.")],
-    loss: Annotated[str, typer.Option(help=f"One of: {LOSS_NAMES}.")] = "weighted-kl",
+    loss: Annotated[
+        str | None, typer.Option(help=f"One of: {LOSS_NAMES}. Default: kl with an in-batch contrastive term.")
+    ] = None,
     gamma: Annotated[float | None, typer.Option(help="Strength of the weights of weighted-kl. Default: 5.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Strength of its rank bias. Default: 1.")] = None,
     student_temperature: Annotated[float | None, typer.Option(help="Default: 0.05 for cosine, else 1.")] = None,
     teacher_temperature: Annotated[float | None, typer.Option(help="Default: 1, or the teacher report's.")] = None,
-    in_batch: Annotated[float, typer.Option(help="Weight of an in-batch contrastive term beside the loss.")] = 0.0,
+    in_batch: Annotated[
+        float | None, typer.Option(help="Weight of an in-batch contrastive term beside the loss. Default: 0.")
+    ] = None,
     parameter: Annotated[list[str] | None, typer.Option(help="Other parameter of the loss, name=value.")] = None,
     mini_batch_size: Annotated[int | None, typer.Option(min=1, help="Texts embedded at once. Default: 32.")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train an adapter in place of all weights.")] = False,

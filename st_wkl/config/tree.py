@@ -109,14 +109,14 @@ class LossConfig:
     """What it is trained with.
 
     Args:
-        name: One of `st_wkl.training.LOSSES`.
-        in_batch: Weight of an in-batch contrastive term beside it.
+        name: One of `st_wkl.training.LOSSES`. Default: `kl`, with an in-batch contrastive term where that is possible.
+        in_batch: Weight of an in-batch contrastive term beside it. Default: 1 if no loss is named, otherwise 0.
         mini_batch_size: Texts that are embedded at once. Default: 32 for transformers.
         parameters: Parameters of the loss by name, such as `gamma: 2`.
     """
 
-    name: str = "weighted-kl"
-    in_batch: float = 0.0
+    name: str | None = None
+    in_batch: float | None = None
     mini_batch_size: int | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
 

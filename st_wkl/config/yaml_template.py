@@ -38,8 +38,8 @@ student:
   model: {student}            # (*) Hub id, folder, or packaged:potion-base-8M, packaged:all-MiniLM-L6-v2
 
 loss:
-  name: weighted-kl           # `st-wkl train --help` lists all
-  in_batch: 0                 # weight of a contrastive term over the batch beside it
+  name: null                  # null: KL and an in-batch contrastive term; `st-wkl train --help` lists all
+  in_batch: null              # weight of a contrastive term over the batch beside the named loss; null for none
   mini_batch_size: null       # texts embedded at once: bounds memory; null for 32 with transformers
   parameters: {{}}              # such as {{gamma: 2, student_temperature: 0.02}}
 
@@ -66,8 +66,8 @@ def template(
 
     Example:
         >>> from st_wkl.config import RunConfig
-        >>> RunConfig.from_dict(yaml.safe_load(template())).loss.name
-        'weighted-kl'
+        >>> RunConfig.from_dict(yaml.safe_load(template())).student.model
+        'minishlab/potion-base-8M'
     """
     quoted = {
         key: yaml.safe_dump(value).removesuffix("\n...\n").strip()

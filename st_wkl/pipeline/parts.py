@@ -167,7 +167,7 @@ class Parts:
         from st_wkl.training.students import kind_of
 
         config = self.config
-        if config.loss.name not in LOSSES:
+        if config.loss.name is not None and config.loss.name not in LOSSES:
             raise ValueError(f"loss.name: there is no loss {config.loss.name!r}{nearest(config.loss.name, LOSSES)}.")
         self.collection.judgements(config.collection.split)
         student = self.load_start()

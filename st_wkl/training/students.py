@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ SENSIBLE_ENTROPY = (0.05, 0.9)
 DOCUMENT_REGULARIZER, QUERY_REGULARIZER = 3e-5, 5e-5
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "kl": partial(ours.WeightedKLDistillationLoss, gamma=0.0, alpha=0.0),
     "weighted-kl": ours.WeightedKLDistillationLoss,
     "margin-kl": ours.MarginKL,
     "pair-distill": ours.PairDistillLoss,
@@ -173,22 +175,24 @@ def default_arguments(
 
 def make_loss(
     student: Student,
-    name: str = "weighted-kl",
+    name: str | None = None,
     *,
-    in_batch: float = 0.0,
+    in_batch: float | None = None,
     mini_batch_size: int | None = None,
     report: Mapping[str, Any] | None = None,
     **parameters: Any,
 ) -> nn.Module:
-    """Make a loss by its name.
+    """Make a loss by its name, or the one that the study of this project found best over its collections.
 
-    A sparse student's loss is put into `SpladeLoss`, with the regularizers of its examples (3e-5 for documents, 5e-5
-    for queries).
+    That is KL with an in-batch contrastive term, which adds more than any choice of the divergence; for students
+    without one embedding per text, late interaction and cross-encoders, KL alone. A sparse student's loss is put into
+    `SpladeLoss`, with the regularizers of its examples (3e-5 for documents, 5e-5 for queries).
 
     Args:
         student: The student.
-        name: A key of `LOSSES`.
+        name: A key of `LOSSES`. Default: `kl`, with the in-batch term.
         in_batch: Weight of an in-batch contrastive term beside it, at the loss's own student temperature; 0 for none.
+            Default: 1 if no name is given and the student has one embedding per text, otherwise 0.
         mini_batch_size: Texts that are embedded at once. Default: 32 for transformers, all for static students.
         report: The teacher report in a dataset's provenance. If it says that the teacher's softmax over a list is
             nearly one-hot or nearly flat (less than 5 % or more than 90 % of the largest entropy), the teacher's
@@ -203,6 +207,9 @@ def make_loss(
     """
     from st_wkl.config import nearest
 
+    if in_batch is None:
+        in_batch = 1.0 if name is None and isinstance(student, (SentenceTransformer, SparseEncoder)) else 0.0
+    name = name or "kl"
     if name not in LOSSES:
         raise ValueError(f"There is no loss {name!r}{nearest(name, LOSSES)}. Those by name: {', '.join(LOSSES)}.")
     if mini_batch_size is None and not is_static(student):
