@@ -35,19 +35,28 @@ sys.path.insert(0, str(Path(__file__).parent))
 PUBLISHED = Path(__file__).parent / "published"
 
 
+def temperatures(config: dict[str, Any], method: str) -> list[tuple[float, float]]:
+    """Return the temperatures of student and teacher that a method tries."""
+    grid = [tuple(pair) for pair in config["tuning"]["temperatures"]]
+    ratio = config["methods"][method].get("teacher_over_student")
+    return grid if ratio is None else list(dict.fromkeys((first, first * ratio) for first, _ in grid))
+
+
 def base_run(config: dict[str, Any], name: str, method: str) -> Any:
     from runs import Run
 
     parameters = dict(config["methods"][method])
     loss, teacher = parameters.pop("loss"), parameters.pop("teacher", "cross-encoder")
+    parameters.pop("teacher_over_student", None)
+    student_temperature, teacher_temperature = temperatures(config, method)[0]
     student = config["student"]
     return Run(
         collection=name,
         method=method,
         seed=config["tuning"]["seed"],
         learning_rate=config["tuning"]["learning_rate"][0],
-        student_temperature=config["tuning"]["temperatures"][0][0],
-        teacher_temperature=config["tuning"]["temperatures"][0][1],
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
         epochs=config["collections"][name]["epochs"],
         batch_size=student["batch_size"],
         negatives=config["negatives"],
@@ -74,7 +83,8 @@ def tuning_runs(config: dict[str, Any], output: Path) -> list[Any]:
             best, _ = max(found, key=lambda pair: mean(pair[1][name].values()))
             heard = TEMPERATURES.get(base.loss, 2) or int("in_batch" in dict(base.parameters))
             names = ("student_temperature", "teacher_temperature")[:heard]
-            runs += [replace(best, **dict(zip(names, values, strict=False))) for values in grid["temperatures"]]
+            tried = temperatures(config, method)
+            runs += [replace(best, **dict(zip(names, values, strict=False))) for values in tried]
     return list(dict.fromkeys(runs))
 
 
