@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 
 from st_wkl.evaluation.compare import Comparison, paired_difference
 from st_wkl.evaluation.results import Results
-from st_wkl.evaluation.scores import METRIC_LABELS, TaskScores
+from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
 from st_wkl.evaluation.tables import markdown_cell, markdown_table
 
-_PARTS = {"shared": "with a document seen in training", "unseen": "with none seen"}
+_PARTS = {SHARED: "with a seen document", UNSEEN: "with none seen"}
 # Of means that were rounded to 5 decimals on both sides.
 _ROUNDING = 1e-4
 _MEANING = (
-    "Part of the test queries have a relevant document that was also a positive of the training data; a student can "
-    "have learnt that document by heart. **The row with none seen is the one to expect on a collection "
+    "Part of the test queries have a relevant document that was also a positive of the training data, a seen one; a "
+    "student can have learnt it by heart. **The row with none seen is the one to expect on a collection "
     "of your own.**"
 )
 
@@ -34,7 +34,7 @@ def results_section(results: Mapping[str, Results]) -> str:
     parts = [table for (task, split, subset), columns in tasks.items() for table in _task(task, split, subset, columns)]
     if any(scores.per_query for columns in tasks.values() for scores in columns.values()):
         parts.append("In brackets: 95 % interval of the mean, a bootstrap over queries.")
-    if any(scores.groups for columns in tasks.values() for scores in columns.values()):
+    if any(len(parts_of(columns)) > 1 for columns in tasks.values()):
         parts.append(_MEANING)
     return "\n\n".join(parts)
 
@@ -51,21 +51,29 @@ def _check_same_data(columns: Mapping[str, TaskScores]) -> None:
             )
 
 
-def check_comparison(comparison: Comparison, results: Mapping[str, Results]) -> None:
-    """Stop where a comparison is not the one between these results, as when those of two students are mixed."""
+def compared_task(comparison: Comparison, results: Mapping[str, Results]) -> str | None:
+    """Return the task that a comparison is of, as far as the results tell.
+
+    Raises:
+        ValueError: If it is not one between these results, as when those of two students are mixed.
+    """
     before, after = results.get("before"), results.get("after")
     if before is None or after is None or comparison.group:
-        return
+        return None
     means = {(scores.task, scores.split, scores.subset): scores.metrics for scores in before.tasks}
     pairs = [(means.get((s.task, s.split, s.subset), {}).get("ndcg_at_10"), s) for s in after.tasks]
-    found = [s.metrics["ndcg_at_10"] - mean for mean, s in pairs if mean is not None and "ndcg_at_10" in s.metrics]
+    found = [
+        (s.metrics["ndcg_at_10"] - mean, s.task) for mean, s in pairs if mean is not None and "ndcg_at_10" in s.metrics
+    ]
     if found and comparison.metric == "ndcg_at_10":
-        nearest = min(found, key=lambda difference: abs(difference - comparison.mean))
+        nearest, task = min(found, key=lambda difference: abs(difference[0] - comparison.mean))
         if abs(nearest - comparison.mean) > _ROUNDING:
             raise ValueError(
                 f"the comparison says {comparison.mean:+.4f} nDCG@10, but {after.name!r} minus {before.name!r} is "
                 f"{nearest:+.4f}: they belong to different students. Compare these two again"
             )
+        return task
+    return None
 
 
 def parts_of(columns: Mapping[str, TaskScores]) -> dict[str, list[str]]:
@@ -80,12 +88,15 @@ def _task(task: str, split: str, subset: str, columns: Mapping[str, TaskScores])
     counts = sorted({len(scores.per_query) for scores in columns.values() if scores.per_query})
     about = [f"split `{split}`", *([] if subset == "default" else [f"subset `{subset}`"])]
     about += [f"{' or '.join(f'{count:,}' for count in counts)} queries"] if counts else []
+    groups = parts_of(columns)
+    if len(groups) == 1:  # which is all of them, so a row of its own would say the same again
+        about.append(f"all {_PARTS[next(iter(groups))]}")
+        groups = {}
     yield f"**{markdown_cell(task)}** ({', '.join(about)})"
     header = ["", *columns]
     lines = [header, [":--", *["--:"] * len(columns)]]
     metrics = [m for m in METRIC_LABELS if any(m in scores.metrics for scores in columns.values())]
     metrics += sorted({scores.main_metric for scores in columns.values()} - set(metrics))
-    groups = parts_of(columns)
     for metric in metrics:
         lines.append([METRIC_LABELS.get(metric, metric), *(_value(scores, metric) for scores in columns.values())])
         if metric == "ndcg_at_10":

@@ -14,7 +14,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from st_wkl._files import write_text
 from st_wkl.cards._metadata import adapter_settings, fill_front_matter, name_of, write_eval_results
-from st_wkl.cards._results import check_comparison, parts_of, results_section
+from st_wkl.cards._results import compared_task, parts_of, results_section
 from st_wkl.cards._texts import is_hub_id, model_class, usage, with_usage, without_local_paths, without_training_texts
 from st_wkl.cards._weights import check_results, marker
 from st_wkl.cards.licences import Licence, licence_of
@@ -78,7 +78,7 @@ def write_model_card(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder; save the model there first")
     if comparison is not None:
-        check_comparison(comparison, results)
+        compared_task(comparison, results)
     path = folder / "README.md"
     card = _read_card(path, title=folder.resolve().name)
     after = results.get("after") or (next(iter(results.values())) if len(results) == 1 else None)
@@ -180,9 +180,10 @@ def _block(
     if any(entry.tasks for entry in results.values()):
         parts += ["### Results", results_section(results)]
     if comparison is not None:
+        task = compared_task(comparison, results)
         parts.append(
-            f"Difference, after − before: {comparison}. The interval is a bootstrap over queries, p comes from a "
-            "paired randomisation test."
+            f"Difference{f' on {task}' if task else ''}, after − before: {comparison}. The interval is a bootstrap "
+            "over queries, p comes from a paired randomisation test."
         )
     parts += list(notes)
     parts += ["### Limits", "\n".join(f"- {limit}" for limit in _limits(folder, record, results, comparison))]
@@ -255,7 +256,7 @@ def _about_training(record: TrainingRecord, folder: Path) -> list[str]:
         ("Versions", _listed(None, record.versions)),
     ]
     lines = [f"| {name} | {markdown_cell(value)} |" for name, value in rows if value]
-    table = "\n".join([lines[0], "| :-- | :-- |", *lines[1:]])
+    table = "\n".join(["| | |", "| :-- | :-- |", *lines])
     return [
         f"This model is `{record.student}`, taught with `{record.loss}` to rank documents as the "
         f"{record.teacher.get('kind') or 'teacher'} `{teacher}` does, on queries of `{collection}`. It was made with "

@@ -186,17 +186,36 @@ def effects_table(effects: Iterable[Effect]) -> str:
         >>> print(effects_table(compare_all(before, after)))  # doctest: +SKIP
     """
     effects = list(effects)
+    rows = with_queries(effects)
     label = METRIC_LABELS.get(effects[0].difference.metric, effects[0].difference.metric) if effects else "nDCG@10"
     header = ["Task", "Model", "Queries", "Before", "After", f"Δ {label} [95 %]", "p", "p (Holm)", "W / T / L"]
     with_gap = any(effect.gap for effect in effects)
     lines = [header + ["Gap closed"] * with_gap, [":--", ":--", ":--", *["--:"] * (len(header) - 3 + with_gap)]]
-    for effect in effects:
+    for effect, queries in rows:
         d = effect.difference
-        line = [f"{effect.task} ({effect.split})", effect.model, f"{effect.group or 'all'} ({d.queries})"]
+        line = [f"{effect.task} ({effect.split})", effect.model, f"{queries} ({d.queries})"]
         line += [f"{effect.before:.4f}", f"{effect.after:.4f}", f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"]
         line += [f"{d.p_value:.2g}", f"{effect.p_holm:.2g}", f"{d.wins} / {d.ties} / {d.losses}"]
         lines.append(line + [str(effect.gap) if effect.gap else ""] * with_gap)
     return markdown_table(lines)
+
+
+def with_queries(effects: Sequence[Effect]) -> list[tuple[Effect, str]]:
+    """Return the effects to show, each with what its queries are called.
+
+    Where all queries of a task are in one group, that is said once, as in `"all = unseen"`, not in two equal rows.
+    """
+
+    def key(effect: Effect) -> tuple[str, ...]:
+        return effect.task, effect.split, effect.subset, effect.model
+
+    totals = {key(effect): effect.difference.queries for effect in effects if effect.group is None}
+    whole = {key(e): e.group for e in effects if e.group and e.difference.queries == totals.get(key(e))}
+    return [
+        (effect, effect.group or (f"all = {whole[key(effect)]}" if key(effect) in whole else "all"))
+        for effect in effects
+        if effect.group is None or effect.group != whole.get(key(effect))
+    ]
 
 
 def _effect(

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from st_wkl._files import replacing
-from st_wkl.evaluation.effects import Effect
+from st_wkl.evaluation.effects import Effect, with_queries
 from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN
 
 _MARKS = {
@@ -32,11 +32,11 @@ def forest_plot(effects: Sequence[Effect]) -> str:
         return f"{100 * (value - low) / (high - low):.2f}%"
 
     rows, previous = [], None
-    for effect in effects:
+    for effect, queries in with_queries(effects):
         d, key = effect.difference, (effect.task, effect.model)
         if key != previous:
             rows.append(f"<h3>{escape(effect.model)} · {escape(effect.task)}</h3>")
-        what = f"{effect.group or 'all'} queries ({d.queries})"
+        what = f"{queries} queries ({d.queries})"
         svg = (
             f'<svg role="img" aria-label="{escape(f"{d.mean:+.3f}, from {d.low:+.3f} to {d.high:+.3f}")}">'
             f'<line x1="0" x2="100%" y1="12" y2="12" stroke="var(--line)"/>'
@@ -80,15 +80,16 @@ def plot_effects(effects: Sequence[Effect], path: str | Path) -> Path:
     axes = figure.subplots()
     marks = {None: ("o", "black"), SHARED: ("s", "white"), UNSEEN: ("D", "white")}
     several = len({effect.task for effect in effects}) > 1
-    for place, effect in enumerate(effects):
+    shown = with_queries(effects)
+    for place, (effect, _) in enumerate(shown):
         d, (mark, fill) = effect.difference, marks[effect.group]
         axes.plot([d.low, d.high], [place, place], color="black", linewidth=1.5, zorder=1)
         axes.plot(d.mean, place, mark, color="black", markerfacecolor=fill, markersize=7, zorder=2)
     labels = [
-        f"{e.model}{', ' + e.task if several else ''}: {e.group or 'all'} ({e.difference.queries})" for e in effects
+        f"{e.model}{', ' + e.task if several else ''}: {queries} ({e.difference.queries})" for e, queries in shown
     ]
-    axes.set_yticks(range(len(effects)), labels)
-    axes.set_ylim(len(effects) - 0.5, -0.5)
+    axes.set_yticks(range(len(shown)), labels)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.axvline(0, color="grey", linestyle="--", linewidth=1)
     axes.set_xlabel(f"Difference in {_label(effects)} (95 % interval)")
     axes.spines[["top", "right"]].set_visible(False)

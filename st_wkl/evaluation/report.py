@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_wkl._files import write_text
-from st_wkl.evaluation.effects import Effect, compare_all
+from st_wkl.evaluation.effects import Effect, compare_all, with_queries
 from st_wkl.evaluation.plots import forest_plot
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
@@ -41,6 +41,7 @@ th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
 .row{display:grid;grid-template-columns:13rem 1fr 14rem;gap:.75rem;align-items:center;padding:.25rem 0}
 .row>span:last-child{white-space:nowrap;font-variant-numeric:tabular-nums;font-size:.9rem;text-align:right}
 .row svg{display:block;width:100%;height:24px;overflow:visible}
+.numbers{white-space:nowrap}
 .query{border-top:1px solid var(--line);padding:.5rem 0}.query b{font-variant-numeric:tabular-nums}
 .legend svg{width:16px;height:16px;overflow:visible;vertical-align:-3px;margin:0 .2rem 0 .6rem}
 @media(max-width:40rem){
@@ -143,23 +144,25 @@ def labelled_results(files: Iterable[str | Path]) -> dict[str, Results]:
 def _summary(effects: Sequence[Effect], before: str) -> str:
     """Return a sentence for each student and task: over unseen queries where they are known."""
     lines = []
+    shown = with_queries(effects)
     for effect in (e for e in effects if e.group is None):
-        parts = {e.group: e for e in effects if (e.task, e.model, e.split) == (effect.task, effect.model, effect.split)}
-        told = [f"{_points(parts[g])} on {g or 'all'} queries" for g in (None, SHARED, UNSEEN) if g in parts]
+        place = (effect.task, effect.model, effect.split)
+        told = [_points(e, queries) for e, queries in shown if (e.task, e.model, e.split) == place]
         gap = f" Of the teacher's lead it closes {effect.gap}." if effect.gap and effect.gap.share is not None else ""
         if effect.gap and effect.gap.share is None:
             gap = f" The share of the gap is {effect.gap}."
         lines.append(
             f"<p><b>{escape(effect.model)}</b> against {escape(before)}, {escape(effect.task)}: "
-            f"{escape('; '.join(told))}.{escape(gap)}</p>"
+            f"{'; '.join(told)}.{escape(gap)}</p>"
         )
     return "\n".join(lines)
 
 
-def _points(effect: Effect) -> str:
+def _points(effect: Effect, queries: str) -> str:
     d = effect.difference
     sure = "" if d.low > 0 or d.high < 0 else ", which may be chance"
-    return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]{sure}"
+    numbers = f'<span class="numbers">{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]</span>'
+    return f"{numbers} on {escape(queries)} queries{sure}"
 
 
 def _details(effects: Sequence[Effect]) -> str:
@@ -169,7 +172,7 @@ def _details(effects: Sequence[Effect]) -> str:
         [
             effect.task,
             effect.model,
-            f"{effect.group or 'all'} ({effect.difference.queries})",
+            f"{queries} ({effect.difference.queries})",
             f"{effect.before:.4f}",
             f"{effect.after:.4f}",
             f"{effect.difference.p_value:.2g}",
@@ -177,7 +180,7 @@ def _details(effects: Sequence[Effect]) -> str:
             f"{effect.difference.wins} / {effect.difference.ties} / {effect.difference.losses}",
             *([str(effect.gap) if effect.gap else ""] if with_gap else []),
         ]
-        for effect in effects
+        for effect, queries in with_queries(effects)
     ]
     note = "p: paired randomisation test; Holm: corrected over all models and tasks of the same group of queries."
     return _table(header + ["Gap closed"] * with_gap, rows) + f'\n<p class="soft">{note}</p>'
@@ -220,10 +223,10 @@ def _efficiency(results: Mapping[str, Results]) -> str:
     header = ["Model", "Class", "Parameters", "Dimension", "Queries/s", "Documents/s", "Index"]
     rows = []
     for label, entry in results.items():
-        if entry.model.get("class") == "run":  # a ranking has no size
-            continue
         model: dict[str, Any] = entry.model
         measured: dict[str, Any] = model.get("efficiency") or {}
+        if not measured and not model.get("parameters"):  # a ranking and BM25 have no size
+            continue
         rows.append(
             [
                 label,
@@ -278,7 +281,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
     head = "".join(f"<th>{escape(header[i])}</th>" for i in kept)
     labels = [escape(name) for name in header]
-    long = {i for i in kept if any(len(header[i]) + len(row[i]) > 22 for row in rows)}
+    long = {i for i in kept[2:] if any(len(header[i]) + len(row[i]) > 22 for row in rows)}
     cells = [
         [f'<td{" class=long" * (i in long)} data-label="{labels[i]}">{escape(row[i])}</td>' for i in kept]
         for row in rows

@@ -317,13 +317,15 @@ def test_results_are_given_for_documents_that_training_has_not_seen(folder: Path
     before.tasks[0].per_query = {"q1": 0.6, "q2": 0.4}
     text = write_model_card(folder, record=record(), results={"before": before, "after": after}).read_text()
     assert "| nDCG@10 | 0.5000<br>[0.400,&nbsp;0.600] | 0.7500<br>[0.500,&nbsp;1.000] |" in text
-    assert (
-        "| · 1 with a document seen in training | 0.6000<br>[0.600,&nbsp;0.600] | 1.0000<br>[1.000,&nbsp;1.000] |"
-        in text
-    )
+    assert "| · 1 with a seen document | 0.6000<br>[0.600,&nbsp;0.600] | 1.0000<br>[1.000,&nbsp;1.000] |" in text
     assert "| · 1 with none seen | 0.4000<br>[0.400,&nbsp;0.400] | 0.5000<br>[0.500,&nbsp;0.500] |" in text
     assert "with none seen is the one to expect on a collection of your own" in text
     assert "squad-dev: 1 of 2 test queries ask for documents that training has shown." in text
+    assert "(split `test`, 2 queries)" in text
+    after.tasks[0].groups = {"unseen": ["q1", "q2"]}
+    text = write_model_card(folder, record=record(), results={"before": before, "after": after}).read_text()
+    assert "(split `test`, 2 queries, all with none seen)" in text
+    assert "| · 2 with none seen" not in text, "the same numbers again"
 
 
 def test_training_texts_do_not_stay(folder: Path) -> None:
@@ -398,6 +400,15 @@ def test_results_on_the_hubs_datasets_get_files_of_their_own(folder: Path, monke
         ("mteb/scifact", "SciFact", 71.1, commit),
         ("mteb/scifact", "SciFact_default_test", 71.1, commit),
     ]
+
+
+def test_a_difference_names_its_task(folder: Path) -> None:
+    """With several tasks a gain that does not say where it is from is read as one on all of them."""
+    entries = {label: results(label, value) for label, value in (("before", 0.697), ("after", 0.711))}
+    for label, value in (("before", 0.5), ("after", 0.5)):
+        entries[label].tasks += results(label, value, task="other").tasks
+    text = write_model_card(folder, record=record(), **(ALL | {"results": entries})).read_text()
+    assert "Difference on squad-dev, after − before: +0.0140 nDCG@10" in text
 
 
 def test_mixed_results_are_refused(folder: Path) -> None:

@@ -57,6 +57,17 @@ def test_every_task_student_and_group_once(three: Any) -> None:
     assert "Gap closed" not in table
 
 
+def test_a_group_of_all_queries_is_one_row(three: Any) -> None:
+    """On a collection that training never saw every query is unseen: the same numbers twice would look like two."""
+    x, y, _ = three
+    everything = {"unseen": [f"q{i}" for i in range(80)]}
+    effects = compare_all(model("a", scores(x)), model("b", scores(y, groups=everything)), resamples=200)
+    assert [effect.group for effect in effects] == [None, "unseen"], "for who computes with them"
+    table = effects_table(effects)
+    assert len(table.splitlines()) == 2 + 1
+    assert "| one (test) | b | all = unseen (80) |" in table
+
+
 def test_the_share_of_the_gap(three: Any) -> None:
     """Half of the way to the teacher is 50 %, and the interval must be of the ratio, not of the gain alone."""
     x, y, z = three
