@@ -19,8 +19,14 @@ _MEANING = (
 )
 
 
-def results_section(results: Mapping[str, Results]) -> str:
+def results_section(results: Mapping[str, Results], told: str | None = None) -> str:
     """Return a table per task, with a column per label and rows for metrics and parts of the queries.
+
+    Below each stands the paired difference between "after" and "before", of the parts, too.
+
+    Args:
+        results: Label of the column to results.
+        told: The task whose difference over all queries is told elsewhere.
 
     Raises:
         ValueError: If two columns of a task were measured on different data.
@@ -31,7 +37,9 @@ def results_section(results: Mapping[str, Results]) -> str:
             tasks.setdefault((scores.task, scores.split, scores.subset), {})[label] = scores
     for columns in tasks.values():
         _check_same_data(columns)
-    parts = [table for (task, split, subset), columns in tasks.items() for table in _task(task, split, subset, columns)]
+    parts: list[str] = []
+    for (task, split, subset), columns in tasks.items():
+        parts += [*_task(task, split, subset, columns), *_differences(columns, task == told)]
     if any(scores.per_query for columns in tasks.values() for scores in columns.values()):
         parts.append("In brackets: 95 % interval of the mean, a bootstrap over queries.")
     if any(len(parts_of(columns)) > 1 for columns in tasks.values()):
@@ -105,6 +113,22 @@ def _task(task: str, split: str, subset: str, columns: Mapping[str, TaskScores])
                 for part, ids in groups.items()
             ]
     yield markdown_table(lines)
+
+
+def _differences(columns: Mapping[str, TaskScores], told: bool) -> Iterator[str]:
+    """Yield a sentence on the paired differences between the student before and after, if both were measured."""
+    before, after = columns.get("before"), columns.get("after")
+    if before is None or after is None or not before.per_query or before.per_query.keys() != after.per_query.keys():
+        return
+    parts = {} if told else {"on all queries": list(before.per_query)}
+    groups = parts_of(columns)
+    parts |= {_PARTS[part]: ids for part, ids in groups.items()} if len(groups) > 1 else {}
+    found = []
+    for what, ids in parts.items():
+        d = paired_difference([after.per_query[query] - before.per_query[query] for query in ids])
+        found.append(f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}] {what}, p = {d.p_value:.2g}")
+    if found:
+        yield f"After − before, nDCG@10: {'; '.join(found)}."
 
 
 def _value(scores: TaskScores, metric: str) -> str:

@@ -177,10 +177,10 @@ def _block(
         parts += _about_training(record, folder)
     if "## Usage" not in text:
         parts += ["### Usage", usage(folder)]
+    task = None if comparison is None else compared_task(comparison, results)
     if any(entry.tasks for entry in results.values()):
-        parts += ["### Results", results_section(results)]
+        parts += ["### Results", results_section(results, told=task)]
     if comparison is not None:
-        task = compared_task(comparison, results)
         parts.append(
             f"Difference{f' on {task}' if task else ''}, after − before: {comparison}. The interval is a bootstrap "
             "over queries, p comes from a paired randomisation test."

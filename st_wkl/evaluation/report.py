@@ -148,12 +148,14 @@ def _summary(effects: Sequence[Effect], before: str) -> str:
     for effect in (e for e in effects if e.group is None):
         place = (effect.task, effect.model, effect.split)
         told = [_points(e, queries) for e, queries in shown if (e.task, e.model, e.split) == place]
-        gap = f" Of the teacher's lead it closes {effect.gap}." if effect.gap and effect.gap.share is not None else ""
-        if effect.gap and effect.gap.share is None:
-            gap = f" The share of the gap is {effect.gap}."
+        gap = ""
+        if effect.gap and effect.gap.share is not None:
+            gap = f' Of the teacher\'s lead it closes <span class="numbers">{escape(str(effect.gap))}</span>.'
+        elif effect.gap:
+            gap = f" The share of the gap is {escape(str(effect.gap))}."
         lines.append(
             f"<p><b>{escape(effect.model)}</b> against {escape(before)}, {escape(effect.task)}: "
-            f"{'; '.join(told)}.{escape(gap)}</p>"
+            f"{'; '.join(told)}.{gap}</p>"
         )
     return "\n".join(lines)
 

@@ -320,6 +320,12 @@ def test_results_are_given_for_documents_that_training_has_not_seen(folder: Path
     assert "| · 1 with a seen document | 0.6000<br>[0.600,&nbsp;0.600] | 1.0000<br>[1.000,&nbsp;1.000] |" in text
     assert "| · 1 with none seen | 0.4000<br>[0.400,&nbsp;0.400] | 0.5000<br>[0.500,&nbsp;0.500] |" in text
     assert "with none seen is the one to expect on a collection of your own" in text
+    for difference in (
+        "After − before, nDCG@10: +0.2500 [+0.1000, +0.4000] on all queries, p = ",
+        "; +0.4000 [+0.4000, +0.4000] with a seen document, p = ",
+        "; +0.1000 [+0.1000, +0.1000] with none seen, p = ",
+    ):
+        assert difference in text
     assert "squad-dev: 1 of 2 test queries ask for documents that training has shown." in text
     assert "(split `test`, 2 queries)" in text
     after.tasks[0].groups = {"unseen": ["q1", "q2"]}
@@ -409,6 +415,7 @@ def test_a_difference_names_its_task(folder: Path) -> None:
         entries[label].tasks += results(label, value, task="other").tasks
     text = write_model_card(folder, record=record(), **(ALL | {"results": entries})).read_text()
     assert "Difference on squad-dev, after − before: +0.0140 nDCG@10" in text
+    assert text.count("After − before, nDCG@10") == 1, "of the other task; what is told needs no repetition"
 
 
 def test_mixed_results_are_refused(folder: Path) -> None:
