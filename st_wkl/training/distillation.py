@@ -29,6 +29,7 @@ from st_wkl.training.logs import watch
 from st_wkl.training.lora import check_base, check_config, check_reload, has_adapter, prepare
 from st_wkl.training.plot import PLOT_FILE, plot_training
 from st_wkl.training.record import RECORD_FILE, TrainingRecord
+from st_wkl.training.sharding import WholeCopy, check_sharded
 from st_wkl.training.students import check_loss, default_arguments, kind_of, make_loss
 
 if TYPE_CHECKING:
@@ -109,7 +110,10 @@ def distill(
     - Memory: transformers embed 32 texts at once (`mini_batch_size`), with the gradient of the whole batch; on lists of
       uneven texts that is not slower, since short texts are not padded to the longest of the batch.
     - Processes: `torchrun` trains the same curve on several as on one at the same global batch; the first one writes.
-      FSDP is passed on to the trainer, but has not been verified.
+      With `fsdp=True` in `args` (FSDP2) the student's weights are spread over them; the loss curve and the saved
+      weights are those of one process, on CPUs with gloo and without LoRA, which is all that has been verified. It
+      needs a loss without `mini_batch_size`, has no best checkpoint and cannot be resumed, see
+      `st_wkl.training.sharding.check_sharded`. Other processes than the first return the student in shards.
 
     Args:
         student: A `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`, or its Hub id or
@@ -173,12 +177,6 @@ def distill(
     data = training_data(dataset, made, loaded, args)
     if data.count is None:
         args.accelerator_config = whole_batches(args)
-    if args.fsdp:
-        logger.warning(
-            "FSDP has not been verified with distill(): compare the loss curve and the saved student with a run of one "
-            "process. On CPUs accelerate leaves it out without a word. lora=True, mini_batch_size and "
-            "gradient_checkpointing bring large students into one device's memory."
-        )
     if eval is not None:
         dev.set_up(args, eval, loaded)
     work = output_dir / CHECKPOINTS
@@ -205,18 +203,21 @@ def distill(
         callbacks=list(callbacks) or None,
     )
     try:
-        try_loss(trainer, made, data.rows)
+        _check_trainer(trainer, made, data, checkpoint)
     except ValueError:
         _remove_empty(work, output_dir)  # the trainer makes its folder at once
         raise
     _wait()  # every process has looked before one of them writes
     if _is_main():
         checkpoints.write_identity(work, identity)
+    whole = WholeCopy(trainer, main=_is_main()) if trainer.is_fsdp_enabled else None
     watch(trainer, made)
     scores = {} if eval is None else {"before": dev.score(eval, loaded)}
     history = _train(trainer, checkpoint)
     if eval is not None:
         scores["after"] = dev.score(eval, loaded)
+    if whole is not None:
+        loaded = whole.gathered() or loaded
     record = TrainingRecord(
         student=name,
         loss=type(made).__name__,
@@ -301,6 +302,17 @@ def _remove_empty(*folders: Path) -> None:
     for folder in folders:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _check_trainer(
+    trainer: BaseTrainer, loss: nn.Module, data: TrainingData, checkpoint: checkpoints.Checkpoint | None
+) -> None:
+    """Find what only the trainer knows, before it starts."""
+    if trainer.is_fsdp_enabled:
+        check_sharded(trainer.args, loss, resuming=checkpoint is not None)
+    elif trainer.args.fsdp:
+        logger.warning("accelerate leaves FSDP out on this device: every process holds the whole student.")
+    try_loss(trainer, loss, data.rows)
 
 
 def _train(trainer: BaseTrainer, checkpoint: checkpoints.Checkpoint | None) -> list[dict[str, Any]]:

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformerTrainingArguments
+
+from st_wkl.losses import WeightedKLDistillationLoss
+from st_wkl.training.sharding import check_sharded
+from tests.losses.students import make_student
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
@@ -39,16 +44,18 @@ def trained(model: Path, output: Path, processes: int, way: str) -> tuple[list[f
     return curve, load_file(output / "model.safetensors")
 
 
-@pytest.mark.parametrize("way", ["dense", "multi-vector"])
-def test_two_processes_give_the_loss_curve_of_one(way: str, tiny_bert_path: Path, tmp_path: Path) -> None:
-    """A missing synchronisation still trains, only something else."""
-    one, first = trained(tiny_bert_path, tmp_path / "one", 1, way)
-    two, second = trained(tiny_bert_path, tmp_path / "two", 2, way)
+@pytest.mark.parametrize("ways", [("dense", "fsdp"), ("multi-vector",)])
+def test_two_processes_give_the_loss_curve_of_one(ways: tuple[str, ...], tiny_bert_path: Path, tmp_path: Path) -> None:
+    """A missing synchronisation still trains, only something else; so do shards that are put together wrongly."""
+    one, first = trained(tiny_bert_path, tmp_path / "one", 1, ways[0])
     assert len(one) == 6
     assert len(set(one)) > 1
-    assert two == pytest.approx(one, abs=2e-4)  # the trainer rounds what it logs to four decimals
-    for name, value in first.items():
-        torch.testing.assert_close(value, second[name], rtol=0, atol=1e-7, msg=name)
+    for way in ways:
+        two, second = trained(tiny_bert_path, tmp_path / way, 2, way)
+        assert two == pytest.approx(one, abs=2e-4)  # the trainer rounds what it logs to four decimals
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            torch.testing.assert_close(value, second[name], rtol=0, atol=1e-7, msg=name)
 
 
 def test_an_iterable_dataset_trains_under_torchrun(tiny_bert_path: Path, tmp_path: Path) -> None:
@@ -56,3 +63,21 @@ def test_an_iterable_dataset_trains_under_torchrun(tiny_bert_path: Path, tmp_pat
     curve, _ = trained(tiny_bert_path, tmp_path / "student", 2, "iterable")
     assert len(curve) == 6
     assert all(value == value for value in curve)
+
+
+def test_what_hangs_or_gets_lost_with_fsdp_is_refused(tiny_bert_path: Path, tmp_path: Path) -> None:
+    """Processes that wait for each other say nothing, and a best checkpoint that is not loaded only a line."""
+    student = make_student("dense", tiny_bert_path)
+    args, best = (
+        SentenceTransformerTrainingArguments(str(tmp_path), eval_strategy="steps", eval_steps=1, save_steps=1, **more)
+        for more in ({}, {"load_best_model_at_end": True})
+    )
+    plain, cached = (WeightedKLDistillationLoss(student, mini_batch_size=size) for size in (None, 2))
+    check_sharded(args, plain, resuming=False)
+    for message, case in (
+        ("wait for each other", (args, cached, False)),
+        ("best checkpoint", (best, plain, False)),
+        ("cannot go on", (args, plain, True)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_sharded(*case[:2], resuming=case[2])

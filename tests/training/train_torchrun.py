@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from st_wkl.losses import WeightedKLDistillationLoss
@@ -28,15 +31,36 @@ class LossCurve(TrainerCallback):
             self.losses.append(logs["loss"])
 
 
+def shard_on_cpus() -> None:
+    """Let accelerate shard on CPUs, too.
+
+    It knows FSDP as something that devices do, and leaves it out elsewhere without a word. Torch and gloo can, so this
+    sets on CPUs what `AcceleratorState` sets on devices.
+    """
+    original = AcceleratorState.__init__
+
+    def init(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = init
+
+
 def main(model_path: str, output: str, processes: str, way: str) -> None:
     torch.set_num_threads(1)
-    kind = "dense" if way == "iterable" else way
+    kind = "dense" if way in ("iterable", "fsdp") else way
     # Doubles, in which two ways of adding up the same numbers hardly differ.
     student = make_student(kind, Path(model_path)).double()
     rows: Any = Dataset.from_list(ragged_rows(24))
     if way == "iterable":
         # As many shards as processes: each reads its own.
         rows = rows.to_iterable_dataset(num_shards=2)
+    sharding: dict[str, Any] = {}
+    if way == "fsdp" and int(processes) > 1:
+        shard_on_cpus()
+        sharding = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["BertLayer"]}}
     args = kind_of(student).arguments(
         output_dir="unused",
         per_device_train_batch_size=8 // int(processes),
@@ -51,6 +75,7 @@ def main(model_path: str, output: str, processes: str, way: str) -> None:
         disable_tqdm=True,
         use_cpu=True,
         dataloader_pin_memory=False,
+        **sharding,
     )
     curve = LossCurve()
     distill(
@@ -61,6 +86,7 @@ def main(model_path: str, output: str, processes: str, way: str) -> None:
         output_dir=output,
         callbacks=[curve],
     )
+    assert any(isinstance(value, DTensor) for value in student.parameters()) == bool(sharding)
     if args.process_index == 0:
         (Path(output) / "curve.json").write_text(json.dumps(curve.losses), encoding="utf-8")
     if torch.distributed.is_initialized():
