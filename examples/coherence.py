@@ -6,7 +6,7 @@ writes better ones.
 Run: python examples/coherence.py FOLDER    (a BEIR folder with train and test judgements, e.g. SciFact)
 
 Seen on SciFact, 300 test queries, one seed: nDCG@10 0.6254, undistilled 0.5052; difference +0.1202 [+0.0957, +0.1464].
-Two thirds of these queries share documents with training; scifact_shared_documents.py tells the parts apart.
+Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 
 import sys

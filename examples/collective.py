@@ -6,7 +6,7 @@ Run: python examples/collective.py FOLDER    (a BEIR folder with train and test 
 
 Seen on SciFact, 300 test queries, one seed: nDCG@10 0.5996, undistilled 0.5052; difference +0.0944 [+0.0741, +0.1161].
 KL on the same candidates: 0.5569.
-Two thirds of these queries share documents with training; scifact_shared_documents.py tells the parts apart.
+Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 
 import sys

@@ -4,7 +4,7 @@ Run: python examples/margin_mse.py FOLDER    (a BEIR folder with train and test 
 
 Seen on SciFact, 300 test queries, one seed: nDCG@10 0.5710, undistilled 0.5052; difference +0.0658 [+0.0422, +0.0912].
 KL on the same candidates: 0.5569.
-Two thirds of these queries share documents with training; scifact_shared_documents.py tells the parts apart.
+Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 
 import sys

@@ -4,7 +4,7 @@ Run: python examples/moving_average.py FOLDER    (a BEIR folder with train and t
 
 Seen on SciFact, 300 test queries, one seed: nDCG@10 0.5646, undistilled 0.5052; difference +0.0594 [+0.0376, +0.0832].
 The average itself: 0.5651. KL on the same candidates, without the average: 0.5569.
-Two thirds of these queries share documents with training; scifact_shared_documents.py tells the parts apart.
+Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 
 import sys

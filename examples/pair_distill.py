@@ -7,7 +7,7 @@ Run: python examples/pair_distill.py FOLDER    (a BEIR folder with train and tes
 
 Seen on SciFact, 300 test queries, one seed: nDCG@10 0.6128, undistilled 0.5052; difference +0.1076 [+0.0835, +0.1335].
 KL alone on the same lists, without pairs and without the in-batch term: 0.5569.
-Two thirds of these queries share documents with training; scifact_shared_documents.py tells the parts apart.
+Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 
 import sys

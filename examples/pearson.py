@@ -4,7 +4,7 @@ Run: python examples/pearson.py FOLDER    (a BEIR folder with train and test jud
 
 Seen on SciFact, 300 test queries, one seed: nDCG@10 0.5468, undistilled 0.5052; difference +0.0416 [+0.0251, +0.0593].
 KL on the same candidates: 0.5569.
-Two thirds of these queries share documents with training; scifact_shared_documents.py tells the parts apart.
+Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 
 import sys

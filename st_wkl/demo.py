@@ -40,7 +40,6 @@ NUM_NEGATIVES = 7
 TEACHER_QUESTIONS = 150
 TEACHER_DEPTH = 10
 EPOCHS = 8
-LEARNING_RATE = 3e-2
 MAX_LENGTH = 256
 
 SETTING = (
@@ -172,8 +171,10 @@ def squad_collection(paragraphs: list[tuple[str, list[str]]]) -> Collection:
 def losses() -> dict[str, Callable[[SentenceTransformer], nn.Module]]:
     """Return the losses that the demo compares, the main one first; all else is equal."""
     from st_wkl.losses import MarginKL, WeightedKLDistillationLoss
+    from st_wkl.training import make_loss
 
     return {
+        "KL and contrast": make_loss,  # what `distill` teaches by default
         "weighted KL (γ=2)": lambda student: WeightedKLDistillationLoss(student, gamma=2.0),
         "KL": lambda student: WeightedKLDistillationLoss(student, gamma=0.0, alpha=0.0),
         "MarginKL": MarginKL,
@@ -342,7 +343,6 @@ def _train(
     model = SentenceTransformer(student)
     args = default_arguments(model, folder)
     args.num_train_epochs = EPOCHS
-    args.learning_rate = LEARNING_RATE
     args.disable_tqdm = not show_progress
     distill(model, dataset, loss, args, output_dir=folder, resume=True, base_name=STATIC_STUDENT.hub_id)
     return folder

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 # A static student's embeddings are looked up, not computed, so each token moves on its own and needs a step a thousand
 # times larger than the shared weights of a transformer.
-STATIC_LEARNING_RATE = 3e-2
+STATIC_LEARNING_RATE = 0.1
 # An adapter starts as zero and has few weights; peft's examples and the papers take about ten times the full rate.
 LORA_LEARNING_RATE = 2e-4
 # Batches of 32 lists of 16 documents hold 512 texts, whose activations fill 10 GB even of a small transformer.
@@ -140,7 +140,7 @@ def default_arguments(
 ) -> BaseTrainingArguments:
     """Return the arguments that `distill` uses when it is given none.
 
-    Batches of 32 lists for 3 epochs with linear decay after a tenth of warm-up. The learning rate is 3e-2 for static
+    Batches of 32 lists for 3 epochs with linear decay after a tenth of warm-up. The learning rate is 0.1 for static
     students, whose embeddings are independent of each other, 1e-5 for late interaction, 2e-5 for other transformers and
     2e-4 for adapters, which start at zero. Ten checkpoints, of which the last is kept (and the best, where something
     tells which is best), so that a killed run loses a tenth of its time.

@@ -45,7 +45,7 @@ def test_distilled_student_is_saved_with_its_record(
     assert "SIGIR" in record.loss_citation
     assert record.teacher == {"model": "word-overlap"}
     assert record.dataset["rows_trained"] == len(dataset)
-    assert record.arguments["learning_rate"] == 3e-2
+    assert record.arguments["learning_rate"] == 0.1
     assert set(made.results) == {"train_loss", "seconds"}
     assert Exposure.load(made.folder) == Exposure.of(dataset)
     assert not (tmp_path / "student" / "checkpoints").exists(), "they are worth nothing once the student is complete"
@@ -320,7 +320,7 @@ def test_students_get_their_own_learning_rates(minilm_path: Path, static_student
     transformer, static = (SentenceTransformer(str(path)) for path in (minilm_path, static_student_path))
     assert default_arguments(transformer, tmp_path).learning_rate == 2e-5
     assert default_arguments(transformer, tmp_path, lora=True).learning_rate == 2e-4
-    assert default_arguments(static, tmp_path).learning_rate == 3e-2
+    assert default_arguments(static, tmp_path).learning_rate == 0.1
 
 
 def test_damaged_records_are_told_from_missing_ones(tmp_path: Path) -> None:
