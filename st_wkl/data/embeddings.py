@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from st_wkl._files import replacing, set_aside
+from st_wkl._hashes import content_hash
 
 # Of a text, or of a list of texts: one matrix, or for late interaction one (tokens, D) matrix for each text.
 Embeddings = Tensor | list[Tensor]
@@ -75,7 +75,7 @@ class Encoder:
                 "normalized": self.normalize,
                 "dtype": str(next((p.dtype for p in model.parameters()), None)),
             }
-            digest = blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+            digest = content_hash(key, size=16)
             self.folder = Path(cache) / digest
 
     def queries(self, texts: Sequence[str], prompt: str | None) -> Embeddings:

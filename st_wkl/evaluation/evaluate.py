@@ -13,10 +13,11 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from st_wkl._hashes import content_hash
 from st_wkl._weights import hash_weights
 from st_wkl.evaluation.qrels import exposure_groups
 from st_wkl.evaluation.results import Results, results_file
-from st_wkl.evaluation.run_scores import MEASURES, content_hash, saved, score_run
+from st_wkl.evaluation.run_scores import MEASURES, saved, score_run
 from st_wkl.evaluation.scores import UNSEEN, TaskScores
 
 if TYPE_CHECKING:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from st_wkl._hashes import content_hash
 from st_wkl.evaluation.qrels import exposure_groups, relevant_qrels
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import TaskScores
@@ -167,8 +166,3 @@ def saved(results: Results, output: str | Path | None) -> Results:
             error.add_note(f"The results could not be written to {output}. They are:\n{results.table()}")
             raise
     return results
-
-
-def content_hash(value: Any) -> str:
-    """Return a hash of a JSON value, whatever the order of its keys."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=20).hexdigest()

@@ -22,6 +22,7 @@ import mteb
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.models import ModelMeta
 
+from st_wkl._hashes import content_hash
 from st_wkl.data._reading import document_text
 from st_wkl.data.candidates import BM25, bm25_candidates
 from st_wkl.data.collection import Collection
@@ -128,7 +129,7 @@ def reranking_task(
 
 def renamed(task: AbsTaskRetrieval, first_stage: str, top_k: int, candidates: Any) -> AbsTaskRetrieval:
     """Return the task under a name and a dataset revision that say what is reranked, so that no cache mixes them up."""
-    digest = hashlib.blake2b(json.dumps(candidates, sort_keys=True).encode(), digest_size=6).hexdigest()
+    digest = content_hash(candidates, size=6)
     task = copy(task)
     source = task.metadata.dataset
     task.metadata = task.metadata.model_copy(

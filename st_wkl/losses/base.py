@@ -7,7 +7,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 from sentence_transformers.util import similarity_fct_name
 from torch import Tensor
@@ -44,7 +44,8 @@ class ListLossOptions(TypedDict, total=False):
 class CandidateListLoss(StudentLoss):
     """Base of the losses that compare a student's scores of candidate lists with a teacher's.
 
-    A subclass only says what the loss is once the scores are there, in `loss_from_scores`.
+    A subclass only says what the loss is once the scores are there, in `loss_from_scores`, and names in
+    `temperatures` those that make a difference to it.
 
     Args:
         model: The student: a `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`.
@@ -58,6 +59,8 @@ class CandidateListLoss(StudentLoss):
         mini_batch_size: Rows that are embedded at once; bounds memory at the price of a second forward pass. Default:
             the whole batch.
     """
+
+    temperatures: ClassVar[tuple[str, ...]] = ("student_temperature", "teacher_temperature")
 
     def __init__(
         self,
@@ -185,10 +188,7 @@ class CandidateListLoss(StudentLoss):
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the parameters for the model card."""
-        config: dict[str, Any] = {
-            "student_temperature": self.student_temperature,
-            "teacher_temperature": self.teacher_temperature,
-        }
+        config: dict[str, Any] = {name: getattr(self, name) for name in self.temperatures}
         if self.similarity_fct is not None:
             config = {"similarity_fct": similarity_fct_name(self.similarity_fct), **config}
         if self.positive_threshold != 1.0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class ListContrastiveLoss(CandidateListLoss):
         >>> loss = ListContrastiveLoss(student)  # doctest: +SKIP
     """
 
+    temperatures = ("student_temperature",)
+
     def __init__(
         self,
         model: Student,
@@ -77,10 +79,6 @@ class ListContrastiveLoss(CandidateListLoss):
         if labels is None and self.output != "score":
             labels = torch.zeros(len(embeddings[0]), len(embeddings) - 1, device=embeddings[0].device)
         return super()._lists(embeddings, labels)
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the parameters for the model card."""
-        return {name: value for name, value in super().get_config_dict().items() if name != "teacher_temperature"}
 
     @property
     def citation(self) -> str:

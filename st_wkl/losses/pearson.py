@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -35,6 +35,8 @@ class PearsonDistillLoss(CandidateListLoss):
         >>> loss = PearsonDistillLoss(SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2"))  # doctest: +SKIP
     """
 
+    temperatures = ()
+
     def __init__(
         self,
         model: Student,
@@ -49,11 +51,6 @@ class PearsonDistillLoss(CandidateListLoss):
     ) -> Tensor:
         """Compute the loss from `(B, N)` scores; `mask` is boolean `(B, N)`, and positives make no difference."""
         return functional.pearson(student_scores, teacher_scores, mask=mask)
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the parameters for the model card."""
-        config = super().get_config_dict()
-        return {name: value for name, value in config.items() if not name.endswith("temperature")}
 
     @property
     def citation(self) -> str:

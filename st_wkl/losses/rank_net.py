@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -38,6 +38,8 @@ class RankNetDistillLoss(CandidateListLoss):
         >>> loss = RankNetDistillLoss(student)  # doctest: +SKIP
     """
 
+    temperatures = ("student_temperature",)
+
     def __init__(
         self,
         model: Student,
@@ -60,10 +62,6 @@ class RankNetDistillLoss(CandidateListLoss):
         return functional.rank_net(
             student_scores, teacher_scores, mask=mask, student_temperature=self.student_temperature
         )
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the parameters for the model card."""
-        return {name: value for name, value in super().get_config_dict().items() if name != "teacher_temperature"}
 
     @property
     def citation(self) -> str:

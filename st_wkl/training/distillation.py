@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +16,7 @@ import transformers
 from torch import nn
 
 from st_wkl._compat import card_text
+from st_wkl._hashes import content_hash
 from st_wkl.cards.model_card import write_model_card
 from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
@@ -231,7 +230,7 @@ def distill(
         lora=adapter,
         dev=scores,
         student_license=licence,
-        run=_digest(identity),
+        run=content_hash(identity, size=16),
     )
     if _is_main():
         _save(loaded, output_dir, record, dataset, history)
@@ -280,7 +279,7 @@ def _finished(folder: Path, identity: dict[str, Any]) -> Distilled | None:
     if not (folder / RECORD_FILE).is_file():
         return None
     record = TrainingRecord.load(folder)
-    if record.run != _digest(identity):
+    if record.run != content_hash(identity, size=16):
         raise FileExistsError(
             f"{folder} holds a student that was trained from another student, dataset, loss or arguments. Choose "
             "another folder, or delete it if it may go."
@@ -377,10 +376,6 @@ def _arguments_that_matter(args: BaseTrainingArguments) -> dict[str, Any]:
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """Return settings as JSON values; peft keeps its targets in sets, whose order changes from run to run."""
     return {key: sorted(value) if isinstance(value, set) else str(value) for key, value in values.items()}
-
-
-def _digest(identity: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _name_of(student: Student, found: str) -> str:

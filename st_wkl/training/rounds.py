@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import CrossEncoder
 
+from st_wkl._hashes import content_hash
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
@@ -109,7 +109,7 @@ def distill_rounds(
     if train is None:
         train = _distill(name)
     builder = DistillationDatasetBuilder(collection, teacher, **builder_options)
-    said = {"start": model_revision(first), "restart": restart, "queries": _hash(builder.query_ids)}
+    said = {"start": model_revision(first), "restart": restart, "queries": content_hash(builder.query_ids, size=16)}
     done: list[Round] = []
     for number in range(1, rounds + 1):
         folder = output_dir / f"round-{number}"
@@ -173,7 +173,3 @@ def _check_same(
             f"{folder} was made with another {', '.join(changed)}. Give another output_dir, or delete this one if its "
             "rounds may go."
         )
-
-
-def _hash(texts: list[str]) -> str:
-    return hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()

@@ -144,6 +144,13 @@ def test_labels_never_look_like_embeddings(tiny_bert_path: Path) -> None:
     assert found == [[i, j, round(p, 4)] for i, j, p in rows[0]["pairs"]]
 
 
+@pytest.mark.parametrize("loss_class", [RankNetDistillLoss, ListContrastiveLoss])
+def test_without_a_teacher_temperature_none_is_told(loss_class: Any, tiny_bert_path: Path) -> None:
+    """A parameter in the card that has no effect would be read as one that has."""
+    config = loss_class(make_student("dense", tiny_bert_path)).get_config_dict()
+    assert config == {"similarity_fct": "pairwise_cos_sim", "student_temperature": 0.05}
+
+
 def test_pearson_knows_no_temperature(tiny_bert_path: Path) -> None:
     """A parameter in the card that has no effect would be read as one that has."""
     model = make_student("dense", tiny_bert_path).double()
