@@ -140,7 +140,7 @@ def analysis_runs(config: dict[str, Any], output: Path) -> dict[str, list[Any]]:
             if name == "weights":
                 base = replace(settings[collection, "KL"], seed=seed)
                 for gamma, alpha in itertools.product(*options["weights"].values()):
-                    parameters = (("alpha", alpha), ("gamma", gamma))
+                    parameters = (("alpha", alpha), ("detach_weights", False), ("gamma", gamma))
                     if alpha <= gamma:
                         found[name].append(replace(base, method=f"γ{gamma} α{alpha}", parameters=parameters))
                 continue

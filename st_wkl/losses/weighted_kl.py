@@ -31,7 +31,9 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         gamma: Strength of the contrastive weights; 5 is the authors' main setting, 0 turns them off.
         alpha: Strength of the rank bias; 1 is the authors' main setting. Keep it at most `gamma`.
         beta: One constant bias for all negatives in place of the rank bias.
-        detach_weights: Treat the weights as constants. The authors let gradients flow through them.
+        detach_weights: Treat the weights as constants, which this project's study found ahead or level on every
+            collection. False lets gradients flow through them, as the authors do: a student can then lower the loss by
+            lowering a weight, without ranking better.
         ranks: `"student"` ranks each list by the student's scores of the moment; `"dataset"` takes the column `ranks`
             of lists, such as `RefreshCandidatesCallback` renews every k steps, as the authors do.
         several_positives: `"best"` or `"first"`: how a list with several positives is ranked and weighted, see
@@ -70,7 +72,7 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         alpha: float = 1.0,
         *,
         beta: float | None = None,
-        detach_weights: bool = False,
+        detach_weights: bool = True,
         ranks: Literal["student", "dataset"] = "student",
         several_positives: Literal["best", "first"] = "best",
         reduction: Literal["batchmean", "mean"] = "batchmean",

@@ -104,6 +104,18 @@ def test_equals_upstream_without_weights(student: SentenceTransformer) -> None:
             torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
+def test_weights_are_constants_unless_asked_for_otherwise(student: SentenceTransformer) -> None:
+    """The default and the authors' form have the same value, so only the gradient tells which one is trained."""
+    vectors, labels = embeddings(), 3 * torch.randn(4, 3)
+    found = []
+    for loss in (WeightedKLDistillationLoss(student), WeightedKLDistillationLoss(student, detach_weights=False)):
+        value = loss.compute_loss_from_embeddings(vectors, labels)
+        found.append((value, torch.autograd.grad(value, vectors)))
+    (default, ours), (published, theirs) = found
+    torch.testing.assert_close(default, published)
+    assert not any(torch.allclose(mine, other, atol=1e-6) for mine, other in zip(ours, theirs, strict=True))
+
+
 def test_first_candidate_is_the_positive(student: SentenceTransformer) -> None:
     """The column order carries the only label there is; taking another column would reward a negative."""
     vectors, labels = embeddings(), torch.randn(4, 3)

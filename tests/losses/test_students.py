@@ -99,7 +99,9 @@ def test_ragged_lists_equal_a_loop(kind: str, mini_batch_size: int | None, tiny_
     """Padding, shared documents, length sorting and caching must all be invisible: a loop has none of them."""
     model = make_student(kind, tiny_bert_path).double().train()
     rows = ragged_rows()
-    loss = WeightedKLDistillationLoss(model, gamma=2.0, alpha=0.5, mini_batch_size=mini_batch_size)
+    loss = WeightedKLDistillationLoss(
+        model, gamma=2.0, alpha=0.5, detach_weights=False, mini_batch_size=mini_batch_size
+    )
     value, found = gradients(loss, model, *listwise_batch(model, kind, rows))
     model.zero_grad()
     expected = loop_weighted_kl(model, kind, rows, 2.0, 0.5)
