@@ -231,17 +231,9 @@ def rows(dataset: DistillationDataset, run: Run) -> Dataset:
         columns = dataset.to_columns(n=run.negatives)
         words = {query: [word for word in query.split() if len(word) > SHORT] for query in columns["query"]}
         return add_paraphrases(columns, {query: " ".join(kept) for query, kept in words.items()})
-    lists = dataset.to_lists()
-    if run.loss != "PairDistillLoss":
-        return lists
-
-    def preferences(row: dict[str, Any]) -> dict[str, Any]:
-        scores = np.asarray(row["scores"], dtype=np.float64)
-        order = np.argsort(-scores, kind="stable")
-        pairs = [(int(i), int(j)) for place, i in enumerate(order) for j in order[place + 1 : place + 1 + NEIGHBOURS]]
-        return {"pairs": [[i, j, float(1 / (1 + np.exp(scores[j] - scores[i])))] for i, j in pairs]}
-
-    return lists.map(preferences)
+    if run.loss == "PairDistillLoss":
+        dataset = dataset.with_pointwise_preferences(window=NEIGHBOURS)
+    return dataset.to_lists()
 
 
 def train(run: Run, data: str, store: Path) -> SentenceTransformer:

@@ -222,6 +222,18 @@ class DistillationDataset:
         schema = features("train", preferences=True)
         return dataclasses.replace(self, train=Dataset.from_dict(train, features=schema))
 
+    def with_pointwise_preferences(self, window: int = 5) -> DistillationDataset:
+        """Return this dataset with the preferences that its own scores imply, for `PairDistillLoss`.
+
+        Args:
+            window: How many ranks apart two documents are at most, see `st_wkl.data.pairwise.pointwise_preferences`.
+        """
+        from st_wkl.data.pairwise import pointwise_preferences
+
+        column = [pointwise_preferences(row["scores"], window=window) for row in self._rows()]
+        said = {"teacher": "the dataset's own scores", "window": window, "pairs": sum(map(len, column))}
+        return dataclasses.replace(self.with_preferences(column), provenance={**self.provenance, "preferences": said})
+
     def save_to_disk(self, folder: str | os.PathLike[str]) -> Path:
         """Write three parquet files, provenance.json and a README.md that makes the folder a dataset of the Hub.
 

@@ -132,6 +132,34 @@ def sample_pairs(
     return order[np.array(ranks, dtype=np.int64).reshape(-1, 2)]
 
 
+def pointwise_preferences(scores: Sequence[float] | np.ndarray, *, window: int = 5) -> list[dict[str, float]]:
+    """Say what a list's pointwise scores imply about near neighbours in its ranking: the sigmoid of their difference.
+
+    `PairDistillLoss` learns from these where no pairwise teacher is at hand. They add no knowledge, but a loss of
+    neighbours pulls harder where the list's softmax is flat.
+
+    Args:
+        scores: Raw logits of the N candidates, finite. Probabilities would give preferences near a half.
+        window: How many ranks apart at most.
+
+    Returns:
+        `{"first", "second", "probability"}` of each pair, places in `scores`, the better ranked first.
+
+    Raises:
+        ValueError: A score is not finite, or `window` is not positive.
+
+    Example:
+        >>> pointwise_preferences([0.0, 2.0])
+        [{'first': 1, 'second': 0, 'probability': 0.8807970779778823}]
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    pairs = sample_pairs(values, window=window).tolist()
+    return [
+        {"first": first, "second": second, "probability": float(1 / (1 + np.exp(values[second] - values[first])))}
+        for first, second in pairs
+    ]
+
+
 def preferences(
     teacher: PairwiseTeacher,
     lists: Sequence[tuple[str, Sequence[str]]],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from sentence_transformers.util import batch_to_device
 from torch import nn
 
 from st_wkl.data.collator import DOCUMENTS, ListwiseCollator
+from st_wkl.losses.pair_distill import PairwisePreferenceLoss
 from st_wkl.training.students import takes_lists
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
     from st_wkl.data.dataset import DistillationDataset
     from st_wkl.losses.scoring import Student
+
+logger = logging.getLogger(__name__)
 
 _TRIAL_LETTERS = 80
 
@@ -49,21 +53,29 @@ def training_data(
     student: Student,
     args: BaseTrainingArguments,
 ) -> TrainingData:
-    """Lay a dataset out for a loss.
+    """Lay a dataset out for a loss. One that learns from pairs gets the teacher's own where no pairwise one was asked.
 
     Raises:
         ValueError: If there are fewer rows than one batch holds, or lists for a loss that needs columns.
     """
     lists = takes_lists(loss)
-    provenance = getattr(dataset, "provenance", {})
     rows: Any = dataset
     if hasattr(dataset, "to_lists"):
+        wants_pairs = any(isinstance(part, PairwisePreferenceLoss) for part in loss.modules())
+        if wants_pairs and "preferences" not in dataset.train.column_names:
+            logger.warning(
+                "No pairwise teacher has seen this dataset: %s learns from the pairs that its pointwise scores imply. "
+                "DistillationDatasetBuilder(pairwise=…) asks one.",
+                type(loss).__name__,
+            )
+            dataset = dataset.with_pointwise_preferences()
         rows = dataset.to_lists() if lists else dataset.to_columns()
     elif DOCUMENTS in (rows.column_names or []) and not lists:
         raise ValueError(
             f"{type(loss).__name__} needs the columns query, positive, negative_1, …, label, and the dataset holds "
             "lists. DistillationDataset.to_columns() makes columns; the losses of st_wkl.losses take lists."
         )
+    provenance = getattr(dataset, "provenance", {})
     count = len(rows) if hasattr(rows, "__len__") else None
     batch = args.train_batch_size * args.world_size
     if count is not None and count < batch:

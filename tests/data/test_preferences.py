@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
+from sentence_transformers import SentenceTransformerTrainingArguments
 
 from st_wkl.data.collator import ListwiseCollator
 from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.pairwise import CallablePairwiseTeacher, CrossEncoderPairwiseTeacher, preferences
 from st_wkl.data.score_store import ScoreStore
 from st_wkl.losses import PairDistillLoss
+from st_wkl.training import distill
 from tests.data.test_builder import DOCUMENTS, HAND, LengthTeacher, build
 from tests.losses.students import features_and_labels, gradients, make_student
 
@@ -157,3 +160,29 @@ def test_preferences_need_one_list_for_each_row() -> None:
     with pytest.raises(ValueError, match="preferences for 1 rows, but there are 2"):
         dataset.with_preferences([[]])
     assert dataset.with_preferences([[], []]).to_lists()["pairs"] == [[], []]
+
+
+def test_pointwise_scores_imply_preferences() -> None:
+    """Without a pairwise teacher the study's best loss would be out of reach; a pair turned round teaches errors."""
+    dataset = build(candidates=HAND)
+    made = dataset.with_pointwise_preferences(window=1)
+    for row, pairs in zip(dataset.to_lists(), made.to_lists()["pairs"], strict=True):
+        ranking = sorted(range(len(row["scores"])), key=lambda place: -row["scores"][place])
+        assert [(int(i), int(j)) for i, j, _ in pairs] == list(pairwise(ranking))
+        for i, j, probability in pairs:
+            better, worse = row["scores"][int(i)], row["scores"][int(j)]
+            assert probability == pytest.approx(1 / (1 + math.exp(worse - better)), rel=1e-6)
+    assert made.provenance["preferences"]["teacher"] == "the dataset's own scores"
+    assert "preferences" not in dataset.train.column_names
+
+
+def test_distill_takes_implied_preferences_and_says_so(
+    static_student_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loss's own error would send people without a duo reranker away."""
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=2, max_steps=1, report_to="none"
+    )
+    made = distill(static_student_path, build(candidates=HAND), "pair-distill", args, output_dir=tmp_path / "student")
+    assert made.record.dataset["preferences"]["teacher"] == "the dataset's own scores"
+    assert "No pairwise teacher has seen this dataset" in caplog.text
