@@ -27,7 +27,8 @@ STYLE = {
 def differences_figure(own: dict[str, Any], parts: dict[str, Any], path: Path) -> None:
     """Draw every method's difference to KL with its interval, on shared and on unseen documents."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(own), figsize=(3.4 * len(own) + 1.2, 4.6), sharey=True, squeeze=False)
+        size = (3.4 * len(own) + 1.2, 1.2 + 0.21 * max(map(len, own.values())))
+        figure, axes = plt.subplots(1, len(own), figsize=size, sharey=True, squeeze=False)
         for axis, (name, differences) in zip(axes[0], own.items(), strict=True):
             methods = list(differences)
             for offset, part, color, mark in ((0.17, "shared", "black", "o"), (-0.17, "unseen", "0.45", "s")):
@@ -72,12 +73,12 @@ def correctness_figure(points: dict[str, dict[str, Any]], path: Path) -> None:
 
 def curves_figure(curves: dict[tuple[str, str], dict[str, Any]], path: Path) -> None:
     """Draw nDCG@10 against noise in the teacher, number of candidates, and temperature."""
-    names = {"noise": "share of lists with shuffled teacher scores", "candidates": "negatives in a list",
+    names = {"noise": "share of lists with shuffled scores", "candidates": "negatives in a list",
              "temperature": "student temperature"}  # fmt: skip
     if not curves:
         return
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(curves), figsize=(2.9 * len(curves), 2.9), squeeze=False)
+        figure, axes = plt.subplots(1, len(curves), figsize=(3.1 * len(curves), 2.9), squeeze=False)
         for axis, ((analysis, name), lines) in zip(axes[0], curves.items(), strict=True):
             for number, (method, points) in enumerate(lines.items()):
                 places = sorted(points)
