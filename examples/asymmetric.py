@@ -3,7 +3,7 @@
 The index of the teacher stays in use, and a query needs no transformer. The query encoder learns the teacher's
 embeddings with upstream's `EmbedDistillLoss`; a loss of scores can go on from there.
 
-Run: python examples/asymmetric.py FOLDER    (a BEIR folder with train and test judgements, e.g. SciFact)
+Run: python examples/asymmetric.py FOLDER    (a BEIR folder; train judgements are not needed)
 
 RESULT
 """
@@ -26,7 +26,7 @@ static = SentenceTransformer(str(fetch(STATIC_STUDENT)))
 query_encoder = [static[0], Dense(256, 384, bias=False, activation_function=None), Normalize()]
 student = SentenceTransformer(modules=[Router.for_query_document(query_encoder, list(teacher))])
 # Any text can be a query: titles and first sentences of the documents teach what the few queries do not.
-texts = [collection.queries[key] for key in collection.qrels["train"]]
+texts = [collection.queries[key] for key in collection.qrels.get("train", {})]
 texts += [text.split(". ")[0] for text in collection.documents.values()]
 data = Dataset.from_dict({"query": texts, "label": teacher.encode(texts, show_progress_bar=True).tolist()})
 args = default_arguments(static, "asymmetric-output")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,15 @@ import pytest
 from st_wkl.packaged import CROSS_ENCODER, MINILM, STATIC_STUDENT, fetch
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _log_level_as_found() -> Iterator[None]:
+    """A command with --quiet, run in this process, must not silence the log that another test reads."""
+    logger = logging.getLogger("st_wkl")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -143,9 +143,10 @@ def test_demo_resumes_and_prints_one_object(tmp_path: Path, monkeypatch: pytest.
     assert json.loads(again)["ndcg_at_10"] == answer["ndcg_at_10"]
     code, table, _ = st_wkl("demo", "--output", tmp_path / "demo", "--quiet")
     assert "The training and the test questions differ, but both ask about the same" in table
-    assert all(label in table for label in ("student before", "weighted KL", "MarginKL", "BM25", "teacher"))
+    labels = ("student before", "KL and contrast", "weighted KL", "MarginKL", "BM25", "teacher")
+    assert all(label in table for label in labels)
     cards = list((tmp_path / "demo" / "students").glob("*/README.md"))
-    assert len(cards) == 3
+    assert len(cards) == 4
     assert all("st-wkl demo" in card.read_text(encoding="utf-8") for card in cards)
     code, _, err = st_wkl("demo", "--output", tmp_path / "demo", "--hub")
     assert code == 1
