@@ -16,6 +16,7 @@ from sentence_transformers import (
 
 from st_wkl import DistillationDatasetBuilder, ListwiseCollator, WeightedKLDistillationLoss
 from st_wkl.training.refresh import RefreshCandidatesCallback
+from tests.processes import COMPARABLE, leave
 from tests.test_package import small_collection
 from tests.test_rounds import WordOverlap
 
@@ -32,14 +33,8 @@ def main(model_path: str, output: str, processes: str) -> None:
         per_device_train_batch_size=8 // int(processes),
         max_steps=6,
         learning_rate=20.0,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        report_to="none",
         save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
+        **COMPARABLE,
     )
     SentenceTransformerTrainer(
         student,
@@ -53,10 +48,7 @@ def main(model_path: str, output: str, processes: str) -> None:
     (Path(output) / f"seen-{args.process_index}.json").write_text(json.dumps(seen), encoding="utf-8")
     if args.process_index == 0:
         save_file(dict(student.state_dict()), Path(output) / "weights.safetensors")
-    if torch.distributed.is_initialized():
-        # Exiting with gloo's threads alive aborts the process now and then, which is a race of the exit.
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +29,9 @@ from st_wkl.losses.lists import unpack
 from st_wkl.training.refresh import RefreshCandidatesCallback, student_ranks_in
 from tests.losses.students import features_and_labels, listwise_batch, make_student, ragged_rows
 from tests.losses.test_students import one_score
+from tests.processes import run_module
 from tests.test_package import small_collection
 from tests.test_rounds import WordOverlap
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def builder(tmp_path: Path, **options: Any) -> DistillationDatasetBuilder:
@@ -281,22 +277,7 @@ def test_two_processes_renew_the_lists_of_one(static_student_path: Path, tmp_pat
     for processes in (1, 2):
         output = tmp_path / str(processes)
         output.mkdir()
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
-        done = subprocess.run(
-            [
-                sys.executable,
-                *(launcher if processes > 1 else ["-m"]),
-                "tests.refresh_distributed",
-                *map(str, (static_student_path, output, processes)),
-            ],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=400,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
+        run_module("tests.refresh_distributed", static_student_path, output, processes, processes=processes)
         found = [json.loads((output / f"seen-{rank}.json").read_text(encoding="utf-8")) for rank in range(processes)]
         seen[processes] = (found, load_file(output / "weights.safetensors"))
     (alone,), weights = seen[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from st_wkl import (
     ListwiseCollator,
     WeightedSumLoss,
 )
+from st_wkl._hashes import content_hash
 from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.dense import exact_top_k
 from st_wkl.data.feedback import FeedbackTeacher
@@ -84,7 +84,7 @@ class Run:
     @property
     def key(self) -> str:
         """Name of the run's file."""
-        return hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
+        return content_hash(asdict(self), size=8)
 
 
 def remember_texts(model: SentenceTransformer) -> None:

@@ -32,7 +32,8 @@ def train(
     student_temperature: Annotated[float | None, typer.Option(help="Default: 0.05 for cosine, else 1.")] = None,
     teacher_temperature: Annotated[float | None, typer.Option(help="Default: 1, or the teacher report's.")] = None,
     in_batch: Annotated[
-        float | None, typer.Option(help="Weight of an in-batch contrastive term beside the loss. Default: 0.")
+        float | None,
+        typer.Option(help="Weight of an in-batch contrastive term beside the loss. Default: 1 without --loss, else 0."),
     ] = None,
     parameter: Annotated[list[str] | None, typer.Option(help="Other parameter of the loss, name=value.")] = None,
     mini_batch_size: Annotated[int | None, typer.Option(min=1, help="Texts embedded at once. Default: 32.")] = None,

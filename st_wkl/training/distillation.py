@@ -101,7 +101,8 @@ def distill(
 
     - Loss: KL and an in-batch contrastive term, the best over the collections of this project's study, where weighted
       KL is ahead only on documents that were trained on; KL alone for late interaction and cross-encoders, which the
-      study has not seen; inside `SpladeLoss` for sparse students. Temperature 0.05 for a student that compares by cosine, whose scores are too close for a softmax otherwise, 1 for
+      study has not seen; inside `SpladeLoss` for sparse students.
+      Temperature 0.05 for a student that compares by cosine, whose scores are too close for a softmax otherwise, 1 for
       others and for the teacher's logits, unless the teacher report finds the teacher nearly one-hot or nearly flat
       there: then the temperature that it suggests. See `st_wkl.training.students.make_loss`.
     - Arguments: batches of 32 lists, 3 epochs, a learning rate by model class, a checkpoint each tenth of training. See

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import run_module
 
 
 @pytest.mark.parametrize("mini_batch_size", [0, 3])
@@ -20,22 +17,8 @@ def test_two_processes_equal_one(mini_batch_size: int, tiny_bert_path: Path, tmp
     weights = []
     for processes in (1, 2):
         output = tmp_path / f"{processes}.safetensors"
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
-        done = subprocess.run(
-            [
-                sys.executable,
-                *(launcher if processes > 1 else ["-m"]),
-                "tests.losses.train_distributed",
-                *(str(value) for value in (tiny_bert_path, output, processes, mini_batch_size)),
-            ],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        arguments = (tiny_bert_path, output, processes, mini_batch_size)
+        run_module("tests.losses.train_distributed", *arguments, processes=processes, timeout=300)
         weights.append(load_file(output))
     start = load_file(tiny_bert_path / "model.safetensors")
     name = "bert.embeddings.word_embeddings.weight"

@@ -14,6 +14,7 @@ from sentence_transformers.util import get_rank
 from st_wkl.data.collator import ListwiseCollator
 from st_wkl.losses import InBatchContrastiveLoss, WeightedKLDistillationLoss, WeightedSumLoss
 from tests.losses.students import make_student, ragged_rows
+from tests.processes import COMPARABLE, leave
 
 
 def main(model_path: str, output: str, processes: str, mini_batch_size: str) -> None:
@@ -31,14 +32,8 @@ def main(model_path: str, output: str, processes: str, mini_batch_size: str) -> 
         per_device_train_batch_size=8 // int(processes),
         max_steps=3,
         learning_rate=0.05,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        report_to="none",
         save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
+        **COMPARABLE,
     )
     loss = WeightedSumLoss(model, terms, mini_batch_size=int(mini_batch_size) or None)
     SentenceTransformerTrainer(
@@ -46,11 +41,7 @@ def main(model_path: str, output: str, processes: str, mini_batch_size: str) -> 
     ).train()
     if get_rank() == 0:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, output)
-    if torch.distributed.is_initialized():
-        # Exiting with gloo's threads alive aborts the process now and then ("terminate called without an active
-        # exception"), which is a race of the exit, not of the training.
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,28 +13,12 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from st_wkl.losses import WeightedKLDistillationLoss
 from st_wkl.training.sharding import check_sharded
 from tests.losses.students import make_student
-
-ROOT = Path(__file__).resolve().parents[2]
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
+from tests.processes import run_module
 
 
 def trained(model: Path, output: Path, processes: int, way: str) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Train in a fresh process, or two, and return the loss curve and the weights."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            *(LAUNCHER if processes > 1 else ["-m"]),
-            "tests.training.train_torchrun",
-            *(str(value) for value in (model, output, processes, way)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_module("tests.training.train_torchrun", model, output, processes, way, processes=processes)
     assert not (output / "checkpoints").exists()
     assert (output / "distillation.json").is_file()
     curve = json.loads((output / "curve.json").read_text(encoding="utf-8"))

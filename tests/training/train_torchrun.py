@@ -18,6 +18,7 @@ from st_wkl.losses import WeightedKLDistillationLoss
 from st_wkl.training import distill
 from st_wkl.training.students import kind_of
 from tests.losses.students import make_student, ragged_rows
+from tests.processes import COMPARABLE, leave
 
 
 class LossCurve(TrainerCallback):
@@ -66,15 +67,9 @@ def main(model_path: str, output: str, processes: str, way: str) -> None:
         per_device_train_batch_size=8 // int(processes),
         max_steps=6,
         learning_rate=0.02,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
         logging_steps=1,
         save_steps=3,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
+        **COMPARABLE,
         **sharding,
     )
     curve = LossCurve()
@@ -89,10 +84,7 @@ def main(model_path: str, output: str, processes: str, way: str) -> None:
     assert any(isinstance(value, DTensor) for value in student.parameters()) == bool(sharding)
     if args.process_index == 0:
         (Path(output) / "curve.json").write_text(json.dumps(curve.losses), encoding="utf-8")
-    if torch.distributed.is_initialized():
-        # Exiting with gloo's threads alive aborts the process now and then, which is a race of the exit.
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""Training scripts in fresh processes: how they are started, what makes one and two of them equal, how they end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Arguments under which several processes add up the same numbers as one: Adam magnifies what rounding leaves.
+COMPARABLE: dict[str, Any] = {
+    "lr_scheduler_type": "constant",
+    "optim": "sgd",
+    "max_grad_norm": 0.0,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
+
+
+def run_module(module: str, *arguments: Any, processes: int, timeout: int = 400) -> None:
+    """Run a module of the tests in a fresh process, or under torchrun in two, and fail with what it says."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
+    done = subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else ["-m"]), module, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def leave() -> None:
+    """End a script: exiting with gloo's threads alive aborts the process now and then, a race of the exit alone."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
