@@ -127,10 +127,12 @@ def final_runs(config: dict[str, Any], output: Path) -> list[Any]:
 def analysis_runs(config: dict[str, Any], output: Path) -> dict[str, list[Any]]:
     """Return the runs of each analysis; those of one seed come before those of the next."""
     options, settings = config["analyses"], tuned(config, output)
+    own = {name: options[name]["seeds"] for name in options["collections"] if "seeds" in options.get(name, {})}
+    seeds = sorted(set(options["seeds"]).union(*own.values()))
     found: dict[str, list[Any]] = {name: [] for name in options["collections"]}
-    for seed, (name, collections) in itertools.product(options["seeds"], options["collections"].items()):
+    for seed, (name, collections) in itertools.product(seeds, options["collections"].items()):
         for collection in collections:
-            if (collection, "KL") not in settings:
+            if (collection, "KL") not in settings or seed not in own.get(name, options["seeds"]):
                 continue
             if name == "correctness":  # every training query is held out once, so the teacher's scores of it are known
                 for method, fold in itertools.product(options["methods"], range(5)):
