@@ -24,8 +24,8 @@ COMPARABLE: dict[str, Any] = {
 }
 
 
-def run_module(module: str, *arguments: Any, processes: int, timeout: int = 400) -> None:
-    """Run a module of the tests in a fresh process, or under torchrun in two, and fail with what it says."""
+def run_module(module: str, *arguments: Any, processes: int, timeout: int = 400) -> str:
+    """Run a module in a fresh process, or under torchrun in two, fail with what it says, and return its output."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
     done = subprocess.run(
         [sys.executable, *(launcher if processes > 1 else ["-m"]), module, *map(str, arguments)],
@@ -37,6 +37,7 @@ def run_module(module: str, *arguments: Any, processes: int, timeout: int = 400)
         timeout=timeout,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
 
 
 def leave() -> None:

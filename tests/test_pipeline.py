@@ -19,6 +19,7 @@ from st_wkl.data.collection import Collection
 from st_wkl.data.runs import read_run
 from st_wkl.pipeline import STAGES, run
 from st_wkl.training import TrainingRecord
+from tests.processes import run_module
 from tests.test_cli import st_wkl
 from tests.test_package import small_collection, write_beir
 
@@ -129,6 +130,15 @@ def test_killed_in_each_stage_it_ends_with_the_same_weights(folder: Path, undist
     markers = [json.loads(file.read_text(encoding="utf-8")) for file in (output / ".stages").glob("*.json")]
     assert len(markers) == len(STAGES)
     assert all(marker["complete"] for marker in markers)
+
+
+def test_two_processes_of_torchrun_do_one_run(folder: Path, tmp_path: Path) -> None:
+    """Two processes that build, train and write at the same place, each for itself, would spoil each other's work."""
+    file, output, stages = tmp_path / "config.yaml", tmp_path / "run", ["candidates", "dataset", "train", "card"]
+    file.write_text(yaml.safe_dump(settings(folder, output, evaluation=None)), encoding="utf-8")
+    first, second = (json.loads(run_module("st_wkl", "run", file, "--json", processes=2)) for _ in range(2))
+    assert (first["done"], second["skipped"]) == (stages, stages)
+    assert TrainingRecord.load(output / "student").loss == "WeightedSumLoss"
 
 
 def test_folders_of_others_are_left_alone(folder: Path, undisturbed: Path, tmp_path: Path) -> None:

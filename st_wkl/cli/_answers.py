@@ -15,9 +15,13 @@ from typing import Annotated, Any
 
 import typer
 
+from st_wkl import _processes
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars and no log lines.")]
 StoreOption = Annotated[Path | None, typer.Option(help="SQLite file of teacher scores. Default: the user's cache.")]
+# The commands that several processes of `torchrun` do together.
+_TOGETHER = ("train", "run")
 # What a command has to say: as an object for `--json`, and as text for people.
 Answer = tuple[dict[str, Any], str]
 
@@ -31,8 +35,10 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> None:
-        _log_to_stderr(quiet)
+        _log_to_stderr(quiet or not _processes.is_first())
         try:
+            if _processes.launched() > 1 and command.__name__ not in _TOGETHER:
+                raise ValueError(f"torchrun is for {' and '.join(_TOGETHER)}; start {command.__name__} as one process.")
             with contextlib.redirect_stdout(sys.stderr):
                 value, text = command(*args, as_json=as_json, quiet=quiet, **kwargs)
         except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -41,7 +47,10 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from here", err=True)
             raise typer.Exit(130) from None
-        typer.echo(json.dumps(value, ensure_ascii=False) if as_json else text)
+        finally:
+            _processes.leave()
+        if _processes.is_first():
+            typer.echo(json.dumps(value, ensure_ascii=False) if as_json else text)
 
     return run
 

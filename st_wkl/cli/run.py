@@ -20,7 +20,10 @@ def run(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Answer:
-    """Build, train, evaluate and write the card, as one file says; run it again and it goes on where it stopped."""
+    """Build, train, evaluate and write the card, as one file says; run it again and it goes on where it stopped.
+
+    On several GPUs or machines, which share the output folder: `torchrun --nproc-per-node 2 -m st_wkl run config.yaml`.
+    """
     from dataclasses import asdict
 
     from st_wkl.config import RunConfig

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from st_wkl._processes import is_first
 from st_wkl.cli._answers import Answer, JsonOption, QuietOption, answering
-
-if TYPE_CHECKING:
-    pass
 
 # By name here, so that `--help` needs no torch; a test compares them with `st_wkl.training.LOSSES`.
 LOSS_NAMES = (
@@ -51,7 +49,10 @@ def train(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Answer:
-    """Train a student on a distillation dataset and save it with its card and the record of its making."""
+    """Train a student on a distillation dataset and save it with its card and the record of its making.
+
+    On several GPUs or machines: `torchrun --nproc-per-node 2 -m st_wkl train …`.
+    """
     from dataclasses import asdict
 
     if merge and not lora:
@@ -66,7 +67,7 @@ def train(
     }
     parameters = {**_parameters(parameter or []), **{name: value for name, value in given.items() if value is not None}}
     settings: dict[str, Any] = {"num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "seed": seed}
-    settings |= {"disable_tqdm": quiet, "report_to": [report_to]}
+    settings |= {"disable_tqdm": quiet or not is_first(), "report_to": [report_to]}
     if learning_rate is not None:
         settings["learning_rate"] = learning_rate
     from st_wkl.data.dataset import DistillationDataset
@@ -99,7 +100,7 @@ def train(
         resume=resume,
         base_name=name,
     ).record
-    if merge:
+    if merge and is_first():
         merge_adapter(folder, output)
     lines = [f"The student is in {output}, trained in {record.seconds:.0f} s."]
     if record.dev:

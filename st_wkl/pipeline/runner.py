@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from st_wkl._files import write_text
+from st_wkl._processes import launched
 from st_wkl.config import RunConfig
 from st_wkl.pipeline import folder, stages
 from st_wkl.pipeline.parts import Parts
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MARKERS = ".stages"
+# The other processes wait while the first one asks the teacher, which may take days.
+_PATIENCE = timedelta(days=30)
 
 
 @dataclass
@@ -50,6 +54,8 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
     what it had made is moved to `replaced/`, not deleted. A run that was killed goes on where it was, training at its
     last checkpoint, and ends with the same weights.
 
+    Under `torchrun` the first process does every stage, and all train together. They need to see the output folder.
+
     Args:
         config: The run.
         show_progress: Show bars.
@@ -65,6 +71,9 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
     Example:
         >>> run(RunConfig.load("config.yaml")).student  # doctest: +SKIP
     """
+    together = _Together(config) if launched() > 1 else None
+    if together is not None and not together.first:
+        return _take_part(Parts(config, show_progress=False), together)
     parts = Parts(config, show_progress=show_progress)
     who = {
         "collection": config.collection.source,
@@ -78,20 +87,54 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
         for stage in stages.ALL:
             if stage.name in ("before", "after") and config.evaluation is None:
                 continue
-            (result.done if _do(stage, parts) else result.skipped).append(stage.name)
+            (result.done if _do(stage, parts, together) else result.skipped).append(stage.name)
         if config.evaluation is not None:
             result.before, result.after = parts.results("before"), parts.results("after")
             result.comparisons = parts.comparisons()
         return result
 
 
-def _do(stage: stages.Stage, parts: Parts) -> bool:
+class _Together:
+    """What the processes of `torchrun` say to each other.
+
+    Args:
+        config: The run.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        from accelerate import PartialState
+        from torch import accelerator
+
+        # Made before the trainer makes its own, which takes over the group that is there.
+        cpu = bool(config.training.get("use_cpu", not accelerator.is_available()))
+        self._state = PartialState(cpu=cpu, timeout=_PATIENCE)
+        self.first = self._state.is_main_process
+
+    def agree(self, train: bool | None = None) -> bool:
+        """Wait until every process is here, and return what the first one says: whether there is training to do."""
+        from accelerate.utils import broadcast_object_list
+
+        self._state.wait_for_everyone()
+        said: list[Any] = broadcast_object_list([train])
+        return bool(said[0])
+
+
+def _take_part(parts: Parts, together: _Together) -> RunResult:
+    """Do what the first process cannot do alone: train, if it is not done yet."""
+    if trains := together.agree():
+        stages.TRAIN.work(parts)
+    return RunResult(parts.student, done=[stages.TRAIN.name] if trains else [])
+
+
+def _do(stage: stages.Stage, parts: Parts, together: _Together | None) -> bool:
     """Do a stage, and tell whether there was anything to do."""
     made, marker = stage.made(parts), parts.output / _MARKERS / f"{stage.name}.json"
     inputs = json.loads(json.dumps(stage.inputs(parts), sort_keys=True))
     found = folder.read_json(marker)
     if found.get("inputs") == inputs and found.get("complete") and made.exists():
         logger.info("%s: complete, nothing to do", stage.name)
+        if together is not None and stage is stages.TRAIN:
+            together.agree(train=False)
         return False
     if found and found.get("inputs") != inputs:
         changed = sorted(key for key in inputs if found.get("inputs", {}).get(key) != inputs[key])
@@ -103,6 +146,8 @@ def _do(stage: stages.Stage, parts: Parts) -> bool:
         logger.info("%s: %s", stage.name, "goes on" if found else "begins")
     # Before the work, too: what a killed stage left behind is only of use while its inputs are the same.
     write_text(marker, json.dumps({"inputs": inputs, "complete": False}, indent=2) + "\n")
+    if together is not None and stage is stages.TRAIN:
+        together.agree(train=True)
     stage.work(parts)
     write_text(marker, json.dumps({"inputs": inputs, "complete": True}, indent=2) + "\n")
     return True

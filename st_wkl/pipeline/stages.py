@@ -198,10 +198,11 @@ def _write_card(parts: Parts) -> None:
     shutil.copyfile(parts.output / CONFIG_FILE, parts.student / CONFIG_FILE)
 
 
+TRAIN = Stage("train", _train_inputs, lambda parts: parts.student, _train)
 ALL = (
     Stage("candidates", _candidates_inputs, lambda parts: parts.candidates, _mine),
     Stage("dataset", _dataset_inputs, lambda parts: parts.dataset, _build),
-    Stage("train", _train_inputs, lambda parts: parts.student, _train),
+    TRAIN,
     Stage("before", _before_inputs, lambda parts: parts.results_file("before"), _evaluate_before),
     Stage("after", _after_inputs, lambda parts: parts.results_file("after"), _evaluate_after),
     Stage("card", _card_inputs, lambda parts: parts.student / "README.md", _write_card),

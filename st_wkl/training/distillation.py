@@ -17,6 +17,7 @@ from torch import nn
 
 from st_wkl._compat import card_text
 from st_wkl._hashes import content_hash
+from st_wkl._processes import launched
 from st_wkl.cards.model_card import write_model_card
 from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
@@ -147,8 +148,8 @@ def distill(
         FileExistsError: If `output_dir` holds something already, and it is not this run to be resumed.
         TypeError: If arguments or loss are those of another model class.
         ValueError: If the dataset has fewer rows than a batch, no row that fits, or unusable scores; if the loss fails
-            on its first rows or was made over another model; or if the run to resume had another student, dataset,
-            loss or arguments.
+            on its first rows or was made over another model; if the run to resume had another student, dataset, loss
+            or arguments; or if processes of `torchrun` would train alone.
 
     Example:
         >>> from st_wkl import DistillationDatasetBuilder, distill
@@ -165,13 +166,7 @@ def distill(
         check_base(loaded, TrainingRecord.load(student).lora)
     if lora and not has_adapter(loaded):
         check_config(loaded, lora)
-    if args is not None and not isinstance(args, kind.arguments):
-        raise TypeError(
-            f"args is a {type(args).__name__}, but a {type(loaded).__name__} is trained with {kind.arguments.__name__}."
-        )
-    args = (
-        copy.copy(args) if args is not None else default_arguments(loaded, output_dir, lora=adapted)
-    )  # the user's stay as they are
+    args = _arguments(args, loaded, output_dir, lora=adapted)
     made = _make_loss(loss, loaded, dataset, mini_batch_size)
     check_loss(made, loaded)
     data = training_data(dataset, made, loaded, args)
@@ -238,6 +233,24 @@ def distill(
         checkpoints.remove(work)
     _wait()
     return Distilled(loaded, _results(history, record), record, output_dir)
+
+
+def _arguments(
+    args: BaseTrainingArguments | None, student: Student, output_dir: Path, *, lora: bool
+) -> BaseTrainingArguments:
+    """Return the arguments to train with, a copy of those that are given: the user's stay as they are."""
+    expected = kind_of(student).arguments
+    if args is not None and not isinstance(args, expected):
+        raise TypeError(
+            f"args is a {type(args).__name__}, but a {type(student).__name__} is trained with {expected.__name__}."
+        )
+    args = copy.copy(args) if args is not None else default_arguments(student, output_dir, lora=lora)
+    if launched() > 1 and args.world_size == 1:
+        raise ValueError(
+            f"There are {launched()} processes, and by these arguments each would train alone and write the same "
+            "folder. Without a GPU, set use_cpu=True in args."
+        )
+    return args
 
 
 def _make_loss(loss: Any, student: Student, dataset: Any, mini_batch_size: int | None) -> nn.Module:

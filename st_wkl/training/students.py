@@ -30,6 +30,7 @@ from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, Splade
 from torch import nn
 
 from st_wkl import losses as ours
+from st_wkl._processes import launched
 from st_wkl.losses.cached import StudentLoss
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ def default_arguments(
         "save_total_limit": 1,
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # Without it accelerate lets every process of `torchrun` train alone where there is no accelerator.
+        "use_cpu": launched() > 1 and not torch.accelerator.is_available(),
     }
     return kind.arguments(output_dir=str(output_dir), **{**chosen, **changes})
 
