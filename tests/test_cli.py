@@ -180,10 +180,10 @@ def test_dry_run_and_scores(
     run = tmp_path / "run.trec"
     run.write_text("".join(f"q0-{place} Q0 d1-{place} 1 1.0 mine\n" for place in range(5)))
     build[build.index(output)] = tmp_path / "other"
-    lists = ["--run", run, "--bm25", "--choice", "random", "--max-positives", 1, "--plot", tmp_path / "report.png"]
-    code, out, err = st_wkl(*build, *lists, "--json", "--quiet")
+    lists = ["--run", run, "--bm25", "--retriever", "bm25:k1=0.9,b=0.4", "--choice", "random", "--max-positives", 1]
+    code, out, err = st_wkl(*build, *lists, "--plot", tmp_path / "report.png", "--json", "--quiet")
     assert code == 0, err
-    assert set(json.loads(out)["candidates"]["sources"]) == {"bm25", "mine"}
+    assert set(json.loads(out)["candidates"]["sources"]) == {"bm25", "bm25-k1-0.9-b-0.4", "mine"}
     assert json.loads(out)["selection"]["choice"] == "random"
     assert (tmp_path / "report.png").stat().st_size > 1_000
     code, _, err = st_wkl("scores", "info", "--store", tmp_path / "nowhere.sqlite3")

@@ -159,7 +159,7 @@ def test_adapter_dev_split_and_retriever_from_one_file(folder: Path, tiny_bert_p
     student.save_pretrained(str(tmp_path / "tiny"))
     path = tmp_path / "config.yaml"
     changes: dict[str, Any] = {
-        "candidates": {"sources": ["bm25", "packaged:potion-base-8M"], "top_k": 8, "num_negatives": 3},
+        "candidates": {"sources": ["bm25:k1=0.9,b=0.4", "packaged:potion-base-8M"], "top_k": 8, "num_negatives": 3},
         "student": {"model": str(tmp_path / "tiny")},
         "lora": {"r": 2},
         "dev": {"split": "dev", "max_queries": 8, "patience": 1},
@@ -177,7 +177,7 @@ def test_adapter_dev_split_and_retriever_from_one_file(folder: Path, tiny_bert_p
     assert (made / "adapter_model.safetensors").is_file()
     assert SentenceTransformer(str(made)).encode("cats").shape == (32,)
     mined = read_run(tmp_path / "run" / "candidates.trec.gz")
-    words = bm25_candidates(Collection.load(str(folder)), list(mined), top_k=8, show_progress=False)
+    words = bm25_candidates(Collection.load(str(folder)), list(mined), top_k=8, k1=0.9, b=0.4, show_progress=False)
     assert all(len(hits) == 8 for hits in mined.values())
     assert any(
         {hit.document_id for hit in mined[query]} != {hit.document_id for hit in words[query]} for query in mined

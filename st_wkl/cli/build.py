@@ -32,7 +32,7 @@ def build(
     ] = None,
     retriever: Annotated[
         list[str] | None,
-        typer.Option(help="Retriever in place of BM25, such as the student.", rich_help_panel=_CANDIDATES),
+        typer.Option(help="Retriever in place of BM25: the student, bm25:k1=0.9,b=0.4.", rich_help_panel=_CANDIDATES),
     ] = None,
     bm25: Annotated[
         bool,
@@ -154,14 +154,12 @@ def _candidates(
     show_progress: bool,
 ) -> Candidates | None:
     """Return the lists of all sources, fused where there are several; None leaves BM25 to the builder."""
-    from st_wkl.data.candidates import bm25_candidates
     from st_wkl.data.dense import retriever_candidates
     from st_wkl.data.runs import read_run, reciprocal_rank_fusion
 
-    found = [read_run(run, collection) for run in runs]
-    found += [retriever_candidates(collection, model, query_ids, show_progress=show_progress) for model in retrievers]
-    if not found:
+    if not (runs or retrievers):
         return None
-    if bm25:
-        found.append(bm25_candidates(collection, query_ids, show_progress=show_progress))
+    models = [*retrievers, *(["bm25"] if bm25 else [])]
+    found = [read_run(run, collection) for run in runs]
+    found += [retriever_candidates(collection, model, query_ids, show_progress=show_progress) for model in models]
     return found[0] if len(found) == 1 else reciprocal_rank_fusion(*found)

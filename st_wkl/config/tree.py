@@ -36,8 +36,8 @@ class CandidatesConfig:
     """The first stage.
 
     Args:
-        sources: `bm25`, run files of TREC, and retrievers (Hub id, folder or `packaged:` name), fused by rank if there
-            are several.
+        sources: `bm25` or `bm25:k1=0.9,b=0.4`, run files of TREC, and retrievers (Hub id, folder or `packaged:` name),
+            fused by rank if there are several.
         top_k: Candidates of a query at most.
         num_negatives: Negatives of a training list at most.
     """

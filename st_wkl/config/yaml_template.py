@@ -18,7 +18,7 @@ collection:
   limit: null                 # use the first so many queries only
 
 candidates:
-  sources: [bm25]             # also: run files of TREC, retrievers (Hub id, folder, packaged:...); fused by rank
+  sources: [bm25]             # bm25:k1=0.9,b=0.4, run files of TREC, retrievers (Hub id, folder, packaged:...), fused
   top_k: 100
   num_negatives: 15           # of a training list, beside all judged positives
 

@@ -75,7 +75,11 @@ class BM25:
     @property
     def name(self) -> str:
         """`"bm25"`, and what differs from the defaults."""
-        parts = [f"{key}-{value or 'none'}" for key, value in vars(self).items() if value != getattr(BM25, key)]
+        parts = [
+            f"{key}-{'none' if value is None else value}"
+            for key, value in vars(self).items()
+            if value != getattr(BM25, key)
+        ]
         return "-".join(["bm25", *parts])
 
     @classmethod
@@ -145,6 +149,7 @@ def bm25_candidates(
         >>> [candidate.document_id for candidate in bm25_candidates(collection, show_progress=False)["q1"]]
         ['d1']
     """
+    name = BM25(k1, b, language).name
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, got {top_k}.")
     queries = list(collection.queries) if query_ids is None else list(query_ids)
@@ -169,7 +174,7 @@ def bm25_candidates(
         # Asked for k documents, bm25s returns k, those without any word of the query with a score of 0.
         order = [place for place in np.lexsort((places, -scores)) if scores[place] > 0]
         candidates[query_id] = [
-            Candidate(document_ids[places[place]], float(scores[place]), rank, "bm25")
+            Candidate(document_ids[places[place]], float(scores[place]), rank, name)
             for rank, place in enumerate(order, 1)
         ]
     return candidates

@@ -1,4 +1,4 @@
-"""Candidates of any sentence-transformers retriever: dense, sparse, late interaction; exact, in bounded memory."""
+"""Candidates of any retriever: BM25, dense, sparse, late interaction; exact, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from st_wkl.data.candidates import Candidate, Candidates
+from st_wkl.data.candidates import BM25, Candidate, Candidates, bm25_candidates
 from st_wkl.data.embeddings import Encoder
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def retriever_candidates(
 
     Args:
         collection: Where to search. Empty documents are no candidates.
-        model: A `SentenceTransformer`, `SparseEncoder` or `MultiVectorEncoder`, or a folder or Hub id of one.
+        model: A `SentenceTransformer`, `SparseEncoder` or `MultiVectorEncoder`, or a folder or Hub id of one; or
+            `"bm25"` or `"bm25:k1=0.9,b=0.4"`, for which the options after `top_k` mean nothing.
         query_ids: Queries to search for, by default all of the collection.
         top_k: Number of candidates of a query at most. A sparse retriever gives none without a common term.
         query_prompt: Text before each query in place of the model's own prompt.
@@ -66,8 +67,8 @@ def retriever_candidates(
         show_progress: Show bars.
 
     Returns:
-        `{query_id: candidates, best first}` with the source `"dense:<name>"`, `"sparse:<name>"` or
-        `"multi-vector:<name>"`.
+        `{query_id: candidates, best first}` with the source `"dense:<name>"`, `"sparse:<name>"`,
+        `"multi-vector:<name>"`, or the name of the `BM25`.
 
     Raises:
         TypeError: The model is of another kind.
@@ -79,6 +80,8 @@ def retriever_candidates(
     """
     from st_wkl.evaluation.identity import load_model
 
+    if bm25 := BM25.of(model):
+        return bm25_candidates(collection, query_ids, top_k=top_k, show_progress=show_progress, **vars(bm25))
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, got {top_k}.")
     queries = list(collection.queries) if query_ids is None else list(query_ids)

@@ -44,7 +44,6 @@ def _candidates_inputs(parts: Parts) -> dict[str, Any]:
 
 
 def _mine(parts: Parts) -> None:
-    from st_wkl.data.candidates import bm25_candidates
     from st_wkl.data.dense import retriever_candidates
     from st_wkl.data.runs import read_run, reciprocal_rank_fusion, write_run
 
@@ -54,9 +53,7 @@ def _mine(parts: Parts) -> None:
     lists = []
     for source in parts.config.candidates.sources:
         found = named(source)[0]
-        if source == "bm25":
-            lists.append(bm25_candidates(collection, queries, top_k=top_k, show_progress=progress))
-        elif Path(found).is_file():
+        if Path(found).is_file():
             lists.append(read_run(found, collection, top_k=top_k))
         else:
             cache = parts.output / "embeddings"

@@ -8,6 +8,7 @@ import pytest
 
 from st_wkl.data.candidates import bm25_candidates
 from st_wkl.data.collection import Collection
+from st_wkl.data.dense import retriever_candidates
 
 
 def collection(documents: list[str], *queries: str) -> Collection:
@@ -118,3 +119,14 @@ def test_choice_of_queries() -> None:
         bm25_candidates(mine, ["q1", "q7"], show_progress=False)
     with pytest.raises(ValueError, match="top_k must be 1 or more"):
         bm25_candidates(mine, top_k=0)
+
+
+def test_parameters_reach_the_search_and_the_name_of_the_source() -> None:
+    """Lists of another baseline under the default's name would be compared with the wrong one."""
+    mine = collection(["cat cat cat cat dog dog", "cat", "cat dog a b c d e f"], "cat")
+    found = {text: retriever_candidates(mine, text, show_progress=False)["q0"] for text in ("bm25", "bm25:k1=0,b=0")}
+    assert found["bm25"] == bm25_candidates(mine, show_progress=False)["q0"]
+    assert {hit.source for hit in found["bm25:k1=0,b=0"]} == {"bm25-k1-0.0-b-0.0"}
+    assert len({hit.score for hit in found["bm25:k1=0,b=0"]}) == 1 < len({hit.score for hit in found["bm25"]})
+    with pytest.raises(ValueError, match="write it as bm25:k1"):
+        retriever_candidates(mine, "bm25:k2=1")
