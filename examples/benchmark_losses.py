@@ -45,9 +45,12 @@ def step(model: SentenceTransformer, loss: torch.nn.Module, batch: dict[str, obj
         {name.removeprefix(f"{side}_"): value for name, value in batch.items() if name.startswith(f"{side}_")}
         for side in ("query", "document")
     ]
+    labels = batch["label"]
+    if isinstance(loss, losses.CoherenceLoss):  # each query once more, as its own paraphrase
+        features, labels = [features[0], dict(features[0]), features[1]], None
     model.zero_grad()
     start = time.process_time()
-    value = loss(features, batch["label"])
+    value = loss(features, labels)
     (sum(value.values()) if isinstance(value, dict) else value).backward()
     return time.process_time() - start
 
@@ -64,6 +67,7 @@ def main() -> None:
         "PearsonDistillLoss": lambda: losses.PearsonDistillLoss(model),
         "PairDistillLoss": lambda: losses.PairDistillLoss(model),
         "AdaptiveRelevanceMarginLoss": lambda: losses.AdaptiveRelevanceMarginLoss(model),
+        "CoherenceLoss": lambda: losses.CoherenceLoss(model),
         "ListContrastiveLoss": lambda: losses.ListContrastiveLoss(model),
         "InBatchContrastiveLoss": lambda: losses.InBatchContrastiveLoss(model),
     }
