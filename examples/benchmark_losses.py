@@ -64,6 +64,7 @@ def main() -> None:
         "MarginKL": lambda: losses.MarginKL(model),
         "MarginMSEDistillLoss": lambda: losses.MarginMSEDistillLoss(model),
         "RankNetDistillLoss": lambda: losses.RankNetDistillLoss(model),
+        "RegularisedKLDistillLoss": lambda: losses.RegularisedKLDistillLoss(model),
         "PearsonDistillLoss": lambda: losses.PearsonDistillLoss(model),
         "PairDistillLoss": lambda: losses.PairDistillLoss(model),
         "AdaptiveRelevanceMarginLoss": lambda: losses.AdaptiveRelevanceMarginLoss(model),

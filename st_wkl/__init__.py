@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from st_wkl.losses.pair_distill import PairDistillLoss
     from st_wkl.losses.pearson import PearsonDistillLoss
     from st_wkl.losses.rank_net import RankNetDistillLoss
+    from st_wkl.losses.regularised_kl import RegularisedKLDistillLoss
     from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
     from st_wkl.losses.weighted_sum import WeightedSumLoss
     from st_wkl.training import distill
@@ -38,6 +39,7 @@ _HOMES = {
     "PearsonDistillLoss": "st_wkl.losses.pearson",
     "MarginMSEDistillLoss": "st_wkl.losses.margin_mse",
     "RankNetDistillLoss": "st_wkl.losses.rank_net",
+    "RegularisedKLDistillLoss": "st_wkl.losses.regularised_kl",
     "ListContrastiveLoss": "st_wkl.losses.list_contrastive",
     "CoherenceLoss": "st_wkl.losses.coherence",
     "InBatchContrastiveLoss": "st_wkl.losses.in_batch",
@@ -62,6 +64,7 @@ __all__ = [
     "PearsonDistillLoss",
     "MarginMSEDistillLoss",
     "RankNetDistillLoss",
+    "RegularisedKLDistillLoss",
     "ListContrastiveLoss",
     "CoherenceLoss",
     "InBatchContrastiveLoss",

@@ -12,8 +12,8 @@ from st_wkl.cli._answers import Answer, JsonOption, QuietOption, answering
 
 # By name here, so that `--help` needs no torch; a test compares them with `st_wkl.training.LOSSES`.
 LOSS_NAMES = (
-    "kl, weighted-kl, margin-kl, pair-distill, adaptive-margin, pearson, margin-mse, rank-net, list-contrastive, "
-    "in-batch"
+    "kl, weighted-kl, margin-kl, pair-distill, adaptive-margin, pearson, margin-mse, rank-net, regularised-kl, "
+    "list-contrastive, in-batch"
 )
 
 

@@ -11,6 +11,7 @@ from st_wkl.losses.margin_mse import MarginMSEDistillLoss
 from st_wkl.losses.pair_distill import PairDistillLoss, PairwisePreferenceLoss
 from st_wkl.losses.pearson import PearsonDistillLoss
 from st_wkl.losses.rank_net import RankNetDistillLoss
+from st_wkl.losses.regularised_kl import RegularisedKLDistillLoss
 from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
 from st_wkl.losses.weighted_sum import WeightedSumLoss
 
@@ -25,6 +26,7 @@ __all__ = [
     "PairwisePreferenceLoss",
     "PearsonDistillLoss",
     "RankNetDistillLoss",
+    "RegularisedKLDistillLoss",
     "WeightedKLDistillationLoss",
     "WeightedSumLoss",
 ]

@@ -14,6 +14,18 @@ from st_wkl.losses.lists import CandidateLists
 if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
 
+CKL_CITATION = """
+@inproceedings{yang2024weighted,
+    title = {Weighted KL-Divergence for Document Ranking Model Refinement},
+    author = {Yang, Yingrui and Qiao, Yifan and He, Shanxiu and Yang, Tao},
+    booktitle = {Proceedings of the 47th International ACM SIGIR Conference on Research and Development in Information Retrieval},
+    year = {2024},
+    eprint = {2406.05977},
+    archivePrefix = {arXiv},
+    url = {https://arxiv.org/abs/2406.05977},
+}
+"""  # noqa: E501
+
 
 class WeightedKLDistillationLoss(CandidateListLoss):
     """Weighted KL divergence between a teacher's and the student's ranking of each query's candidates.
@@ -142,14 +154,4 @@ class WeightedKLDistillationLoss(CandidateListLoss):
     @property
     def citation(self) -> str:
         """BibTeX of the paper, for the model card."""
-        return """
-@inproceedings{yang2024weighted,
-    title = {Weighted KL-Divergence for Document Ranking Model Refinement},
-    author = {Yang, Yingrui and Qiao, Yifan and He, Shanxiu and Yang, Tao},
-    booktitle = {Proceedings of the 47th International ACM SIGIR Conference on Research and Development in Information Retrieval},
-    year = {2024},
-    eprint = {2406.05977},
-    archivePrefix = {arXiv},
-    url = {https://arxiv.org/abs/2406.05977},
-}
-"""  # noqa: E501
+        return CKL_CITATION

@@ -63,6 +63,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "pearson": ours.PearsonDistillLoss,
     "margin-mse": ours.MarginMSEDistillLoss,
     "rank-net": ours.RankNetDistillLoss,
+    "regularised-kl": ours.RegularisedKLDistillLoss,
     "list-contrastive": ours.ListContrastiveLoss,
     "in-batch": ours.InBatchContrastiveLoss,
 }

@@ -13,7 +13,15 @@ from datasets import Dataset
 from sentence_transformers.base.data_collator import BaseDataCollator
 
 from st_wkl.data.collator import ListwiseCollator
-from st_wkl.functional import adaptive_relevance_margin, list_contrastive, margin_mse, pairwise_kl, pearson, rank_net
+from st_wkl.functional import (
+    adaptive_relevance_margin,
+    list_contrastive,
+    margin_mse,
+    pairwise_kl,
+    pearson,
+    rank_net,
+    regularised_kl,
+)
 from st_wkl.losses import (
     AdaptiveRelevanceMarginLoss,
     InBatchContrastiveLoss,
@@ -22,6 +30,7 @@ from st_wkl.losses import (
     PairDistillLoss,
     PearsonDistillLoss,
     RankNetDistillLoss,
+    RegularisedKLDistillLoss,
     WeightedKLDistillationLoss,
 )
 from st_wkl.losses.lists import unpack
@@ -54,6 +63,7 @@ NEIGHBOURS: dict[str, Any] = {
     "pearson": PearsonDistillLoss,
     "margin mse": MarginMSEDistillLoss,
     "rank net": RankNetDistillLoss,
+    "regularised kl": RegularisedKLDistillLoss,
     "contrast": ListContrastiveLoss,
 }
 
@@ -190,11 +200,15 @@ def test_modules_hand_scores_and_options_to_their_functions(tiny_bert_path: Path
     expected = {
         "margin mse": margin_mse(student, teacher, positives, mask=mask, **temperatures),
         "rank net": rank_net(student, teacher, mask=mask, student_temperature=0.05),
+        "regularised kl": regularised_kl(student, teacher, positives, beta=0.01, mask=mask, **temperatures),
         "contrast": list_contrastive(student, positives, mask=mask, student_temperature=0.05),
     }
     for name, value in expected.items():
-        options = {"teacher_temperature": 0.5} if name == "margin mse" else {}
-        found = make(name, model, **options)(*listwise_batch(model, "dense", rows)).item()
+        options = {
+            "margin mse": {"teacher_temperature": 0.5},
+            "regularised kl": {"teacher_temperature": 0.5, "beta": 0.01},
+        }
+        found = make(name, model, **options.get(name, {}))(*listwise_batch(model, "dense", rows)).item()
         assert found == pytest.approx(value.item(), rel=1e-6), name
 
 
