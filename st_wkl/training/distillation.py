@@ -112,7 +112,7 @@ def distill(
       uneven texts that is not slower, since short texts are not padded to the longest of the batch.
     - Processes: `torchrun` trains the same curve on several as on one at the same global batch; the first one writes.
       With `fsdp=True` in `args` (FSDP2) the student's weights are spread over them; the loss curve and the saved
-      weights are those of one process, on CPUs with gloo and without LoRA, which is all that has been verified. It
+      weights are those of one process, with an adapter too, on CPUs with gloo, which is all that has been verified. It
       needs a loss without `mini_batch_size`, has no best checkpoint and cannot be resumed, see
       `st_wkl.training.sharding.check_sharded`. Other processes than the first return the student in shards.
 

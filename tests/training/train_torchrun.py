@@ -1,4 +1,4 @@
-"""Distil a tiny student under torchrun, or in one process; run by test_torchrun.py."""
+"""Distil tiny students under torchrun, or in one process; run by test_torchrun.py."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
+from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from st_wkl.losses import WeightedKLDistillationLoss
 from st_wkl.training import distill
+from st_wkl.training.lora import default_targets
 from st_wkl.training.students import kind_of
 from tests.losses.students import make_student, ragged_rows
 from tests.processes import COMPARABLE, leave
@@ -49,22 +51,19 @@ def shard_on_cpus() -> None:
     AcceleratorState.__init__ = init
 
 
-def main(model_path: str, output: str, processes: str, way: str) -> None:
-    torch.set_num_threads(1)
-    kind = "dense" if way in ("iterable", "fsdp") else way
+def train(model_path: str, output: Path, processes: int, way: str) -> None:
     # Doubles, in which two ways of adding up the same numbers hardly differ.
-    student = make_student(kind, Path(model_path)).double()
+    student = make_student("multi-vector" if way == "multi-vector" else "dense", Path(model_path)).double()
     rows: Any = Dataset.from_list(ragged_rows(24))
     if way == "iterable":
         # As many shards as processes: each reads its own.
         rows = rows.to_iterable_dataset(num_shards=2)
     sharding: dict[str, Any] = {}
-    if way == "fsdp" and int(processes) > 1:
-        shard_on_cpus()
+    if way.startswith("fsdp") and processes > 1:
         sharding = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["BertLayer"]}}
     args = kind_of(student).arguments(
         output_dir="unused",
-        per_device_train_batch_size=8 // int(processes),
+        per_device_train_batch_size=8 // processes,
         max_steps=6,
         learning_rate=0.02,
         logging_steps=1,
@@ -80,10 +79,19 @@ def main(model_path: str, output: str, processes: str, way: str) -> None:
         args,
         output_dir=output,
         callbacks=[curve],
+        # Without dropout, which every process draws for itself.
+        lora=way.endswith("lora") and LoraConfig(r=4, target_modules=default_targets(student)),
     )
     assert any(isinstance(value, DTensor) for value in student.parameters()) == bool(sharding)
     if args.process_index == 0:
-        (Path(output) / "curve.json").write_text(json.dumps(curve.losses), encoding="utf-8")
+        (output / "curve.json").write_text(json.dumps(curve.losses), encoding="utf-8")
+
+
+def main(model_path: str, output: str, processes: str, *ways: str) -> None:
+    torch.set_num_threads(1)
+    shard_on_cpus()
+    for way in ways:
+        train(model_path, Path(output) / way, int(processes), way)
     leave()
 
 
