@@ -186,10 +186,12 @@ def _tokenizer_settings(tokenizer: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """Return `value` as JSON values that are equal whenever the settings are, whatever their container's order."""
+    if value is None or isinstance(value, (bool, int, str)):  # first, as most of it is a tokenizer's vocabulary
+        return value
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items() if key not in _NO_SETTINGS}
     if isinstance(value, set | frozenset):
         return sorted(str(item) for item in value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    return str(value)

@@ -85,20 +85,22 @@ def pack(
     # cost the contrastive term one negative.
     identities = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=3).digest(), "big") for text in texts]
     width = max((len(row) for row in indices), default=0)
-    channels = CHANNELS if pairs is None else CHANNELS + width + width % 2
-    labels = torch.full((len(indices), width, channels), float("nan"))
-    labels[:, :, INDEX:CHANNELS] = ABSENT
-    for row, places in enumerate(indices):
-        here = labels[row, : len(places)]
-        if scores is not None:
-            here[:, SCORE] = torch.as_tensor(scores[row], dtype=torch.float32)
-        here[:, GAIN] = torch.as_tensor(gains[row], dtype=torch.float32)
-        here[:, INDEX] = torch.as_tensor(places, dtype=torch.float32)
-        here[:, IDENTITY] = torch.as_tensor([identities[place] for place in places], dtype=torch.float32)
-        if ranks is not None:
-            here[:, RANK] = torch.as_tensor(ranks[row], dtype=torch.float32)
-        for first, second, probability in () if pairs is None else pairs[row]:
-            here[first, CHANNELS + second] = probability
+    nan = float("nan")
+    nothing: list[list[float]] = [[]] * len(indices)
+    filled: list[tuple[Sequence[Sequence[float]], float]] = [
+        (nothing if scores is None else scores, nan),
+        (gains, nan),
+        (indices, ABSENT),
+        ([[identities[place] for place in row] for row in indices], ABSENT),
+        (nothing if ranks is None else ranks, ABSENT),
+    ]
+    parts = [torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows]) for rows, fill in filled]
+    labels = torch.stack([part.float() for part in parts], dim=-1)
+    if pairs is not None:
+        labels = torch.nn.functional.pad(labels, (0, width + width % 2), value=nan)
+        for row, preferences in enumerate(pairs):
+            for first, second, probability in preferences:
+                labels[row, first, CHANNELS + second] = probability
     return labels
 
 

@@ -42,7 +42,7 @@ def plot_training(history: Iterable[Mapping[str, Any]], path: str | Path) -> Pat
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('The training plot needs matplotlib: pip install "st-wkl[plots]".') from error
-    figure = Figure(figsize=(6.4, 2.4 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(6.4, 2.4 * len(panels)), layout="tight")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (title, lines) in zip(axes, panels, strict=True):
