@@ -106,7 +106,10 @@ def test_killed_in_each_stage_it_ends_with_the_same_weights(folder: Path, undist
     # A server that has the imports done makes a process in milliseconds.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        [__name__, "st_wkl.data.builder", "st_wkl.evaluation", "st_wkl.training.distillation"]
+        [
+            *(__name__, "st_wkl.data.builder", "st_wkl.evaluation", "st_wkl.training.distillation"),
+            *("bm25s", "matplotlib.figure", "mteb"),  # what these import when they are called
+        ]
     )
     output, killed = tmp_path / "run", set()
     for stage in STAGES:
