@@ -8,7 +8,7 @@ and record.
 
 Run one after another, neither settles within ten percent unless the machine does nothing else. So both run at the same
 time, in two processes of one thread each that change roles each time: whatever slows one down slows the other, and the
-ratio of their CPU seconds repeats within about one percent. Imports, matplotlib's above all, are paid before. The
+ratio of their CPU seconds repeats within one or two percent. Imports, matplotlib's above all, are paid before. The
 trainer's loop (steps, logs, checkpoints) is also compared by itself; what is outside of it is paid once, however long
 training is. The student and the text (SQuAD's paragraphs) come from the package index; the scores are random.
 """
