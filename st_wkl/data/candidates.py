@@ -37,6 +37,11 @@ class Candidate(NamedTuple):
 Candidates = dict[str, list[Candidate]]
 
 
+# Numba's compilation takes some seconds of every process; numpy has searched as many documents for thousands of queries
+# by then, with the same scores.
+COMPILE_ABOVE = 10_000
+
+
 @dataclass(frozen=True)
 class BM25:
     """BM25 with its parameters, for `evaluate` as a model of its own or as the first stage of a reranker.
@@ -120,7 +125,7 @@ def bm25_candidates(
     language: str | None = "english",
     show_progress: bool = True,
 ) -> Candidates:
-    """Find the best documents of each query with BM25 (bm25s, Lucene's formula, compiled by numba, on all cores).
+    """Find the best documents of each query with BM25 (bm25s, Lucene's formula, on all cores).
 
     Words are lower-cased, stemmed and freed of stop words; words of one character are kept ("vitamin d"). Documents
     that share no word with the query are no candidates, so a list may be shorter than `top_k`, or empty.
@@ -210,14 +215,15 @@ def _search(
 
     if not queries:
         return
-    index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numba")
+    compiled = len(documents) > COMPILE_ABOVE
+    index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numba" if compiled else "numpy")
     index.index((documents, vocabulary), create_empty_token=False, show_progress=show_progress)
     top_k = min(top_k, len(documents))  # bm25s refuses more
 
     def retrieve(chunk: list[list[int]]) -> Any:
         # With one thread numba takes its kernel that frees the interpreter lock: threads of our own then use all
         # cores, move the bar, and spare the much slower compilation of the parallel kernel.
-        return index.retrieve(chunk, k=top_k, n_threads=1, show_progress=False)
+        return index.retrieve(chunk, k=top_k, n_threads=int(compiled), show_progress=False)
 
     chunks = [queries[start : start + 64] for start in range(0, len(queries), 64)]
     with (

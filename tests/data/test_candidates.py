@@ -9,6 +9,7 @@ import pytest
 from st_wkl.data.candidates import bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dense import retriever_candidates
+from tests.test_package import small_collection
 
 
 def collection(documents: list[str], *queries: str) -> Collection:
@@ -130,3 +131,11 @@ def test_parameters_reach_the_search_and_the_name_of_the_source() -> None:
     assert len({hit.score for hit in found["bm25:k1=0,b=0"]}) == 1 < len({hit.score for hit in found["bm25"]})
     with pytest.raises(ValueError, match="write it as bm25:k1"):
         retriever_candidates(mine, "bm25:k2=1")
+
+
+def test_the_compiled_search_of_large_collections_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection that grows past the limit must not get other candidates for it."""
+    collection = small_collection()
+    plain = bm25_candidates(collection, show_progress=False)
+    monkeypatch.setattr("st_wkl.data.candidates.COMPILE_ABOVE", 0)
+    assert bm25_candidates(collection, show_progress=False) == plain
