@@ -312,8 +312,10 @@ def _mean(scores: Scores, queries: list[str]) -> str:
 
 
 def _mean_and_deviation(runs: list[Scores], queries: list[str]) -> str:
+    if not queries:
+        return "–"
     values = [_value(scores, queries) for scores in runs]
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}" if queries else "–"
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
 def _interval(found: PairedDifference) -> str:
