@@ -34,7 +34,10 @@ VARIED = {
 def report(config: dict[str, Any], data: str, output: Path) -> None:
     """Write results.csv, per_query.parquet, tables.md and figures/ into the output folder."""
     final = list(done(output, final_runs(config, output)))
-    analyses = {name: list(done(output, runs)) for name, runs in analysis_runs(config, output).items()}
+    analyses = {}
+    for name, runs in analysis_runs(config, output).items():
+        found = list(done(output, runs))
+        analyses[name] = found if len(found) == len(runs) else []  # some rows of a table would be taken for all of it
     if not final:
         raise SystemExit(f"There is no finished run of the final stage in {output}.")
     parts = {name: groups(name, data) for name in config["collections"]}
