@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from st_wkl import _processes
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Arguments under which several processes add up the same numbers as one: Adam magnifies what rounding leaves.
@@ -41,7 +43,7 @@ def run_module(module: str, *arguments: Any, processes: int, timeout: int = 400)
 
 
 def leave() -> None:
-    """End a script: exiting with gloo's threads alive aborts the process now and then, a race of the exit alone."""
+    """End a script, all its processes at once."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    _processes.leave()

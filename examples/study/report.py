@@ -41,7 +41,7 @@ def report(config: dict[str, Any], data: str, output: Path) -> None:
     if not final:
         raise SystemExit(f"There is no finished run of the final stage in {output}.")
     parts = {name: groups(name, data) for name in config["collections"]}
-    references = {name: _references(name, config["student"], data) for name in config["collections"]}
+    references = {name: _references(name, final[0][0], data) for name in config["collections"]}
     _tidy(final, analyses, parts).to_csv(output / "results.csv", index=False, float_format="%.5f")
     means = _mean_over_seeds(final)
     _write_per_query(means, output)
@@ -57,21 +57,18 @@ def report(config: dict[str, Any], data: str, output: Path) -> None:
         table, points = _by_correctness(analyses["correctness"], config)
         text.append(table)
         correctness_figure(points, output / "figures" / "correctness.png")
-    if curves := _curves(analyses):
-        curves_figure(curves, output / "figures" / "curves.png")
+    curves_figure(_curves(analyses), output / "figures" / "curves.png")
     (output / "tables.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     print("\n\n".join(text))
 
 
-def _references(name: str, options: dict[str, Any], data: str) -> dict[str, Scores]:
+def _references(name: str, taught: Run, data: str) -> dict[str, Scores]:
     """Return what the students are seen against: the undistilled student and BM25."""
     where = collection(data, name)
     found = bm25_candidates(where, list(where.qrels["test"]), top_k=100, show_progress=False)
     run = {query: {hit.document_id: hit.score for hit in hits} for query, hits in found.items()}
     return {
-        UNDISTILLED: per_query(
-            student(options["name"], options.get("max_length")), where, "test", bf16=options.get("bf16", False)
-        ),
+        UNDISTILLED: per_query(student(taught.student, taught.max_length), where, "test", bf16=taught.bf16),
         BM25: evaluate_run(run, where, name=BM25).tasks[0].per_query,
     }
 

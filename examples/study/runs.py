@@ -34,7 +34,7 @@ from st_wkl.data.selection import Selection, choose
 from st_wkl.evaluation import shared_document_queries
 from st_wkl.evaluation.run_scores import evaluate_run
 from st_wkl.functional import raise_positives
-from st_wkl.packaged import CROSS_ENCODER, MINILM, STATIC_STUDENT, fetch
+from st_wkl.packaged import CROSS_ENCODER, MINILM, STATIC_STUDENT, fetch, named
 from st_wkl.training import default_arguments
 from st_wkl.training.ema import MovingAverageCallback, MovingAverageLoss
 from st_wkl.training.refresh import RefreshCandidatesCallback
@@ -112,8 +112,8 @@ def collection(data: str, name: str) -> Collection:
 
 @cache
 def _base(name: str) -> SentenceTransformer:
-    packaged = {folder.name: folder for folder in (STATIC_STUDENT, MINILM)}
-    model = SentenceTransformer(str(fetch(packaged[name]) if name in packaged else name))
+    packaged = name in (STATIC_STUDENT.name, MINILM.name)
+    model = SentenceTransformer(named(f"packaged:{name}" if packaged else name)[0])
     if hasattr(model[0], "embedding"):  # transformers pad a batch as a whole; only static students remember texts
         remember_texts(model)
     return model

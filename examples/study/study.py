@@ -131,12 +131,11 @@ def analysis_runs(config: dict[str, Any], output: Path) -> dict[str, list[Any]]:
     if "analyses" not in config:
         return {}
     options, settings = config["analyses"], tuned(config, output)
-    own = {name: options[name]["seeds"] for name in options["collections"] if "seeds" in options.get(name, {})}
-    seeds = sorted(set(options["seeds"]).union(*own.values()))
     found: dict[str, list[Any]] = {name: [] for name in options["collections"]}
-    for seed, (name, collections) in itertools.product(seeds, options["collections"].items()):
-        for collection in collections:
-            if (collection, "KL") not in settings or seed not in own.get(name, options["seeds"]):
+    for name, collections in options["collections"].items():
+        seeds = options.get(name, {}).get("seeds", options["seeds"])
+        for seed, collection in itertools.product(seeds, collections):
+            if (collection, "KL") not in settings:
                 continue
             if name == "correctness":  # every training query is held out once, so the teacher's scores of it are known
                 for method, fold in itertools.product(options["methods"], range(5)):

@@ -94,8 +94,8 @@ def pack(
         ([[identities[place] for place in row] for row in indices], ABSENT),
         (nothing if ranks is None else ranks, ABSENT),
     ]
-    parts = [torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows]) for rows, fill in filled]
-    labels = torch.stack([part.float() for part in parts], dim=-1)
+    parts = [[[*row, *[fill] * (width - len(row))] for row in rows] for rows, fill in filled]
+    labels = torch.stack([torch.tensor(part, dtype=torch.float32) for part in parts], dim=-1)
     if pairs is not None:
         labels = torch.nn.functional.pad(labels, (0, width + width % 2), value=nan)
         for row, preferences in enumerate(pairs):

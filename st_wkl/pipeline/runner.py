@@ -87,7 +87,15 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
         for stage in stages.ALL:
             if stage.name in ("before", "after") and config.evaluation is None:
                 continue
-            (result.done if _do(stage, parts, together) else result.skipped).append(stage.name)
+            inputs = _pending(stage, parts)
+            if together is not None and stage is stages.TRAIN:
+                together.agree(train=inputs is not None)
+            if inputs is None:
+                result.skipped.append(stage.name)
+                continue
+            stage.work(parts)
+            _mark(stage, parts, inputs, complete=True)
+            result.done.append(stage.name)
         if config.evaluation is not None:
             result.before, result.after = parts.results("before"), parts.results("after")
             result.comparisons = parts.comparisons()
@@ -126,16 +134,14 @@ def _take_part(parts: Parts, together: _Together) -> RunResult:
     return RunResult(parts.student, done=[stages.TRAIN.name] if trains else [])
 
 
-def _do(stage: stages.Stage, parts: Parts, together: _Together | None) -> bool:
-    """Do a stage, and tell whether there was anything to do."""
-    made, marker = stage.made(parts), parts.output / _MARKERS / f"{stage.name}.json"
-    inputs = json.loads(json.dumps(stage.inputs(parts), sort_keys=True))
-    found = folder.read_json(marker)
+def _pending(stage: stages.Stage, parts: Parts) -> dict[str, Any] | None:
+    """Make room for a stage and return its inputs, None if it is complete."""
+    made = stage.made(parts)
+    inputs: dict[str, Any] = json.loads(json.dumps(stage.inputs(parts), sort_keys=True))
+    found = folder.read_json(_marker(stage, parts))
     if found.get("inputs") == inputs and found.get("complete") and made.exists():
         logger.info("%s: complete, nothing to do", stage.name)
-        if together is not None and stage is stages.TRAIN:
-            together.agree(train=False)
-        return False
+        return None
     if found and found.get("inputs") != inputs:
         changed = sorted(key for key in inputs if found.get("inputs", {}).get(key) != inputs[key])
         logger.info("%s: done again, since these have changed: %s", stage.name, ", ".join(changed))
@@ -145,9 +151,13 @@ def _do(stage: stages.Stage, parts: Parts, together: _Together | None) -> bool:
     else:
         logger.info("%s: %s", stage.name, "goes on" if found else "begins")
     # Before the work, too: what a killed stage left behind is only of use while its inputs are the same.
-    write_text(marker, json.dumps({"inputs": inputs, "complete": False}, indent=2) + "\n")
-    if together is not None and stage is stages.TRAIN:
-        together.agree(train=True)
-    stage.work(parts)
-    write_text(marker, json.dumps({"inputs": inputs, "complete": True}, indent=2) + "\n")
-    return True
+    _mark(stage, parts, inputs, complete=False)
+    return inputs
+
+
+def _marker(stage: stages.Stage, parts: Parts) -> Path:
+    return parts.output / _MARKERS / f"{stage.name}.json"
+
+
+def _mark(stage: stages.Stage, parts: Parts, inputs: dict[str, Any], *, complete: bool) -> None:
+    write_text(_marker(stage, parts), json.dumps({"inputs": inputs, "complete": complete}, indent=2) + "\n")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from sentence_transformers.util import get_rank
 from torch import nn
 
 from st_wkl._compat import card_text
@@ -203,9 +204,9 @@ def distill(
         _remove_empty(work, output_dir)  # the trainer makes its folder at once
         raise
     _wait()  # every process has looked before one of them writes
-    if _is_main():
+    if get_rank() == 0:
         checkpoints.write_identity(work, identity)
-    whole = WholeCopy(trainer, main=_is_main()) if trainer.is_fsdp_enabled else None
+    whole = WholeCopy(trainer, main=get_rank() == 0) if trainer.is_fsdp_enabled else None
     watch(trainer, made)
     scores = {} if eval is None else {"before": dev.score(eval, loaded)}
     history = _train(trainer, checkpoint)
@@ -228,7 +229,7 @@ def distill(
         student_license=licence,
         run=content_hash(identity, size=16),
     )
-    if _is_main():
+    if get_rank() == 0:
         _save(loaded, output_dir, record, dataset, history)
         checkpoints.remove(work)
     _wait()
@@ -405,9 +406,3 @@ def _licence_of(given: Any, loaded: Student) -> str:
 def _wait() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
-
-
-def _is_main() -> bool:
-    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
-        torch.distributed.get_rank() == 0
-    )
