@@ -18,8 +18,9 @@ from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
 from st_wkl.cli import app
-from st_wkl.evaluation.identity import identified, model_revision
+from st_wkl.evaluation.identity import identified
 from st_wkl.leaderboard import collect, known_training_datasets, model_code, model_meta, prepare
+from st_wkl.models import model_revision
 from st_wkl.training import TrainingRecord
 from tests.fake_hub import Commit, FakeHub
 from tests.losses.students import CLASSES, make_student

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from st_wkl._weights import hash_weights
+from st_wkl.models import hash_weights
 
 
 def test_same_weights_same_hash(tmp_path: Path) -> None:

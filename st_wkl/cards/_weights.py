@@ -62,7 +62,6 @@ def _check(folder: Path, what: str, stated: str | None) -> None:
 
 
 def _hash(folder: Path) -> str:
-    from st_wkl._weights import hash_weights
-    from st_wkl.evaluation.identity import load_model
+    from st_wkl.models import hash_weights, load_model
 
     return hash_weights(load_model(folder)[0])

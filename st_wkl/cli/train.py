@@ -71,7 +71,7 @@ def train(
     if learning_rate is not None:
         settings["learning_rate"] = learning_rate
     from st_wkl.data.dataset import DistillationDataset
-    from st_wkl.evaluation.identity import load_model
+    from st_wkl.models import load_model
     from st_wkl.packaged import named
     from st_wkl.training import default_arguments, distill, make_loss
     from st_wkl.training.lora import merge as merge_adapter

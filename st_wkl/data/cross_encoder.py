@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from st_wkl._weights import hash_weights
 from st_wkl.data.backends import FALLBACK_LENGTH, NO_LIMIT, OnnxEngine, TorchEngine
 from st_wkl.data.provenance import stated_license
+from st_wkl.models import hash_weights
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder

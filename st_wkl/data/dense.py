@@ -78,7 +78,7 @@ def retriever_candidates(
     Example:
         >>> candidates = retriever_candidates(collection, "intfloat/e5-small-v2", cache="embeddings")  # doctest: +SKIP
     """
-    from st_wkl.evaluation.identity import load_model
+    from st_wkl.models import load_model
 
     if bm25 := BM25.of(model):
         return bm25_candidates(collection, query_ids, top_k=top_k, show_progress=show_progress, **vars(bm25))

@@ -66,7 +66,7 @@ class Encoder:
         self.normalize = similarity == "cosine"
         self.folder: Path | None = None
         if cache is not None:
-            from st_wkl.evaluation.identity import model_revision
+            from st_wkl.models import model_revision
 
             key = {
                 "weights": revision or model_revision(model),

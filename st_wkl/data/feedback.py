@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_wkl._weights import hash_weights
 from st_wkl.data.lists import Lists, split
+from st_wkl.models import hash_weights
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from st_wkl.evaluation.identity import AnyModel
+    from st_wkl.models import AnyModel
 
 # A sparse or multi-vector index depends on the texts; this many documents, evenly spaced, stand for the collection.
 _SAMPLE = 512

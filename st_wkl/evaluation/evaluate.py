@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from st_wkl._hashes import content_hash
-from st_wkl._weights import hash_weights
 from st_wkl.evaluation.qrels import exposure_groups
 from st_wkl.evaluation.results import Results, results_file
 from st_wkl.evaluation.run_scores import MEASURES, saved, score_run
 from st_wkl.evaluation.scores import UNSEEN, TaskScores
+from st_wkl.models import hash_weights
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from st_wkl.data.candidates import BM25
     from st_wkl.data.exposure import Exposure
-    from st_wkl.evaluation.identity import AnyModel
     from st_wkl.evaluation.tasks import Task
     from st_wkl.evaluation.two_stage import FirstStage
+    from st_wkl.models import AnyModel
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +104,10 @@ def evaluate(
     from tqdm.auto import tqdm
 
     from st_wkl.data.candidates import BM25
-    from st_wkl.evaluation.identity import identified, load_model
+    from st_wkl.evaluation.identity import identified
     from st_wkl.evaluation.tasks import resolve_tasks
     from st_wkl.evaluation.two_stage import BM25Search
+    from st_wkl.models import load_model
 
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")

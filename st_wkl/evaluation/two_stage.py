@@ -27,10 +27,11 @@ from st_wkl.data._reading import document_text
 from st_wkl.data.candidates import BM25, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.runs import read_run
-from st_wkl.evaluation.identity import identified, load_model
+from st_wkl.evaluation.identity import identified
+from st_wkl.models import load_model
 
 if TYPE_CHECKING:
-    from st_wkl.evaluation.identity import AnyModel
+    from st_wkl.models import AnyModel
 
 Run: TypeAlias = dict[str, dict[str, float]]
 FirstStage: TypeAlias = "str | Path | BM25 | Mapping[str, Mapping[str, float]] | AnyModel"

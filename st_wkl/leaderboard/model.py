@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
 
-    from st_wkl.evaluation.identity import AnyModel
+    from st_wkl.models import AnyModel
     from st_wkl.training.record import TrainingRecord
 
 _CODE_URL = "https://pypi.org/project/st-wkl/"

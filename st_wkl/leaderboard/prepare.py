@@ -92,7 +92,7 @@ def prepare(
         >>> submission = prepare("student", ["mteb-cache"], org="lab", output="submission")  # doctest: +SKIP
         >>> print(submission.page.read_text())  # doctest: +SKIP
     """
-    from st_wkl.evaluation.identity import load_model, model_revision
+    from st_wkl.models import load_model, model_revision
 
     student, output = Path(student), Path(output)
     if not student.is_dir():

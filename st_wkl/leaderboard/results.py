@@ -47,7 +47,7 @@ def collect(sources: Iterable[str | Path], meta: ModelMeta, weights: str, target
     Args:
         sources: Folders with MTEB's result files.
         meta: The student's entry.
-        weights: `st_wkl.evaluation.identity.model_revision` of the student.
+        weights: `st_wkl.models.model_revision` of the student.
         target: Folder that gets `results/`.
 
     Returns:

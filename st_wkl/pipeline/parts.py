@@ -62,7 +62,7 @@ class Parts:
 
     def load_start(self) -> Any:
         """Return the untrained student."""
-        from st_wkl.evaluation.identity import load_model
+        from st_wkl.models import load_model
 
         return load_model(self.start[0])[0]
 

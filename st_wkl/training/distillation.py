@@ -22,8 +22,8 @@ from st_wkl._processes import launched
 from st_wkl.cards.model_card import write_model_card
 from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
-from st_wkl.evaluation.identity import load_model, model_revision
 from st_wkl.evaluation.results import package_versions
+from st_wkl.models import load_model, model_revision
 from st_wkl.training import checkpoints, dev
 from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
 from st_wkl.training.logs import watch

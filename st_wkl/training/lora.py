@@ -176,7 +176,7 @@ def check_reload(student: Student, folder: Path) -> None:
     Raises:
         RuntimeError: If it does not, as with a cross-encoder whose new pooler no adapter carries.
     """
-    from st_wkl.evaluation.identity import load_model
+    from st_wkl.models import load_model
 
     difference = _difference(student, load_model(folder)[0])
     if difference > _TOLERANCE:
@@ -207,7 +207,7 @@ def merge(adapter: str | Path | Student, output: str | Path, *, base: str | Path
     Example:
         >>> merge("my-adapter", "my-student")  # doctest: +SKIP
     """
-    from st_wkl.evaluation.identity import load_model
+    from st_wkl.models import load_model
     from st_wkl.training.record import RECORD_FILE, TrainingRecord
 
     output = Path(output)
@@ -246,7 +246,7 @@ def check_base(student: Student, trained: dict[str, Any], base: str | Path | Non
     Raises:
         ValueError: If it does.
     """
-    from st_wkl.evaluation.identity import load_model
+    from st_wkl.models import load_model
 
     found = base_hash(student)
     named = _adapter(student).base_model_name_or_path

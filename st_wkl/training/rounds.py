@@ -18,7 +18,7 @@ from st_wkl._hashes import content_hash
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
-from st_wkl.evaluation.identity import load_model, model_revision
+from st_wkl.models import load_model, model_revision
 from st_wkl.training.distillation import distill
 from st_wkl.training.refresh import Retriever, mine
 

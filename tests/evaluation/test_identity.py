@@ -11,7 +11,8 @@ import torch
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
-from st_wkl.evaluation.identity import identified, load_model, model_name, model_revision
+from st_wkl.evaluation.identity import identified
+from st_wkl.models import load_model, model_name, model_revision
 
 
 @pytest.fixture(scope="module")
