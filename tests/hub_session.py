@@ -27,9 +27,10 @@ from typer.testing import CliRunner
 from st_wkl.cards import write_model_card
 from st_wkl.cli import app
 from st_wkl.data.dataset import DistillationDataset
-from st_wkl.data.exposure import EXPOSURE_FILE, Exposure, text_hash
+from st_wkl.data.exposure import EXPOSURE_FILE, Exposure
 from st_wkl.hub import push_dataset, push_student
 from st_wkl.models import hash_weights
+from st_wkl.text import text_hash
 from st_wkl.training.lora import merge
 from tests.cards.test_dataset_card import PROVENANCE, dataset
 from tests.cards.test_model_card import record, results

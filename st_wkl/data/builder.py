@@ -15,7 +15,7 @@ from st_wkl._versions import installed_versions
 from st_wkl.data.candidates import Candidates, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset, features
-from st_wkl.data.leaks import document_disjoint, find_leaks, near_texts
+from st_wkl.data.leaks import document_disjoint, find_leaks
 from st_wkl.data.lists import EnsembleTeacher, ListTeacher, score_lists
 from st_wkl.data.pairwise import PairwiseTeacher, dataset_preferences
 from st_wkl.data.pools import DROPPED, Pool, Row, correct_labels, make_pool, make_row
@@ -25,6 +25,7 @@ from st_wkl.data.score_store import ScoreStore, default_store_path
 from st_wkl.data.scoring import ScoringEstimate, estimate_scoring
 from st_wkl.data.selection import Selection
 from st_wkl.data.teachers import CrossEncoderTeacher, Teacher
+from st_wkl.text import near_texts
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder

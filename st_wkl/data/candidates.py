@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
+
+from st_wkl.text import unspaced, unspaced_characters, words
 
 if TYPE_CHECKING:
     from st_wkl.data.collection import Collection
@@ -55,10 +59,14 @@ class BM25:
     The numbers are nDCG@10 on the test queries. A student that beats one of them need not beat another: say which one
     you compare with, as the name in the results does.
 
+    Words are those of `st_wkl.text.words`: marks stay inside, and where a script has no spaces each pair of characters
+    is a word. Over a collection with such documents the name ends in `-bigrams`.
+
     Args:
         k1: Saturation of the term frequency.
         b: Weight of the document's length, between 0 and 1.
-        language: Language of the Snowball stemmer and of the stop words; None for neither.
+        language: Language of the Snowball stemmer and of the stop words; None for neither. Another one than the default
+            says that the texts have words, so that no pairs of characters are made.
 
     Raises:
         ValueError: If a parameter is out of range; an unknown language is found out when it is used.
@@ -86,6 +94,15 @@ class BM25:
             if value != getattr(BM25, key)
         ]
         return "-".join(["bm25", *parts])
+
+    @property
+    def bigrams(self) -> bool:
+        """Whether pairs of characters are made where a script has no spaces."""
+        return self.language in (None, BM25.language)
+
+    def name_over(self, documents: Iterable[str]) -> str:
+        """Return the name, and whether pairs of characters are made of any of the documents."""
+        return f"{self.name}-bigrams" if self.bigrams and any(map(unspaced, documents)) else self.name
 
     @classmethod
     def of(cls, source: Any) -> BM25 | None:
@@ -136,7 +153,7 @@ def bm25_candidates(
         top_k: Number of candidates of a query at most.
         k1: Saturation of the term frequency; `BM25` says which parameters give which published baseline.
         b: Weight of the document's length, between 0 and 1.
-        language: Language of the Snowball stemmer and of the stop words; `None` for neither.
+        language: Language of the Snowball stemmer and of the stop words; `None` for neither; see `BM25`.
         show_progress: Show bars.
 
     Returns:
@@ -154,13 +171,13 @@ def bm25_candidates(
         >>> [candidate.document_id for candidate in bm25_candidates(collection, show_progress=False)["q1"]]
         ['d1']
     """
-    name = BM25(k1, b, language).name
+    bm25 = BM25(k1, b, language)
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, got {top_k}.")
     queries = list(collection.queries) if query_ids is None else list(query_ids)
     if unknown := [query_id for query_id in queries if query_id not in collection.queries]:
         raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")
-    tokenizer = _tokenizer(language)
+    name, tokenizer = bm25.name_over(collection.documents.values()), _tokenizer(bm25)
     # A text without a word gets no token at all: bm25s' own way, an empty token, makes a query of unknown words match
     # every empty document.
     options: dict[str, Any] = {"return_as": "ids", "allow_empty": False, "show_progress": show_progress}
@@ -171,10 +188,18 @@ def bm25_candidates(
         warnings.warn(f"BM25 finds no word in any document of {collection.name!r}.", stacklevel=2)
         return candidates
     texts = [collection.queries[query_id] for query_id in queries]
+    if wordless := [query_id for query_id, text in zip(queries, texts, strict=True) if not words(text)]:
+        warnings.warn(
+            f"BM25 finds no word in {len(wordless):,} of {len(queries):,} queries of {collection.name!r}, and so no "
+            f"candidate; the first is {wordless[0]!r}.",
+            stacklevel=2,
+        )
+    if name != bm25.name:
+        tokenizer.splitter = _with_single_characters(vocabulary)
     tokens = tokenizer.tokenize(texts, update_vocab=False, **options)
-    searchable = [(query_id, words) for query_id, words in zip(queries, tokens, strict=True) if words]
+    searchable = [(query_id, known) for query_id, known in zip(queries, tokens, strict=True) if known]
     document_ids = list(collection.documents)
-    found = _search(documents, vocabulary, [words for _, words in searchable], top_k, k1, b, show_progress)
+    found = _search(documents, vocabulary, [known for _, known in searchable], top_k, k1, b, show_progress)
     for (query_id, _), (places, scores) in zip(searchable, found, strict=True):
         # Asked for k documents, bm25s returns k, those without any word of the query with a score of 0.
         order = [place for place in np.lexsort((places, -scores)) if scores[place] > 0]
@@ -185,11 +210,21 @@ def bm25_candidates(
     return candidates
 
 
-def _tokenizer(language: str | None) -> Any:
+def _with_single_characters(vocabulary: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return the words of a query over pairs of characters: one without neighbours stands for all pairs with it."""
+    pairs: dict[str, list[str]] = defaultdict(list)
+    for word in vocabulary:
+        characters = unspaced_characters(word)
+        for character in set(characters) if len(characters) == 2 else ():
+            pairs[character].append(word)
+    return lambda text: [part for word in words(text) for part in (word, *pairs.get(word, ()))]
+
+
+def _tokenizer(bm25: BM25) -> Any:
     import Stemmer
     from bm25s.tokenization import Tokenizer
 
-    pattern = r"(?u)\b\w+\b"
+    language, pattern = bm25.language, partial(words, bigrams=bm25.bigrams)
     if language is None:
         return Tokenizer(splitter=pattern, stopwords=None, stemmer=None)
     if language not in Stemmer.algorithms():

@@ -7,24 +7,19 @@ carries hashes of its training texts; the texts themselves, which may not be red
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from st_wkl._files import write_text
+from st_wkl.text import text_hash
 
 if TYPE_CHECKING:
     from st_wkl.data.dataset import DistillationDataset
 
 EXPOSURE_FILE = "training_texts.json"
 _FORMAT = 1
-
-
-def text_hash(text: str) -> str:
-    """Return 16 hex digits for a text, equal for texts that differ in white space only."""
-    return hashlib.blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)

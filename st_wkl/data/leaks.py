@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import random
-import re
 import unicodedata
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from st_wkl.data.collection import Collection
+from st_wkl.text import near_texts
 
 if TYPE_CHECKING:
     from st_wkl.data.dataset import DistillationDataset
 
-_WORD = re.compile(r"\w+")
 # A judgement below 0 is TREC's mark for documents that are neither relevant nor irrelevant; the builder leaves such
 # documents out of a list altogether.
 UNUSABLE = -1
@@ -106,8 +103,8 @@ def find_leaks(
     another id are found. Two queries are equal if their texts are, whatever their case and white space. They are near
     if they are not equal and the Jaccard coefficient of their sets of words is at least `near`; below 10 different
     words, 0.9 finds other punctuation, orders and repetitions only. All such pairs are found (an inverted index over
-    the rarest words of each query, no sampling). Languages without spaces have few "words": there, near finds little
-    beyond equal.
+    the rarest words of each query, no sampling). Words are those of `st_wkl.text.words`: pairs of characters where a
+    script has no spaces.
 
     Args:
         train: A distillation dataset, `(collection, split)`, or the name of another split of `collection`.
@@ -150,74 +147,6 @@ def find_leaks(
         shared_documents=shared,
         near=near,
     )
-
-
-def near_texts(
-    texts: Mapping[str, str], others: Mapping[str, str], near: float = 0.9
-) -> tuple[dict[str, list[str]], dict[str, dict[str, float]]]:
-    """Find for each text those of `others` that are equal, and those that share nearly all words; see `find_leaks`.
-
-    Args:
-        texts: `{id: text}`.
-        others: `{id: text}` to search in.
-        near: Jaccard coefficient of the sets of words, above 0 and at most 1.
-
-    Returns:
-        `{id: equal others}` and `{id: {near other: Jaccard}}`, ids without any left out, equal others not among the
-        near ones.
-
-    Example:
-        >>> near_texts({"a": "Cats  purr", "b": "Purr, cats!"}, {"c": "cats purr"})
-        ({'a': ['c']}, {'b': {'c': 1.0}})
-    """
-    sets = {key: frozenset(text_words(text)) for key, text in others.items()}
-    plain = {key: plain_text(text) for key, text in others.items()}
-    by_text: dict[str, list[str]] = defaultdict(list)
-    for key, text in plain.items():
-        by_text[text].append(key)
-    frequency = Counter(word for unique in sets.values() for word in unique)
-
-    def prefix(unique: frozenset[str]) -> Sequence[str]:
-        # Two sets with a Jaccard coefficient of at least `near` share one of these, their rarest words: prefix
-        # filtering, Chaudhuri, Ganti, Kaushik: A primitive operator for similarity joins, ICDE 2006.
-        length = len(unique) - math.ceil(near * len(unique) - 1e-9) + 1
-        return sorted(unique, key=lambda word: (frequency[word], word))[:length]
-
-    index: dict[str, list[str]] = defaultdict(list)
-    for key, unique in sets.items():
-        for word in prefix(unique):
-            index[word].append(key)
-    equal: dict[str, list[str]] = {}
-    nearly: dict[str, dict[str, float]] = {}
-    for key, text in texts.items():
-        if same := by_text.get(plain_text(text)):
-            equal[key] = list(same)
-        unique = frozenset(text_words(text))
-        hits = {
-            other: round(overlap, 4)
-            for other in dict.fromkeys(other for word in prefix(unique) for other in index.get(word, ()))
-            if (overlap := jaccard(unique, sets[other])) >= near and plain[other] != plain_text(text)
-        }
-        if hits:
-            nearly[key] = hits
-    return equal, nearly
-
-
-def plain_text(text: str) -> str:
-    """Return a text for comparison: NFKC, case-folded, with single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def text_words(text: str) -> list[str]:
-    """Return the words of `plain_text` without punctuation; what stands between spaces if there is no letter."""
-    plain = plain_text(text)
-    return _WORD.findall(plain) or plain.split()
-
-
-def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
-    """Return |first ∩ second| / |first ∪ second|, 0 for two empty sets."""
-    common = len(first & second)
-    return common / (len(first) + len(second) - common) if common else 0.0
 
 
 def document_disjoint(
@@ -312,7 +241,7 @@ def _without(collection: Collection, split: str, lost: set[str]) -> dict[str, di
 
 
 def _document_key(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _training_side(

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from st_wkl.data.leaks import jaccard, plain_text, text_words
+from st_wkl.text import jaccard, plain_text, text_words
 
 Choice = Literal["top", "random", "quantiles"]
 Reference = Literal["best", "worst"]

@@ -106,7 +106,7 @@ def evaluate(
     from st_wkl.data.candidates import BM25
     from st_wkl.evaluation.identity import identified
     from st_wkl.evaluation.tasks import resolve_tasks
-    from st_wkl.evaluation.two_stage import BM25Search
+    from st_wkl.evaluation.two_stage import bm25_settings
     from st_wkl.models import load_model
 
     if batch_size < 1:
@@ -120,21 +120,22 @@ def evaluate(
     if exposure is None and isinstance(model, str | Path) and not bm25:
         exposure = _carried_exposure(str(model))
     how = _How(exposure, first_stage, top_k, None if cache is None else Path(cache), batch_size, show_progress)
-    wrapped: Any
+    wrapped: Any = bm25
     with _quiet(show_progress):
         if bm25:
-            wrapped = BM25Search(bm25, show_progress)
-            about = {"name": name or bm25.name, "class": "BM25", "settings": wrapped.settings}
+            about = {"name": bm25.name, "class": "BM25", "settings": bm25_settings(bm25)}
         else:
             loaded, found_name = load_model(model)  # type: ignore[arg-type]
             about = _describe(loaded, name or found_name)  # before wrapping: MTEB replaces half-precision heads
             wrapped = identified(loaded, name=name or found_name, revision=revision)
-        about["revision"] = wrapped.mteb_model_meta.revision or ""
-        scores = [
-            entry
-            for task in tqdm(resolved, desc="Tasks", disable=not show_progress or len(resolved) == 1)
-            for entry in _evaluate_task(wrapped, task, how)
-        ]
+            about["revision"] = wrapped.mteb_model_meta.revision or ""
+        scores: list[TaskScores] = []
+        for task in tqdm(resolved, desc="Tasks", disable=not show_progress or len(resolved) == 1):
+            used, entries = _evaluate_task(wrapped, task, how)
+            scores += entries
+            if bm25 and len(used.name) >= len(about["name"]):  # the longer one says more of what was done
+                about |= {"name": used.name, "revision": used.mteb_model_meta.revision}
+    about["name"] = name or about["name"]
     if efficiency:
         about["efficiency"] = _measured(loaded, resolved[0], batch_size)
     return saved(Results(model=about, tasks=scores), output)
@@ -151,11 +152,13 @@ class _How(NamedTuple):
     show_progress: bool
 
 
-def _evaluate_task(model: MTEBModels, task: AbsTask, how: _How) -> list[TaskScores]:
-    """Run MTEB on one task and return an entry per split and subset."""
+def _evaluate_task(model: MTEBModels | BM25, task: AbsTask, how: _How) -> tuple[Any, list[TaskScores]]:
+    """Run MTEB on one task and return the model that it ran, and an entry per split and subset."""
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
+    from st_wkl.data.candidates import BM25
     from st_wkl.evaluation.tasks import load_task
+    from st_wkl.evaluation.two_stage import BM25Search
 
     borrowed = task.data_loaded  # data that the caller has loaded stays loaded
     if not borrowed:
@@ -164,12 +167,14 @@ def _evaluate_task(model: MTEBModels, task: AbsTask, how: _How) -> list[TaskScor
         asked = task
         if isinstance(task, AbsTaskRetrieval):
             task.convert_v1_dataset_format_to_v2(None)
+            if isinstance(model, BM25):
+                model = BM25Search(model, task, show_progress=how.show_progress)
             asked = _staged(model, task, how)
-        elif how.first_stage is not None:
-            raise ValueError(f"{task.metadata.name} is no retrieval task, so there is nothing to rerank")
+        elif isinstance(model, BM25) or how.first_stage is not None:
+            raise ValueError(f"{task.metadata.name} is no retrieval task, so there is nothing to search or rerank")
         with tempfile.TemporaryDirectory(prefix="st_wkl_") as folder:
             result, runs = _run_mteb(model, asked, how, Path(folder))
-        return [
+        return model, [
             _entry(asked, split, scores, runs, how.exposure, result.evaluation_time or 0.0)
             for split, subsets in result.scores.items()
             if split in asked.eval_splits  # a cached result may hold others, too

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from st_wkl.evaluation.scores import SHARED, UNSEEN
+from st_wkl.text import text_hash
 
 if TYPE_CHECKING:
     from st_wkl.data.collection import Collection
@@ -54,13 +55,12 @@ def exposure_groups(
         `{"shared": ids, "unseen": ids}` without an empty part, and the ids of queries that are training queries, too.
 
     Example:
-        >>> from st_wkl.data.exposure import Exposure, text_hash
+        >>> from st_wkl.data.exposure import Exposure
+        >>> from st_wkl.text import text_hash
         >>> seen = Exposure(frozenset([text_hash("a cat?")]), frozenset([text_hash("Cats purr.")]))
         >>> exposure_groups({"q1": {"d1": 1}}, {"q1": "a cat?"}, {"d1": "Cats purr."}, seen)
         ({'shared': ['q1']}, ['q1'])
     """
-    from st_wkl.data.exposure import text_hash
-
     relevant = {document for gains in qrels.values() for document, gain in gains.items() if gain > 0}
     seen = [document for document in relevant if text_hash(documents[document]) in exposure.positives]
     shared, unseen = shared_document_queries(qrels, seen)

@@ -6,7 +6,6 @@ numbers of different tasks stand under one name. Importing this module imports M
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import tempfile
@@ -29,6 +28,7 @@ from st_wkl.data.collection import Collection
 from st_wkl.data.runs import read_run
 from st_wkl.evaluation.identity import identified
 from st_wkl.models import load_model
+from st_wkl.text import ANALYSER
 
 if TYPE_CHECKING:
     from st_wkl.models import AnyModel
@@ -39,6 +39,12 @@ FirstStage: TypeAlias = "str | Path | BM25 | Mapping[str, Mapping[str, float]] |
 logger = logging.getLogger(__name__)
 
 
+def bm25_settings(bm25: BM25) -> dict[str, Any]:
+    """Return what the results say of a BM25."""
+    language = bm25.language
+    return {"formula": "lucene", "k1": bm25.k1, "b": bm25.b, "stemmer": language, "stop words": language}
+
+
 class BM25Search:
     """BM25 as a model that MTEB runs, by `bm25_candidates`.
 
@@ -46,26 +52,17 @@ class BM25Search:
 
     Args:
         bm25: The parameters.
+        task: A task whose data are loaded: the name is the one that BM25 has over its documents.
         show_progress: Show bars.
     """
 
-    def __init__(self, bm25: BM25 = BM25(), show_progress: bool = True) -> None:  # noqa: B008 - it is frozen
+    def __init__(self, bm25: BM25, task: AbsTaskRetrieval, *, show_progress: bool = True) -> None:
+        corpora = (data["corpus"] for splits in task.dataset.values() for data in splits.values())
+        self.name = bm25.name_over(text for corpus in corpora for text in _texts(corpus).values())
         self.bm25, self.show_progress = bm25, show_progress
-        digest = hashlib.blake2b(json.dumps([self.settings, version("bm25s")]).encode(), digest_size=20).hexdigest()
-        self.mteb_model_meta = ModelMeta.create_empty(overwrites={"name": f"local/{bm25.name}", "revision": digest})
+        digest = content_hash([self.name, bm25_settings(bm25), ANALYSER, version("bm25s")])
+        self.mteb_model_meta = ModelMeta.create_empty(overwrites={"name": f"local/{self.name}", "revision": digest})
         self.documents: dict[str, str] = {}
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the results say of it."""
-        language = self.bm25.language
-        return {
-            "formula": "lucene",
-            "k1": self.bm25.k1,
-            "b": self.bm25.b,
-            "stemmer": language,
-            "stop words": language,
-        }
 
     def index(self, corpus: Any, **_: Any) -> None:
         """Keep the documents; a search over them builds the index."""
@@ -169,7 +166,8 @@ def _first_stage(
     if isinstance(source, str | Path) and Path(source).is_file():
         return _stem(Path(source)), {place: _run_of_file(task, place, Path(source)) for place in places}
     if bm25 := BM25.of(source):
-        return bm25.name, _retrieved(task, BM25Search(bm25, show_progress), batch_size, show_progress)
+        search = BM25Search(bm25, task, show_progress=show_progress)
+        return search.name, _retrieved(task, search, batch_size, show_progress)
     model, name = load_model(source)  # type: ignore[arg-type]
     if type(model).__name__ == "CrossEncoder":
         raise ValueError(f"first_stage is {name}, a cross-encoder, which can only rerank; take a retriever or 'bm25'")

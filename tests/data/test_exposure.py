@@ -7,8 +7,9 @@ import pytest
 
 from st_wkl._push import ROOT_FILE
 from st_wkl.data.dataset import DistillationDataset, features
-from st_wkl.data.exposure import EXPOSURE_FILE, Exposure, text_hash
+from st_wkl.data.exposure import EXPOSURE_FILE, Exposure
 from st_wkl.evaluation.results import FILE_NAME
+from st_wkl.text import text_hash
 from st_wkl.training.record import RECORD_FILE
 
 

@@ -13,7 +13,8 @@ from datasets import Dataset
 
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset, features
-from st_wkl.data.leaks import document_disjoint, find_leaks, jaccard, near_texts, text_words
+from st_wkl.data.leaks import document_disjoint, find_leaks
+from st_wkl.text import jaccard, near_texts, text_words
 
 DOCUMENTS = {
     "cat": "Cats purr.",

@@ -12,10 +12,11 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from st_wkl.data.collection import Collection
-from st_wkl.data.exposure import Exposure, text_hash
+from st_wkl.data.exposure import Exposure
 from st_wkl.evaluation import Results, TaskScores, compare, evaluate, evaluate_run
 from st_wkl.evaluation.tables import results_table
 from st_wkl.evaluation.tasks import CollectionTask
+from st_wkl.text import text_hash
 
 DOCUMENTS = {
     "d1": "Cats sleep for most of the day and purr when they are content.",
