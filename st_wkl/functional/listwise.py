@@ -94,8 +94,8 @@ def weighted_kl(
     terms = log_p.exp() * (log_p - log_q)
     if gamma != 0 or alpha != 0 or beta:
         log_weighted_by = log_q.detach() if detach_weights else log_q
-        first = several_positives == "first"
-        terms = terms * _weights(log_weighted_by, student, positives, mask, gamma, alpha, beta, ranks, first)
+        weights = _weights(log_weighted_by, student, positives, mask, gamma, alpha, beta, ranks, several_positives)
+        terms = terms * weights
     return reduce(torch.where(mask, terms, 0.0), mask, reduction)
 
 
@@ -137,7 +137,7 @@ def contrastive_weights(
     student, _, mask = prepare(scores, torch.zeros_like(scores), mask, student_temperature)
     positives = check_shape("positives", positives, student).bool() & mask
     log_q = masked_log_softmax(student, mask)
-    weights = _weights(log_q, student, positives, mask, gamma, alpha, beta, ranks, several_positives == "first")
+    weights = _weights(log_q, student, positives, mask, gamma, alpha, beta, ranks, several_positives)
     return torch.where(mask, weights, 0.0)
 
 
@@ -359,9 +359,12 @@ def _weights(
     alpha: float,
     beta: float | None,
     ranks: Tensor | None,
-    first: bool,
+    several_positives: str,
 ) -> Tensor:
     """Compute (1 − q)^γ for positives and q^(γ − β) for negatives."""
+    if several_positives not in ("best", "first"):
+        raise ValueError(f"several_positives must be 'best' or 'first', got {several_positives!r}.")
+    first = several_positives == "first"
     bias = _rank_bias(student, positives, mask, alpha, ranks, first) if beta is None else beta * (~positives)
     exponent = gamma - bias
     if not first:

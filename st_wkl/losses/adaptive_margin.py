@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from st_wkl import functional
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.lists import holds_lists, unpack
+from st_wkl.losses.options import check_choices
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -42,6 +44,8 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
         >>> loss = AdaptiveRelevanceMarginLoss(student)  # doctest: +SKIP
     """
 
+    shown = ("target", "error", "in_batch")
+
     def __init__(
         self,
         model: SentenceTransformer | SparseEncoder,
@@ -57,6 +61,9 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
             raise ValueError(
                 f"AdaptiveRelevanceMarginLoss compares single embeddings, which a {type(model).__name__} does not have."
             )
+        check_choices(self, error=(error, ("l2", "l1", "soft")))
+        if not isinstance(target, int | float) or not math.isfinite(target):
+            check_choices(self, target=(target, ("adaptive", "distributed")))
         self.target = target
         self.error = error
         self.in_batch = in_batch
@@ -110,10 +117,6 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
             rows, places = (number == k).nonzero(as_tuple=True)
             triples.append((query[rows], documents[first[rows]], documents[lists.index[rows, places]]))
         return triples
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the parameters for the model card."""
-        return {"target": self.target, "error": self.error, "in_batch": self.in_batch}
 
     @property
     def citation(self) -> str:

@@ -7,13 +7,13 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 
-from sentence_transformers.util import similarity_fct_name
 from torch import Tensor
 
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.lists import CandidateLists, from_columns, holds_lists, unpack
+from st_wkl.losses.options import check_choices, check_similarity
 from st_wkl.losses.scoring import (
     BOUNDED_TEMPERATURE,
     LARGEST_SENSIBLE_BOUNDED_TEMPERATURE,
@@ -44,8 +44,8 @@ class ListLossOptions(TypedDict, total=False):
 class CandidateListLoss(StudentLoss):
     """Base of the losses that compare a student's scores of candidate lists with a teacher's.
 
-    A subclass only says what the loss is once the scores are there, in `loss_from_scores`, and names in
-    `temperatures` those that make a difference to it.
+    A subclass only says what the loss is once the scores are there, in `loss_from_scores`, and names in `shown` the
+    options that a card always tells, among them the temperatures that make a difference to it.
 
     Args:
         model: The student: a `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`.
@@ -60,7 +60,7 @@ class CandidateListLoss(StudentLoss):
             the whole batch.
     """
 
-    temperatures: ClassVar[tuple[str, ...]] = ("student_temperature", "teacher_temperature")
+    shown: ClassVar[tuple[str, ...]] = ("similarity_fct", "student_temperature", "teacher_temperature")
 
     def __init__(
         self,
@@ -74,6 +74,8 @@ class CandidateListLoss(StudentLoss):
         mini_batch_size: int | None = None,
     ) -> None:
         super().__init__(model, mini_batch_size)
+        check_similarity(self, similarity_fct)
+        check_choices(self, without_positive=(without_positive, ("all-negative", "skip")))
         # Resolved now, because the trainer replaces `self.model` by a wrapper that has no similarity of its own.
         self.similarity_fct = model_similarity(model) if similarity_fct is None else similarity_fct
         bounded = is_bounded(self.similarity_fct)
@@ -90,8 +92,6 @@ class CandidateListLoss(StudentLoss):
                 "similarity_fct=sentence_transformers.util.pairwise_dot_score if the embeddings are not normalised.",
                 stacklevel=3,
             )
-        if without_positive not in ("all-negative", "skip"):
-            raise ValueError(f"without_positive must be 'all-negative' or 'skip', got {without_positive!r}.")
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
         self.positive_threshold = positive_threshold
@@ -185,16 +185,3 @@ class CandidateListLoss(StudentLoss):
                 "diverged. Start again from the last good checkpoint with a smaller learning rate, or train in bf16 "
                 "or fp32 if this was fp16."
             )
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the parameters for the model card."""
-        config: dict[str, Any] = {name: getattr(self, name) for name in self.temperatures}
-        if self.similarity_fct is not None:
-            config = {"similarity_fct": similarity_fct_name(self.similarity_fct), **config}
-        if self.positive_threshold != 1.0:
-            config["positive_threshold"] = self.positive_threshold
-        if self.without_positive != "all-negative":
-            config["without_positive"] = self.without_positive
-        if self.mini_batch_size is not None:
-            config["mini_batch_size"] = self.mini_batch_size
-        return config

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from sentence_transformers.base.losses import CachedLossMixin, RandContext, has_static_embedding_input
@@ -15,6 +15,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from st_wkl._compat import create_minibatch
+from st_wkl.losses.options import options_of
 from st_wkl.losses.scoring import concatenate, embed, pair_features, student_output
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
         mini_batch_size: Rows per mini-batch, or None to embed the batch at once.
     """
 
+    shown: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, model: Student, mini_batch_size: int | None = None) -> None:
         super().__init__()
         if mini_batch_size is not None:
@@ -63,6 +66,10 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
     @abstractmethod
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Any:
         """Compute the loss from one tensor per column, the queries' first."""
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the parameters for the model card: what `shown` names, and all that differs from its default."""
+        return options_of(self, self.shown)
 
     def forward(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class CoherenceLoss(StudentLoss):
         >>> student = SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
         >>> loss = CoherenceLoss(student)  # doctest: +SKIP
     """
+
+    shown = ("embedding_weight", "margin_weight", "temperature")
 
     def __init__(
         self,
@@ -103,11 +105,6 @@ class CoherenceLoss(StudentLoss):
 
     def _total(self, loss: Terms) -> Tensor:
         return torch.stack(list(loss.values())).sum()
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the parameters for the model card."""
-        names = ("embedding_weight", "margin_weight", "temperature")
-        return {name: getattr(self, name) for name in names}
 
     @property
     def citation(self) -> str:

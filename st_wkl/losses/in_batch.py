@@ -19,6 +19,7 @@ from torch import Tensor
 
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.lists import CandidateLists, from_columns, holds_lists, unpack
+from st_wkl.losses.options import check_similarity
 from st_wkl.losses.scoring import BOUNDED_TEMPERATURE, concatenate
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class InBatchContrastiveLoss(StudentLoss):
         0.05
     """
 
+    shown = ("similarity_fct", "temperature", "own_negatives", "gather_across_devices")
+
     def __init__(
         self,
         model: SentenceTransformer | SparseEncoder | MultiVectorEncoder,
@@ -88,6 +91,7 @@ class InBatchContrastiveLoss(StudentLoss):
                 "InBatchContrastiveLoss needs embeddings: a cross-encoder would have to read every query with every "
                 "document of the batch. Leave this term out for cross-encoder students."
             )
+        check_similarity(self, similarity_fct)
         self.similarity_fct = _matrix_similarity(model) if similarity_fct is None else similarity_fct
         if temperature is None:
             bounded = similarity_fct_name(self.similarity_fct) in ("cos_sim", "mean_maxsim")
@@ -163,15 +167,6 @@ class InBatchContrastiveLoss(StudentLoss):
             all_gather_with_grad(documents)[present.flatten()],
             all_gather(identity)[present.flatten()],
         )
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the parameters for the model card."""
-        return {
-            "similarity_fct": similarity_fct_name(self.similarity_fct),
-            "temperature": self.temperature,
-            "own_negatives": self.own_negatives,
-            "gather_across_devices": self.gather_across_devices,
-        }
 
     @property
     def citation(self) -> str:

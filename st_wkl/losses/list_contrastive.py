@@ -45,7 +45,7 @@ class ListContrastiveLoss(CandidateListLoss):
         >>> loss = ListContrastiveLoss(student)  # doctest: +SKIP
     """
 
-    temperatures = ("student_temperature",)
+    shown = ("similarity_fct", "student_temperature")
 
     def __init__(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from torch import Tensor
 
 from st_wkl import functional
 from st_wkl.losses.base import CandidateListLoss, ListLossOptions
+from st_wkl.losses.options import check_choices
 
 if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
@@ -44,6 +45,8 @@ class MarginKL(CandidateListLoss):
         0.05
     """
 
+    shown = ("pairs", *CandidateListLoss.shown)
+
     def __init__(
         self,
         model: Student,
@@ -51,8 +54,7 @@ class MarginKL(CandidateListLoss):
         **options: Unpack[ListLossOptions],
     ) -> None:
         super().__init__(model, **options)
-        if pairs not in ("positive-negative", "all"):
-            raise ValueError(f"pairs must be 'positive-negative' or 'all', got {pairs!r}.")
+        check_choices(self, pairs=(pairs, ("positive-negative", "all")))
         self.pairs = pairs
 
     def loss_from_scores(
@@ -68,10 +70,6 @@ class MarginKL(CandidateListLoss):
             student_temperature=self.student_temperature,
             teacher_temperature=self.teacher_temperature,
         )
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the parameters for the model card."""
-        return {"pairs": self.pairs, **super().get_config_dict()}
 
     @property
     def citation(self) -> str:

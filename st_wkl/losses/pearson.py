@@ -35,7 +35,7 @@ class PearsonDistillLoss(CandidateListLoss):
         >>> loss = PearsonDistillLoss(SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2"))  # doctest: +SKIP
     """
 
-    temperatures = ()
+    shown = ("similarity_fct",)
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ class RankNetDistillLoss(CandidateListLoss):
         >>> loss = RankNetDistillLoss(student)  # doctest: +SKIP
     """
 
-    temperatures = ("student_temperature",)
+    shown = ("similarity_fct", "student_temperature")
 
     def __init__(
         self,

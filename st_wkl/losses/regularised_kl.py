@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from torch import Tensor
 
@@ -40,6 +40,8 @@ class RegularisedKLDistillLoss(CandidateListLoss):
         >>> loss = RegularisedKLDistillLoss(student, beta=0.01)  # doctest: +SKIP
     """
 
+    shown = ("beta", *CandidateListLoss.shown)
+
     def __init__(self, model: Student, beta: float = 0.02, **options: Unpack[ListLossOptions]) -> None:
         super().__init__(model, **options)
         check_at_least_zero(beta=beta)
@@ -58,10 +60,6 @@ class RegularisedKLDistillLoss(CandidateListLoss):
             student_temperature=self.student_temperature,
             teacher_temperature=self.teacher_temperature,
         )
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the parameters for the model card."""
-        return {"beta": self.beta, **super().get_config_dict()}
 
     @property
     def citation(self) -> str:

@@ -10,6 +10,7 @@ from st_wkl import functional
 from st_wkl.functional._scores import check_at_least_zero
 from st_wkl.losses.base import CandidateListLoss, ListLossOptions
 from st_wkl.losses.lists import CandidateLists
+from st_wkl.losses.options import check_choices
 
 if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
@@ -77,6 +78,8 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         >>> SentenceTransformerTrainer(student, train_dataset=dataset, loss=loss).train()  # doctest: +SKIP
     """
 
+    shown = ("gamma", "alpha", *CandidateListLoss.shown, "detach_weights", "reduction")
+
     def __init__(
         self,
         model: Student,
@@ -91,10 +94,12 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         **options: Unpack[ListLossOptions],
     ) -> None:
         super().__init__(model, **options)
-        if reduction not in ("batchmean", "mean"):
-            raise ValueError(f"reduction must be 'batchmean' or 'mean', got {reduction!r}.")
-        if ranks not in ("student", "dataset"):
-            raise ValueError(f"ranks must be 'student' or 'dataset', got {ranks!r}.")
+        check_choices(
+            self,
+            ranks=(ranks, ("student", "dataset")),
+            several_positives=(several_positives, ("best", "first")),
+            reduction=(reduction, ("batchmean", "mean")),
+        )
         check_at_least_zero(gamma=gamma, alpha=alpha)
         self.ranks = ranks
         self.gamma = gamma
@@ -139,17 +144,9 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         )
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Return the parameters for the model card."""
-        bias: dict[str, Any] = {"alpha": self.alpha} if self.beta is None else {"beta": self.beta}
-        if self.ranks != "student":
-            bias["ranks"] = self.ranks
-        return {
-            "gamma": self.gamma,
-            **bias,
-            **super().get_config_dict(),
-            "detach_weights": self.detach_weights,
-            "reduction": self.reduction,
-        }
+        """Return the parameters for the model card; a constant bias takes the place of the rank bias."""
+        config = super().get_config_dict()
+        return config if self.beta is None else {name: value for name, value in config.items() if name != "alpha"}
 
     @property
     def citation(self) -> str:

@@ -76,24 +76,37 @@ def default_config(student: Student) -> LoraConfig:
 
 
 def check_config(student: Student, lora: bool | LoraConfig) -> None:
-    """Stop where a target matches no module; peft only does where none of them does.
+    """Stop where a name in the configuration matches no module; peft only does where no target matches at all.
 
     Raises:
-        ValueError: With the targets that match nothing, and those that there are.
+        ValueError: With the names that match nothing, and the targets that there are.
     """
-    targets = (default_config(student) if isinstance(lora, bool) else lora).target_modules
+    config = default_config(student) if isinstance(lora, bool) else lora
     names = [name for name, _ in _transformer(student).named_modules()]
-    if targets is None or targets == "all-linear":
-        return
-    if isinstance(targets, str):
-        missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
-    else:
-        missing = sorted(t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names))
-    if missing:
-        raise ValueError(
-            f"The LoRA targets {', '.join(missing)} match no module of {type(_transformer(student)).__name__}. Those "
-            f"of its blocks are {', '.join(default_targets(student))}; lora=True takes them all."
-        )
+    for option in ("target_modules", "modules_to_save", "exclude_modules", "rank_pattern", "alpha_pattern"):
+        wanted = getattr(config, option, None) or []
+        if isinstance(wanted, str) and option == "modules_to_save":
+            raise ValueError(f"LoRA's modules_to_save must be a list of names, got {wanted!r}: write [{wanted!r}].")
+        if option == "target_modules" and wanted == "all-linear":
+            continue
+        patterns = [wanted] if isinstance(wanted, str) else sorted(wanted)
+        regular = isinstance(wanted, str) or option.endswith("_pattern")
+        if missing := [pattern for pattern in patterns if not _matches(pattern, names, option, regular)]:
+            what = "targets" if option == "target_modules" else option
+            raise ValueError(
+                f"The LoRA {what} {', '.join(missing)} match no module of {type(_transformer(student)).__name__}. "
+                f"Those of its blocks are {', '.join(default_targets(student))}; lora=True takes them all."
+            )
+
+
+def _matches(pattern: str, names: list[str], option: str, regular: bool) -> bool:
+    """Tell whether peft finds a module by a name or regular expression of one of its options."""
+    if option == "modules_to_save":
+        return any(name.endswith(pattern) for name in names)
+    if regular:
+        where = rf"(.*\.)?({pattern})" if option.endswith("_pattern") else pattern
+        return any(re.fullmatch(where, name) for name in names)
+    return any(name == pattern or name.endswith(f".{pattern}") for name in names)
 
 
 def has_adapter(student: Student) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import warnings
@@ -21,7 +22,7 @@ from sentence_transformers.util import pairwise_cos_sim, pairwise_dot_score
 from torch import Tensor
 
 from st_wkl.functional import margin_kl, weighted_kl
-from st_wkl.losses import MarginKL, WeightedKLDistillationLoss
+from st_wkl.losses import InBatchContrastiveLoss, MarginKL, WeightedKLDistillationLoss
 from st_wkl.losses.base import CandidateListLoss
 
 LOSSES = [WeightedKLDistillationLoss, MarginKL]
@@ -244,3 +245,40 @@ def test_all_ways_of_whole_numbers_work(student: SentenceTransformer) -> None:
     labels = torch.tensor([[1, 0, 0]] * 4)
     assert torch.isfinite(MarginKL(student).compute_loss_from_embeddings(embeddings(), labels))
     assert torch.isfinite(WeightedKLDistillationLoss(student).compute_loss_from_embeddings(embeddings(), labels))
+
+
+def test_a_misspelt_option_is_refused_by_every_loss(student: SentenceTransformer) -> None:
+    """A word that an option does not know took the place of the other choice, and training ran with that."""
+    import st_wkl.losses
+
+    tried = set()
+    for name in st_wkl.losses.__all__:
+        loss = getattr(st_wkl.losses, name)
+        for part in loss.__mro__:
+            if "__init__" not in vars(part):
+                continue
+            taken = inspect.signature(loss.__init__).parameters
+            options = any(entry.kind is inspect.Parameter.VAR_KEYWORD for entry in taken.values())
+            for option, entry in inspect.signature(part.__init__).parameters.items():
+                if "Literal[" not in str(entry.annotation) or not (options or option in taken):
+                    continue
+                with pytest.raises(ValueError, match=f"{name}: {option} must be .* got 'frist'"):
+                    loss(student, **{option: "frist"})
+                tried.add(option)
+    words = {"several_positives", "reduction", "ranks", "without_positive", "pairs", "target", "error"}
+    assert tried == words
+    with pytest.raises(ValueError, match=r"similarity_fct must be a function.*got 'cosine'"):
+        MarginKL(student, similarity_fct="cosine")
+    with pytest.raises(ValueError, match="several_positives must be 'best' or 'first'"):
+        weighted_kl(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2), several_positives="frist")
+
+
+def test_the_card_tells_every_option_that_is_not_the_default(student: SentenceTransformer) -> None:
+    """A student of another threshold looked like one of the default, on its card and to a run that was resumed."""
+    contrast = InBatchContrastiveLoss(student, positive_threshold=3.0)
+    assert contrast.get_config_dict()["positive_threshold"] == 3.0
+    assert "positive_threshold" not in InBatchContrastiveLoss(student).get_config_dict()
+    weighted = WeightedKLDistillationLoss(student, several_positives="first", beta=0.5)
+    config = weighted.get_config_dict()
+    assert (config["several_positives"], config["beta"]) == ("first", 0.5)
+    assert "alpha" not in config

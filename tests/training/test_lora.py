@@ -167,6 +167,19 @@ def test_bad_adapters_are_errors(
         ):
             distill(student, dataset, output_dir=tmp_path / "student", lora=config)
     check_config(student, LoraConfig(target_modules=r".*\.query"))
+    options = ("modules_to_save", ["poler"]), ("exclude_modules", ["kye"]), ("rank_pattern", {"kye": 4})
+    for option, value in options:
+        with pytest.raises(ValueError, match=rf"{option} (poler|kye) match no module of BertModel"):
+            distill(
+                student,
+                dataset,
+                output_dir=tmp_path / "student",
+                lora=LoraConfig(target_modules=["query", "key"], **{option: value}),
+            )
+    found = {"modules_to_save": ["pooler"], "exclude_modules": ["0.attention.self.key"], "alpha_pattern": {"query": 4}}
+    check_config(student, LoraConfig(target_modules=["query", "key"], **found))
+    with pytest.raises(ValueError, match="modules_to_save must be a list"):
+        check_config(student, LoraConfig(target_modules=["query"], modules_to_save="pooler"))
     with pytest.raises(ValueError, match="has nothing for LoRA to adapt"):
         distill(static_student_path, dataset, output_dir=tmp_path / "student", lora=True)
     with pytest.raises(ValueError, match="carries no adapter"):
