@@ -18,6 +18,7 @@ from st_wkl.data.candidates import bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.runs import read_run
 from st_wkl.pipeline import STAGES, run
+from st_wkl.pipeline.stages import changed
 from st_wkl.training import TrainingRecord
 from tests.processes import run_module
 from tests.test_cli import st_wkl
@@ -95,6 +96,19 @@ def test_what_changes_is_done_again_and_nothing_is_lost(folder: Path, undisturbe
     assert not all((old[name] == new).all() for name, new in weights(output).items())
     kept = load_file(output / "replaced" / "1-student" / "model.safetensors")
     assert all((old[name] == kept[name]).all() for name in old)
+
+
+def test_inputs_are_the_same_but_for_what_cannot_matter() -> None:
+    """Another way of logging, or an option that a new version brings, had a day of training done again."""
+    loss = {"name": None, "in_batch": None, "mini_batch_size": None, "parameters": {}}
+    there: dict[str, Any] = {"dataset": "d", "loss": loss, "training": {"logging_steps": 3, "seed": 1}, "dev": None}
+    now = there | {"training": {"report_to": "tensorboard", "seed": 1, "save_steps": 9}}
+    now["loss"] = {name: value for name, value in loss.items() if name != "in_batch"}
+    assert changed(there, now) == changed(now, there) == []
+    assert changed(there, there | {"training": {"seed": 1, "prompts": {"query": "q: "}}}) == ["training"]
+    assert changed(there, there | {"loss": loss | {"parameters": {"positive_threshold": 2}}}) == ["loss"]
+    dev = {"split": "dev", "max_queries": None, "max_documents": None, "patience": None}
+    assert changed(there | {"dev": dev}, now | {"dev": dev}) == ["training"], "it chooses another checkpoint"
 
 
 def work(settings: dict[str, Any]) -> None:

@@ -139,11 +139,11 @@ def _pending(stage: stages.Stage, parts: Parts) -> dict[str, Any] | None:
     made = stage.made(parts)
     inputs: dict[str, Any] = json.loads(json.dumps(stage.inputs(parts), sort_keys=True))
     found = folder.read_json(_marker(stage, parts))
-    if found.get("inputs") == inputs and found.get("complete") and made.exists():
+    changed = stages.changed(found.get("inputs", {}), inputs)
+    if found and not changed and found.get("complete") and made.exists():
         logger.info("%s: complete, nothing to do", stage.name)
         return None
-    if found and found.get("inputs") != inputs:
-        changed = sorted(key for key in inputs if found.get("inputs", {}).get(key) != inputs[key])
+    if found and changed:
         logger.info("%s: done again, since these have changed: %s", stage.name, ", ".join(changed))
         # A card is part of its student, and written anew.
         if stage.name != "card" and (kept := folder.set_aside(made, parts.output)):

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from st_wkl.config.tree import DevConfig, LossConfig, SelectionConfig
 from st_wkl.packaged import named
 from st_wkl.pipeline.folder import CONFIG_FILE, digest, source_digest
 from st_wkl.pipeline.parts import Parts
 
 # What a student's folder holds beside what decides its output.
 _ABOUT = {"README.md", "distillation.json", "training.png", "training_texts.json", "results.json"}
+
+# Inputs that are a part of the configuration, and may gain options.
+_PARTS = {"loss": LossConfig, "selection": SelectionConfig, "dev": DevConfig}
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,37 @@ class Stage:
     inputs: Callable[[Parts], dict[str, Any]]
     made: Callable[[Parts], Path]
     work: Callable[[Parts], None]
+
+
+def changed(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the names of inputs that make a stage's outcome another one.
+
+    An option that one of two versions does not have counts as its default, and what cannot matter is left out.
+    """
+    sides = [_that_matters(inputs) for inputs in (there, now)]
+    return sorted(name for name in sides[0].keys() | sides[1].keys() if sides[0].get(name) != sides[1].get(name))
+
+
+def _that_matters(inputs: dict[str, Any]) -> dict[str, Any]:
+    from st_wkl.training.dev import SELECTION_ARGUMENTS
+    from st_wkl.training.identity import matters
+
+    found = {
+        name: {**_defaults(_PARTS[name]), **value} if name in _PARTS and isinstance(value, dict) else value
+        for name, value in inputs.items()
+    }
+    if isinstance(training := found.get("training"), dict):
+        chosen = found.get("dev") is not None
+        found["training"] = {
+            name: value for name, value in training.items() if matters(name) or (chosen and name in SELECTION_ARGUMENTS)
+        }
+    return found
+
+
+def _defaults(part: type) -> dict[str, Any]:
+    from st_wkl.losses.options import field_default
+
+    return {entry.name: field_default(entry) for entry in dataclasses.fields(part)}
 
 
 def _candidates_inputs(parts: Parts) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_wkl._files import write_text
+from st_wkl.training.describe import differences, told
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IDENTITY_FILE = "run.json"
-_FORMAT = 1
+# Format 1 held thirteen of the training arguments and what a loss shows on its card: runs of different options looked
+# alike. What it does not hold cannot be compared.
+FORMAT = 2
 # The trainer writes these in this order; the last is a JSON file, of which half does not parse.
 _FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 
@@ -85,19 +88,26 @@ def start_run(folder: Path, identity: dict[str, Any], *, resume: bool) -> Checkp
             f"{folder} holds the checkpoints of a run that was stopped. Go on with resume=True, give another folder, "
             "or delete it if it may go."
         )
-    expected = json.loads(json.dumps({"format": _FORMAT, **identity}))
-    if changed := sorted(key for key in expected.keys() | there.keys() if expected.get(key) != there.get(key)):
-        told = "; ".join(f"{key}: {_short(there.get(key))} there, {_short(expected.get(key))} now" for key in changed)
+    if there.pop("format", None) != FORMAT:
         raise ValueError(
-            f"The checkpoints in {folder} are those of another run ({told}). Give another folder, or delete it if it "
-            "may go."
+            f"{path} was written by another version of st-wkl, which wrote down other things, so whether these are the "
+            f"checkpoints of this run cannot be told. Finish it with that version, give another folder, or delete "
+            f"{folder} if it may go."
         )
-    return last_checkpoint(folder)
+    if found := differences(there, identity):
+        raise ValueError(
+            f"The checkpoints in {folder} are those of another run ({told(found)}). Give another folder, or delete it "
+            "if it may go."
+        )
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
+        logger.warning("%s holds no complete checkpoint: training starts again at its first step.", folder)
+    return checkpoint
 
 
 def write_identity(folder: Path, identity: dict[str, Any]) -> None:
     """Say which run a folder of checkpoints belongs to."""
-    write_text(folder / IDENTITY_FILE, json.dumps({"format": _FORMAT, **identity}, indent=2) + "\n")
+    write_text(folder / IDENTITY_FILE, json.dumps({"format": FORMAT, **identity}, indent=2) + "\n")
 
 
 def remove(folder: Path) -> None:
@@ -106,18 +116,19 @@ def remove(folder: Path) -> None:
 
 
 def dataset_fingerprint(dataset: DistillationDataset | Dataset | IterableDataset) -> str:
-    """Return a hash of all rows in their order; of an iterable dataset's columns only, as its rows pass once."""
+    """Return a hash of all rows in their order; of an iterable dataset's columns only, as its rows pass once.
+
+    Rows that a transform makes as they are asked for are hashed as they are at this moment.
+    """
     digest = hashlib.blake2b(digest_size=16)
     # The tables of a distillation dataset hold each document once, its lists many times.
-    tables = [dataset] if hasattr(dataset, "column_names") else [dataset.train, dataset.queries, dataset.documents]
+    tables: list[Any] = (
+        [dataset] if hasattr(dataset, "column_names") else [dataset.train, dataset.queries, dataset.documents]
+    )
     for table in tables:
         digest.update(repr(sorted(table.column_names or [])).encode())
         if hasattr(table, "with_format") and hasattr(table, "__len__"):
-            for batch in table.with_format(None).iter(batch_size=1000):
+            rows = table if table.format["type"] == "custom" else table.with_format(None)
+            for batch in rows.iter(batch_size=1000):
                 digest.update(json.dumps(batch, sort_keys=True, default=repr).encode())
     return digest.hexdigest()
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -14,13 +14,28 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder
 from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers.trainer_utils import IntervalStrategy
 
+from st_wkl._hashes import content_hash
+
 if TYPE_CHECKING:
     from sentence_transformers.base.training_args import BaseTrainingArguments
 
     from st_wkl.data.candidates import Candidates
     from st_wkl.data.collection import Collection
     from st_wkl.losses.scoring import Student
+    from st_wkl.training.describe import Describer
 
+# The training arguments that decide which checkpoint is kept; without a dev split they decide nothing.
+SELECTION_ARGUMENTS = (
+    "eval_strategy",
+    "eval_steps",
+    "eval_delay",
+    "eval_on_start",
+    "save_strategy",
+    "save_steps",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+)
 # Enough for recall@100; nDCG@10 needs no more than 10.
 _DEPTH = 100
 # Documents that are embedded and compared at a time, so that memory does not grow with their number.
@@ -271,14 +286,12 @@ def score(evaluator: BaseEvaluator, student: Student) -> float:
     return round(float(found if isinstance(found, int | float) else found[str(evaluator.primary_metric)]), 6)
 
 
-def identity(evaluator: BaseEvaluator, args: BaseTrainingArguments) -> dict[str, Any]:
+def identity(evaluator: BaseEvaluator, args: BaseTrainingArguments, describe: Describer) -> dict[str, Any]:
     """Return what decides which checkpoint is kept, in JSON values."""
-    when = (args.eval_strategy, args.save_strategy)
+    fingerprint = getattr(evaluator, "fingerprint", None)
     return {
         "evaluator": type(evaluator).__name__,
         "metric": evaluator.primary_metric,
-        "fingerprint": getattr(evaluator, "fingerprint", None),
-        **{key: str(value) for key, value in evaluator.get_config_dict().items()},
-        "when": [str(getattr(value, "value", value)) for value in when] + [str(args.eval_steps), str(args.save_steps)],
-        "keep_best": bool(args.load_best_model_at_end),
+        "fingerprint": fingerprint or content_hash(describe.part("dev", evaluator), size=16),
+        **{name: describe(getattr(args, name)) for name in SELECTION_ARGUMENTS},
     }

@@ -23,9 +23,11 @@ from st_wkl.cards.model_card import write_model_card
 from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.evaluation.results import package_versions
-from st_wkl.models import load_model, model_revision
+from st_wkl.models import load_model
 from st_wkl.training import checkpoints, dev
 from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
+from st_wkl.training.describe import Describer, differences, told
+from st_wkl.training.identity import run_identity, told_arguments, told_options
 from st_wkl.training.logs import watch
 from st_wkl.training.lora import check_base, check_config, check_reload, has_adapter, prepare
 from st_wkl.training.plot import PLOT_FILE, plot_training
@@ -47,22 +49,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-# What of the training arguments decides the outcome; the rest is about logging, devices and files.
-_ARGUMENTS = (
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "optim",
-    "seed",
-    "bf16",
-    "fp16",
-)
 
 
 @dataclass(frozen=True)
@@ -179,10 +165,23 @@ def distill(
     args.output_dir = str(work)
     args.restore_callback_states_from_checkpoint = True  # a resumed run has to be as patient as it was
 
-    identity = _identity(loaded, dataset, data, made, args, lora, eval)
+    callbacks = list(callbacks)
+    describe = Describer(loaded)
+    identity = run_identity(
+        student=loaded,
+        dataset=dataset,
+        data=data,
+        loss=made,
+        args=args,
+        lora=lora,
+        evaluator=eval,
+        callbacks=callbacks,
+        describe=describe,
+    )
     if resume and (finished := _finished(output_dir, identity)) is not None:
         logger.info("%s is complete: nothing to do.", output_dir)
         return finished
+    _check_resumable(args, made, describe, dataset, resume=resume)
     _check_folder(output_dir, work)
     checkpoint = checkpoints.start_run(work, identity, resume=resume)
     _wait()  # the trainer of a quicker process would make the folder that this one has yet to look at
@@ -196,7 +195,7 @@ def distill(
         loss=made,
         data_collator=data.collator,
         evaluator=eval,
-        callbacks=list(callbacks) or None,
+        callbacks=callbacks or None,
     )
     try:
         _check_trainer(trainer, made, data, checkpoint)
@@ -217,17 +216,18 @@ def distill(
     record = TrainingRecord(
         student=name,
         loss=type(made).__name__,
-        loss_config=_config(made),
+        loss_config=told_options(made),
         loss_citation=str(getattr(made, "citation", "")),
         teacher=data.provenance.get("teacher", {}),
         dataset={**data.provenance, **({} if data.count is None else {"rows_trained": data.count})},
-        arguments=_arguments_that_matter(args),
+        arguments=told_arguments(args, identity),
         seconds=round(time.perf_counter() - start, 1),
         versions=package_versions(("sentence-transformers", "transformers", "torch", "peft")),
         lora=adapter,
         dev=scores,
         student_license=licence,
         run=content_hash(identity, size=16),
+        identity=identity,
     )
     if get_rank() == 0:
         _save(loaded, output_dir, record, dataset, history)
@@ -266,41 +266,59 @@ def _make_loss(loss: Any, student: Student, dataset: Any, mini_batch_size: int |
     return made
 
 
-def _identity(
-    student: Student,
-    dataset: Any,
-    data: TrainingData,
-    loss: nn.Module,
-    args: BaseTrainingArguments,
-    lora: bool | LoraConfig,
-    evaluator: BaseEvaluator | None,
-) -> dict[str, Any]:
-    """Return what decides the outcome of training."""
-    arguments = {**_arguments_that_matter(args), "processes": args.world_size}
-    return {
-        "student": model_revision(student),  # type: ignore[arg-type]
-        "dataset": checkpoints.dataset_fingerprint(dataset),
-        "columns": data.rows.column_names,
-        "rows": data.count,
-        "loss": {"name": type(loss).__name__, **_config(loss)},
-        "arguments": arguments,
-        "dev": None if evaluator is None else dev.identity(evaluator, args),
-        "lora": lora if isinstance(lora, bool) else _plain(lora.to_dict()),
-    }
-
-
 def _finished(folder: Path, identity: dict[str, Any]) -> Distilled | None:
     """Return the complete student of this very run, None if there is none yet."""
     if not (folder / RECORD_FILE).is_file():
         return None
     record = TrainingRecord.load(folder)
-    if record.run != content_hash(identity, size=16):
+    if not record.identity:
         raise FileExistsError(
-            f"{folder} holds a student that was trained from another student, dataset, loss or arguments. Choose "
-            "another folder, or delete it if it may go."
+            f"{folder} holds a student of an earlier version of st-wkl, whose record does not tell all that it was "
+            "trained with, so whether this is the same run cannot be told. Choose another folder, or delete it if it "
+            "may go."
+        )
+    if found := differences(record.identity, identity):
+        raise FileExistsError(
+            f"{folder} holds a student that was trained from another student, dataset, loss or arguments "
+            f"({told(found)}). Choose another folder, or delete it if it may go."
         )
     student: Any = load_model(folder)[0]
     return Distilled(student, _results([], record), record, folder)
+
+
+def _check_resumable(
+    args: BaseTrainingArguments, loss: nn.Module, describe: Describer, dataset: Any, *, resume: bool
+) -> None:
+    """Stop, or say so, where a run that is killed could not go on as if it had not been.
+
+    Raises:
+        ValueError: If resuming is asked for and cannot work.
+    """
+    trained = set() if describe.student is None else {id(weight) for weight in describe.student.parameters()}
+    own = [name for name, weight in loss.named_parameters() if weight.requires_grad and id(weight) not in trained]
+    reasons = []
+    if args.save_only_model and args.save_strategy != "no":
+        reasons.append("save_only_model=True keeps no optimizer in the checkpoints: leave it away")
+    if own:
+        reasons.append(f"checkpoints do not hold the loss's own weights, {own[0]!r} and others: freeze them")
+    if describe.unknown:
+        reasons.append(
+            f"{describe.unknown[0]} is an object that cannot be told from another of its kind: give one with a state "
+            "in plain attributes, or a function"
+        )
+    if reasons and resume:
+        raise ValueError(f"This run cannot be resumed, since {'; '.join(reasons)}, or leave resume away.")
+    if reasons:
+        logger.warning("If this run is stopped, it cannot be resumed, since %s.", "; ".join(reasons))
+    if args.save_strategy == "no":
+        logger.log(
+            logging.WARNING if resume else logging.INFO,
+            "No checkpoints are kept (save_strategy='no'): if this run is stopped, it starts again at its first step.",
+        )
+    if resume and not hasattr(dataset, "__len__") and not hasattr(dataset, "train"):
+        logger.warning(
+            "The rows of an IterableDataset pass once, so whether they are the same as before is not checked."
+        )
 
 
 def _check_folder(folder: Path, work: Path) -> None:
@@ -374,23 +392,6 @@ def _results(history: list[dict[str, Any]], record: TrainingRecord) -> dict[str,
     losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
     scores = {f"dev_{when}": value for when, value in record.dev.items()}
     return {"seconds": record.seconds, **({"train_loss": losses[-1]} if losses else {}), **scores}
-
-
-def _config(loss: nn.Module) -> dict[str, Any]:
-    describe: Callable[[], dict[str, Any]] | None = getattr(loss, "get_config_dict", None)  # type: ignore[assignment]
-    config = {} if describe is None else describe()
-    # Wrappers of sentence-transformers put the losses that they wrap in there.
-    return {key: type(value).__name__ if isinstance(value, nn.Module) else value for key, value in config.items()}
-
-
-def _arguments_that_matter(args: BaseTrainingArguments) -> dict[str, Any]:
-    values = {name: getattr(args, name) for name in _ARGUMENTS}
-    return {name: getattr(value, "value", value) for name, value in values.items()}
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON values; peft keeps its targets in sets, whose order changes from run to run."""
-    return {key: sorted(value) if isinstance(value, set) else str(value) for key, value in values.items()}
 
 
 def _name_of(student: Student, found: str) -> str:

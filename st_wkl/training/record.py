@@ -23,13 +23,15 @@ class TrainingRecord:
         loss_citation: BibTeX of the loss.
         teacher: Identity of the teacher, as the dataset has it.
         dataset: Provenance of the distillation dataset.
-        arguments: The training arguments that matter for the result.
+        arguments: The most important training arguments, and all that can matter and are not at their default.
         seconds: Wall-clock time of training.
         versions: Versions of the packages that took part.
         lora: Rank, alpha, targets and share of trainable weights of the adapter; empty where all weights were trained.
         dev: The dev split's nDCG@10 before training and of the student that was kept; empty without a dev split.
         student_license: What the card of the model that training started from states; empty where it states none.
-        run: A hash of all that decides the outcome, by which a run that is started again knows its student.
+        run: A hash of `identity`.
+        identity: All that decides the outcome, by which a run that is started again knows its student. Empty in records
+            of earlier versions, whose `run` is a hash of less.
     """
 
     student: str
@@ -45,6 +47,7 @@ class TrainingRecord:
     dev: dict[str, float] = field(default_factory=dict)
     student_license: str = field(default_factory=str)  # no plain default: `load` takes these as in every version
     run: str = field(default_factory=str)
+    identity: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> Path:
         """Write the record into a student's folder."""

@@ -7,6 +7,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,20 @@ class RefreshCandidatesCallback(TrainerCallback):
         # A plain function, since `datasets` copies its transforms deeply with all that belongs to a bound method. The
         # places of the rows carry the name of what they become: `distill` tells lists from columns by it.
         return Dataset.from_dict({"documents": list(range(len(self._rows)))}).with_transform(current)
+
+    def run_identity(self) -> dict[str, Any]:
+        """Return what decides which lists training meets, in JSON values."""
+        builder = self.builder
+        return {
+            "every": self.every,
+            "candidates": self.refreshes_candidates,
+            "ranks": self.refreshes_ranks,
+            "collection": builder.collection.fingerprint,
+            "teacher": builder.teacher.identity,
+            "pairwise": None if builder.pairwise is None else builder.pairwise.identity,
+            "num_negatives": builder.num_negatives,
+            "selection": asdict(builder.selection),
+        }
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         texts = self.builder.collection
