@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from st_wkl._hashes import content_hash
 from st_wkl.data.backends import FALLBACK_LENGTH, NO_LIMIT, OnnxEngine, TorchEngine
 from st_wkl.data.provenance import stated_license
-from st_wkl.models import hash_weights
+from st_wkl.model_files import (
+    SETTINGS,
+    exported_files,
+    hash_files,
+    onnx_file,
+    openvino_file,
+    other_files,
+    settings_files,
+    torch_files,
+)
+from st_wkl.models import identity as model_identity
+from st_wkl.models import model_state
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 logger = logging.getLogger(__name__)
-
-# Whatever in a folder decides a score: weights, and what turns text into ids. Not cards, logs, optimizer states.
-_TORCH_WEIGHTS = ("**/model*.safetensors", "**/pytorch_model*.bin", "**/adapter_model*.safetensors")
-_SETTINGS = (
-    "config.json",
-    "modules.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-)
 
 
 class CrossEncoderTeacher:
@@ -107,15 +106,16 @@ class CrossEncoderTeacher:
         if not isinstance(model, (str, os.PathLike)):
             if backend in ("onnx", "openvino") or (max_length, dtype, revision, device) != (None, None, None, None):
                 raise ValueError("A loaded CrossEncoder keeps its own backend, max_length, dtype, revision and device.")
-            name, commit = _loaded_name(model), f"blake2b:{hash_weights(model)}"
+            name, known = _loaded_name(model), model_identity(model)
+            commit, settings = f"blake2b:{known['weights']}", known["settings"]
             self._engine = TorchEngine(model, batch_tokens, batch_size, prompt)
         else:
             folder = Path(model)
             if not folder.is_dir() and (str(model).count("/") > 1 or str(model).startswith((".", "/", "~"))):
                 raise FileNotFoundError(f"There is no folder {model}. Give a folder with a cross-encoder or a Hub id.")
             if backend == "auto":
-                backend = "onnx" if folder.is_dir() and _onnx_file(folder) and not _torch_files(folder) else "torch"
-            name = folder.resolve().name if folder.is_dir() else str(model)
+                backend = "onnx" if folder.is_dir() and onnx_file(folder) and not torch_files(folder) else "torch"
+            name, settings = folder.resolve().name if folder.is_dir() else str(model), None
             if backend in ("onnx", "openvino"):
                 if prompt is not None or dtype is not None:
                     raise ValueError(f"The {backend} backend takes no prompt and no dtype. Use the torch backend.")
@@ -123,10 +123,11 @@ class CrossEncoderTeacher:
                 folder = folder if local else _download_exported(str(model), revision, backend)
                 self._engine = _exported_engine(backend, folder, max_length, batch_tokens, batch_size, device)
                 # The Hub's cache names the folder of a snapshot after its commit.
-                commit = f"blake2b:{_hash_files(folder, _exported_files(folder, backend))}" if local else folder.name
+                commit = f"blake2b:{hash_files(folder, exported_files(folder, backend))}" if local else folder.name
             else:
                 commit = _local_commit(folder) if folder.is_dir() else _hub_commit(str(model), revision)
                 loaded = _load_cross_encoder(model, max_length, commit, device, trust_remote_code, dtype)
+                settings = _settings_beyond(folder if folder.is_dir() else None, loaded)
                 self._engine = TorchEngine(loaded, batch_tokens, batch_size, prompt)
         self._identity: dict[str, str | int | float | None] = {
             "kind": "cross-encoder",
@@ -138,14 +139,24 @@ class CrossEncoderTeacher:
             "activation": "identity",
             "prompt": self._engine.prompt,
         }
+        if settings is not None:
+            self._identity["settings"] = f"blake2b:{settings}"
+        self._state = self._state_of_loaded()
 
     @property
     def identity(self) -> dict[str, str | int | float | None]:
         """Model, revision (commit, or hash of the weights), backend, dtype, length, activation and prompt.
 
-        The size of the batches is no part of it: it moves scores by rounding only.
+        `settings` is a hash of what else decides a score where the revision does not cover it: adapters, tokenizer,
+        modules and configuration of a loaded model, settings files of a folder. The size of the batches is no part of
+        the identity: it moves scores by rounding only.
         """
         return dict(self._identity)
+
+    def _state_of_loaded(self) -> Any:
+        """Return what shows at once that a loaded model, which its owner may train or switch, is another one now."""
+        model = self._made_from[0]
+        return None if isinstance(model, (str, os.PathLike)) else model_state(model)
 
     @property
     def license(self) -> str | None:
@@ -192,10 +203,28 @@ class CrossEncoderTeacher:
         """
         if not len(pairs):
             return np.empty(0, dtype=np.float32)
+        if self._state_of_loaded() != self._state:
+            raise ValueError(
+                "The CrossEncoder was changed after it became a teacher (its weights, adapters, tokenizer or "
+                "settings), so its scores belong under another identity. Make a new CrossEncoderTeacher of it."
+            )
         scores, truncated = self._engine.logits([(query, document) for query, document in pairs])
         self.truncated_pairs += truncated
         logger.info("Scored %d pairs; %d were longer than %s tokens", len(pairs), truncated, self._engine.max_length)
         return scores
+
+
+def former_identity(identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the identity under which earlier versions kept a teacher's scores, None if it is the same today.
+
+    It left out what `settings` holds now, so the scores under it may be those of another tokenizer or adapter.
+    """
+    former = {
+        name: former_identity(value) or value if isinstance(value, Mapping) else value
+        for name, value in identity.items()
+        if name != "settings" or identity.get("kind") != "cross-encoder"
+    }
+    return former if former != dict(identity) else None
 
 
 def _load_cross_encoder(
@@ -251,11 +280,11 @@ def _fast_dtype(device: str | None) -> str:
 
 
 def _local_commit(folder: Path) -> str:
-    weights = _torch_files(folder)
+    weights = torch_files(folder)
     if not weights:
-        found = f" It has {_onnx_file(folder)}: use backend='onnx'." if _onnx_file(folder) else ""
+        found = f" It has {onnx_file(folder)}: use backend='onnx'." if onnx_file(folder) else ""
         raise FileNotFoundError(f"{folder} has no weights for torch (model.safetensors).{found}")
-    return f"blake2b:{_hash_files(folder, [*weights, *_settings(folder)])}"
+    return f"blake2b:{hash_files(folder, [*weights, *settings_files(folder)])}"
 
 
 def _hub_commit(repo_id: str, revision: str | None) -> str:
@@ -268,7 +297,7 @@ def _hub_commit(repo_id: str, revision: str | None) -> str:
 def _download_exported(repo_id: str, revision: str | None, backend: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["model.onnx*", "onnx/model.onnx*", *_SETTINGS]
+    patterns = ["model.onnx*", "onnx/model.onnx*", *SETTINGS]
     if backend == "openvino":
         patterns += ["openvino_model.*", "openvino/openvino_model.*"]
     return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
@@ -284,44 +313,21 @@ def _exported_engine(
 ) -> OnnxEngine:
     from st_wkl.data.openvino_engine import OpenVinoEngine
 
-    engine, file = (OnnxEngine, _onnx_file(folder)) if backend == "onnx" else (OpenVinoEngine, _openvino_file(folder))
+    engine, file = (OnnxEngine, onnx_file(folder)) if backend == "onnx" else (OpenVinoEngine, openvino_file(folder))
     return engine(folder, file, max_length, batch_tokens, batch_size, device)
 
 
-def _onnx_file(folder: Path) -> Path | None:
-    return next((file for file in (folder / "model.onnx", folder / "onnx" / "model.onnx") if file.is_file()), None)
+def _settings_beyond(folder: Path | None, loaded: CrossEncoder) -> str | None:
+    """Return a hash of what decides a score and stands neither in the revision nor in the identity, None if nothing.
 
-
-def _openvino_file(folder: Path) -> Path | None:
-    files = (folder / "openvino_model.xml", folder / "openvino" / "openvino_model.xml")
-    return next((file for file in files if file.is_file()), _onnx_file(folder))
-
-
-def _exported_files(folder: Path, backend: str) -> list[Path]:
-    """Return the files that decide the scores; the weights of an .xml are in the .bin beside it."""
-    model = _onnx_file(folder) if backend == "onnx" else _openvino_file(folder)
-    if model is None:
-        return _settings(folder)
-    beside = [model.with_suffix(".bin")] if model.suffix == ".xml" else model.parent.glob(f"{model.name}[._]data")
-    return [model, *sorted(beside), *_settings(folder)]
-
-
-def _torch_files(folder: Path) -> list[Path]:
-    return sorted({file for pattern in _TORCH_WEIGHTS for file in folder.glob(pattern)})
-
-
-def _settings(folder: Path) -> list[Path]:
-    return sorted({file for pattern in _SETTINGS for file in folder.glob(pattern)})
-
-
-def _hash_files(folder: Path, files: list[Path]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(
-                file.relative_to(folder).as_posix().encode() + hashlib.file_digest(stream, "blake2b").digest()
-            )
-    return digest.hexdigest()
+    The revision of a folder is a hash of the weights and of the files in `SETTINGS`, which covers most rerankers.
+    """
+    told: list[Any] = [] if folder is None else other_files(folder)
+    config = getattr(loaded, "config", None)
+    elsewhere = any("--" in str(path) for path in (getattr(config, "auto_map", None) or {}).values())
+    if elsewhere or getattr(loaded.transformers_model, "peft_config", None):  # code or base of another repository
+        told.append(model_identity(loaded))
+    return content_hash(told, size=16) if told else None
 
 
 def _loaded_name(model: CrossEncoder) -> str:

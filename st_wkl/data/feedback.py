@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_wkl.data.lists import Lists, split
-from st_wkl.models import hash_weights
+from st_wkl.models import identity as model_identity
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -96,11 +96,12 @@ class FeedbackTeacher:
     @property
     def identity(self) -> dict[str, Any]:
         """The retriever's name and weights, length, prompts, similarity, and the feedback's settings."""
-        length = self.model.max_seq_length
+        length, known = self.model.max_seq_length, model_identity(self.model)
         return {
             "kind": "feedback",
             "model": self.model.model_card_data.base_model or type(self.model).__name__,
-            "revision": f"blake2b:{hash_weights(self.model)}",
+            "revision": f"blake2b:{known['weights']}",
+            "settings": f"blake2b:{known['settings']}",
             "max_length": int(length) if length is not None and np.isfinite(length) else None,
             "prompts": dict(sorted((self.model.prompts or {}).items())),
             "similarity": str(self.model.similarity_fn_name),

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from st_wkl._files import cache_folder, set_aside
+from st_wkl.data.cross_encoder import former_identity
 from st_wkl.data.pairs import Pair
 from st_wkl.data.score_files import BATCH, read_scores, write_scores
 
@@ -204,6 +205,31 @@ class ScoreStore:
                     for (query, document), value in zip(_hashes(pairs), values, strict=True)
                 ),
             )
+
+    def adopt(self, identity: Identity) -> int:
+        """Take over the scores that earlier versions kept for a teacher under a key that left out its settings.
+
+        Only whoever knows that its tokenizer, adapters and settings files are those of that time can say so.
+
+        Args:
+            identity: `Teacher.identity` of the teacher, as it is today.
+
+        Returns:
+            The number of scores that were taken over; scores that are here already stay as they are.
+        """
+        former = former_identity(identity)
+        with self._explained(), self._transaction():
+            if former is None:
+                return 0
+            self._connection.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (_canonical(identity),))
+            before = self._connection.total_changes
+            self._connection.execute(
+                "INSERT OR IGNORE INTO scores SELECT new.id, query, document, score FROM scores "
+                "JOIN teachers old ON old.id = scores.teacher AND old.identity = ? "
+                "JOIN teachers new ON new.identity = ?",
+                (_canonical(former), _canonical(identity)),
+            )
+            return self._connection.total_changes - before
 
     def count(self) -> int:
         """Return the number of stored scores, of all teachers."""

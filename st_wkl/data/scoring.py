@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from st_wkl.data.cross_encoder import former_identity
 from st_wkl.data.engines import Engine, score_chunks, shown
 from st_wkl.data.pairs import TextPairs
 
@@ -228,6 +229,7 @@ class _Plan:
         known = int(np.isfinite(scores).sum())
         if store is not None:
             logger.info("%s of %s pairs have a score in %s", f"{known:,}", f"{len(unique):,}", store.path)
+            _say_former(teacher, unique, scores, store)
         if known == len(unique) and not count_all:
             return cls(unique, given, np.zeros(len(unique)), False, scores, known, None)
         # Batches decide bits: padding, and the activation scales of int8 models, depend on the other pairs of a batch.
@@ -248,6 +250,24 @@ class _Plan:
         places[order] = np.arange(len(order))
         pairs_in_order, given = unique.take(order), places[given]
         return cls(pairs_in_order, given, lengths[order], in_tokens, scores[order], known, truncated)
+
+
+def _say_former(teacher: Teacher, pairs: TextPairs, scores: np.ndarray, store: ScoreStore) -> None:
+    """Say that a store has scores under a key of this teacher that no longer counts, and what can be done."""
+    former = former_identity(teacher.identity)
+    if former is None or not (missing := np.isnan(scores)).any():
+        return
+    found = int((np.isfinite(store.get(former, pairs)) & missing).sum())
+    if found:
+        logger.warning(
+            "%s of the missing scores are in %s under the key that earlier versions gave this teacher. It left out "
+            "tokenizer, adapters and settings, so they may be another model's: they are not used, and computed again. "
+            "If you know that nothing of the model has changed, take them over before: "
+            "ScoreStore(%r).adopt(teacher.identity).",
+            f"{found:,}",
+            store.path,
+            store.path,
+        )
 
 
 def _checked(output: np.ndarray, pairs: list[Pair]) -> np.ndarray:

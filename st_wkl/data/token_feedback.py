@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_wkl.data.lists import Lists
-from st_wkl.models import hash_weights
+from st_wkl.models import identity as model_identity
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder
@@ -132,10 +132,12 @@ class TokenFeedbackTeacher:
     def identity(self) -> dict[str, Any]:
         """The retriever's name and weights, prompts, similarity, the feedback's settings, and a hash of the idf."""
         digest = hashlib.blake2b(repr(sorted(self.idf.items())).encode(), digest_size=16).hexdigest()
+        known = model_identity(self.model)
         return {
             "kind": "token feedback",
             "model": self.model.model_card_data.base_model or type(self.model).__name__,
-            "revision": f"blake2b:{hash_weights(self.model)}",
+            "revision": f"blake2b:{known['weights']}",
+            "settings": f"blake2b:{known['settings']}",
             "prompts": dict(sorted((self.model.prompts or {}).items())),
             "similarity": str(self.model.similarity_fn_name),
             "feedback_documents": self.feedback_documents,

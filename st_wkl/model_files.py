@@ -1,0 +1,173 @@
+"""Which model does a folder hold: the files that decide its output, and their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+# Whatever in a folder decides a score: weights, and what turns text into ids. Not cards, logs, optimizer states.
+_TORCH_WEIGHTS = ("**/model*.safetensors", "**/pytorch_model*.bin", "**/adapter_model*.safetensors")
+SETTINGS = (
+    "config.json",
+    "modules.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
+# Files of a folder that decide no score; what is not in this list counts.
+_NO_MATTER = (
+    "README*",
+    "*.md",
+    "LICENSE*",
+    "NOTICE*",
+    ".*",
+    "*.log",
+    "*.csv",
+    "*.png",
+    "*.jpg",
+    "*.svg",
+    "*.pdf",
+    "*.pyc",
+    "results.json",
+    "distillation.json",
+    "training_texts.json",
+    "trainer_state.json",
+    "training_args.bin",
+    "optimizer.*",
+    "scheduler.*",
+    "scaler.*",
+    "rng_state*",
+    "events.out.tfevents*",
+    "generation_config.json",  # nothing is generated
+    "*.index.json",  # which file holds which weight
+    # Weights and settings of other backends.
+    "*.onnx*",
+    "ort_config.json",
+    "openvino_*",
+    "tf_model.h5",
+    "flax_model*",
+    "rust_model.ot",
+    "*.gguf",
+    "*.tflite",
+)
+_NO_MATTER_FOLDERS = (
+    "checkpoint-*",
+    "checkpoints",
+    "eval",
+    "runs",
+    "wandb",
+    "onnx",
+    "openvino",
+    "coreml",
+    ".*",
+    "__py*",
+)
+# Entries of settings files that the identity holds elsewhere, or that are what a file without them says as well.
+_TOLD_ELSEWHERE: dict[str, dict[str, Any]] = {
+    "config_sentence_transformers.json": dict.fromkeys(
+        ("__version__", "model_type", "prompts", "default_prompt_name", "activation_fn", "similarity_fn_name")
+    ),
+    "sentence_bert_config.json": {
+        "max_seq_length": None,
+        "do_lower_case": False,
+        "transformer_task": "sequence-classification",
+        "module_output_name": "scores",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+    },
+}
+
+
+def hash_files(folder: Path, files: Iterable[Path]) -> str:
+    """Return a hash of names and bytes of a folder's files, in the order given, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(
+                file.relative_to(folder).as_posix().encode() + hashlib.file_digest(stream, "blake2b").digest()
+            )
+    return digest.hexdigest()
+
+
+def onnx_file(folder: Path) -> Path | None:
+    """Return the model in ONNX form, None if there is none."""
+    return next((file for file in (folder / "model.onnx", folder / "onnx" / "model.onnx") if file.is_file()), None)
+
+
+def openvino_file(folder: Path) -> Path | None:
+    """Return what OpenVINO reads, its own form or ONNX."""
+    files = (folder / "openvino_model.xml", folder / "openvino" / "openvino_model.xml")
+    return next((file for file in files if file.is_file()), onnx_file(folder))
+
+
+def exported_files(folder: Path, backend: str) -> list[Path]:
+    """Return the files that decide the scores; the weights of an .xml are in the .bin beside it."""
+    model = onnx_file(folder) if backend == "onnx" else openvino_file(folder)
+    if model is None:
+        return settings_files(folder)
+    beside = [model.with_suffix(".bin")] if model.suffix == ".xml" else model.parent.glob(f"{model.name}[._]data")
+    return [model, *sorted(beside), *settings_files(folder)]
+
+
+def torch_files(folder: Path) -> list[Path]:
+    """Return the weights for torch."""
+    return sorted({file for pattern in _TORCH_WEIGHTS for file in folder.glob(pattern)})
+
+
+def settings_files(folder: Path) -> list[Path]:
+    """Return the files beside the weights that the hash of a folder has always covered."""
+    return sorted({file for pattern in SETTINGS for file in folder.glob(pattern)})
+
+
+def other_files(folder: Path) -> list[Any]:
+    """Return name and content of each file that `SETTINGS` does not name and that may decide a score."""
+    covered = {*torch_files(folder), *settings_files(folder)}
+    found: list[Any] = []
+    for file in sorted(file for file in folder.rglob("*") if file.is_file() and file not in covered):
+        *parents, name = file.relative_to(folder).parts
+        if any(fnmatch(name, pattern) for pattern in _NO_MATTER) or any(
+            fnmatch(parent, pattern) for parent in parents for pattern in _NO_MATTER_FOLDERS
+        ):
+            continue
+        content = None if parents else _told_by(file)
+        if content != {}:
+            path = file.relative_to(folder).as_posix()
+            found.append([path, hash_files(folder, [file]) if content is None else content])
+    return found
+
+
+def _told_by(file: Path) -> dict[str, Any] | None:
+    """Return what a settings file says that is not said elsewhere, None where only all of it will do."""
+    if file.name not in (*_TOLD_ELSEWHERE, "special_tokens_map.json", "added_tokens.json"):
+        return None
+    entries = _json(file)
+    if entries is None:
+        return None
+    if file.name == "special_tokens_map.json":
+        known = _json(file.with_name("tokenizer_config.json")) or {}
+        return {name: token for name, token in entries.items() if _content(token) != _content(known.get(name))}
+    if file.name == "added_tokens.json":
+        tokens = (_json(file.with_name("tokenizer.json")) or {}).get("added_tokens") or []
+        ids = {token["content"]: token["id"] for token in tokens}
+        return {token: number for token, number in entries.items() if ids.get(token) != number}
+    neutral = _TOLD_ELSEWHERE[file.name]
+    return {name: value for name, value in entries.items() if name not in neutral or neutral[name] not in (None, value)}
+
+
+def _content(token: Any) -> Any:
+    if isinstance(token, list):
+        return [_content(one) for one in token]
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
