@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from st_wkl.config import RunConfig
+from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.candidates import bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.runs import read_run
+from st_wkl.data.teachers import CallableTeacher
 from st_wkl.pipeline import STAGES, run
-from st_wkl.pipeline.stages import changed
+from st_wkl.pipeline.parts import Parts
+from st_wkl.pipeline.stages import ALL, changed
 from st_wkl.training import TrainingRecord
 from tests.processes import run_module
 from tests.test_cli import st_wkl
@@ -64,6 +67,25 @@ def undisturbed(folder: Path) -> Path:
     result = run(config(folder, output), show_progress=False)
     assert result.done == list(STAGES)
     return output
+
+
+def test_fused_candidates_keep_their_sources(folder: Path, tmp_path: Path) -> None:
+    """The dataset of a run says which retrievers found its candidates, as that of `build` does."""
+    candidates = {"sources": ["bm25", "bm25:k1=0.9,b=0.4"], "num_negatives": 3}
+    parts = Parts(config(folder, tmp_path / "run", candidates=candidates), show_progress=False)
+    parts.output.mkdir()
+    ALL[0].work(parts)
+    found = [hit for hits in read_run(parts.candidates).values() for hit in hits]
+    names = {"bm25", "bm25-k1-0.9-b-0.4"}
+    assert {origin.source for hit in found for origin in hit.origins} == names
+    dataset = DistillationDatasetBuilder(
+        parts.collection,
+        CallableTeacher(lambda query, document: float(len(document)), name="length", version="1"),
+        candidates=read_run(parts.candidates),
+        num_negatives=3,
+        store=":memory:",
+    ).build(show_progress=False)
+    assert set(dataset.provenance["candidates"]["sources"]) == names
 
 
 def test_a_complete_run_is_not_done_again(folder: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

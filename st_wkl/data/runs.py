@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from st_wkl._files import replacing
 from st_wkl.data._reading import numbered_lines
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from st_wkl.data.collection import Collection
+
+# Begins the last column of a fused candidate: to other programs a tag like any, to `read_run` what it comes from.
+_ORIGINS = "origins="
 
 
 def read_run(
@@ -31,14 +36,14 @@ def read_run(
     """Read a run file of TREC: `query-id Q0 document-id rank score tag`, six columns, plain or gzipped.
 
     Lists are sorted by score, as trec_eval does; the file's ranks only decide between equal scores, and its order of
-    lines means nothing.
+    lines means nothing. What `write_run` wrote of a fused candidate's origins is read back.
 
     Args:
         path: The file, which may end in `.gz`.
         collection: Where the ids come from. Entries whose query or document it does not hold are dropped, counted and
             warned about.
         top_k: Only the first candidates of each query.
-        source: Name of the source, by default the tag in the file.
+        source: Name of the source, by default the tag in the file; origins are left out then.
 
     Raises:
         ValueError: A line has other columns, a score is no number, or a query has a document twice; the message names
@@ -74,7 +79,7 @@ def read_run(
         )
     return {
         query_id: [
-            Candidate(document_id, score, rank, source or tag)
+            Candidate(document_id, score, rank, source) if source else _tagged(document_id, score, rank, tag, path)
             for rank, (document_id, (score, _, tag)) in enumerate(
                 sorted(entries.items(), key=lambda entry: (-entry[1][0], entry[1][1]))[:top_k], 1
             )
@@ -89,7 +94,8 @@ def write_run(candidates: Candidates, path: str | os.PathLike[str], *, tag: str 
     Args:
         candidates: `{query_id: candidates, best first}`; a query without any has no line.
         path: The file; gzipped if it ends in `.gz`.
-        tag: Last column, by default each candidate's source. White space in it becomes `_`.
+        tag: Last column, with `_` for white space. By default each candidate's source, and where it was fused or its
+            source has white space, `origins=` with what is known of it as JSON, percent-encoded where TREC must.
 
     Raises:
         ValueError: An id holds white space, which the format cannot express.
@@ -106,7 +112,7 @@ def write_run(candidates: Candidates, path: str | os.PathLike[str], *, tag: str 
                 for key in (query_id, hit.document_id):
                     if not key or len(key.split()) != 1 or key != key.strip():
                         raise ValueError(f"The id {key!r} is empty or has white space; a run cannot hold it.")
-                name = "_".join((tag or hit.source).split()) or "run"
+                name = "_".join(tag.split()) or "run" if tag is not None else _tag(hit)
                 # repr: the shortest text that reads back as the same number
                 file.write(f"{query_id} Q0 {hit.document_id} {hit.rank} {float(hit.score)!r} {name}\n".encode())
         file.close()
@@ -235,6 +241,36 @@ def hard_negative_candidates(
         query_id: [Candidate(document_id, -float(rank), rank, source) for rank, document_id in enumerate(hits, 1)]
         for query_id, hits in found.items()
     }
+
+
+def _tag(hit: Candidate) -> str:
+    """Return the last column of a run for a candidate, from which `_tagged` makes it again."""
+    if not hit.origins and len(hit.source.split()) == 1 and not hit.source.startswith(_ORIGINS):
+        return hit.source
+    known = json.dumps([hit.source, [*map(_origin, hit.origins)]], separators=(",", ":"), ensure_ascii=False)
+    return _ORIGINS + quote(known, safe='"[]{},:;/\\=@+&*?!$()#~|')
+
+
+def _origin(hit: Candidate) -> list[Any]:
+    return [hit.source, hit.rank, float(hit.score), *([[*map(_origin, hit.origins)]] if hit.origins else [])]
+
+
+def _tagged(document_id: str, score: float, rank: int, tag: str, path: Path) -> Candidate:
+    """Return the candidate of a line of a run, with its origins where the tag holds any."""
+    if not tag.startswith(_ORIGINS):
+        return Candidate(document_id, score, rank, tag)
+
+    def origin(source: str, rank: int, score: float, origins: Sequence[list[Any]] = ()) -> Candidate:
+        return Candidate(document_id, float(score), int(rank), str(source), tuple(origin(*each) for each in origins))
+
+    try:
+        source, origins = json.loads(unquote(tag.removeprefix(_ORIGINS)))
+        return origin(source, rank, score, origins)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}, document {document_id!r}: the tag {tag[:80]!r} does not say where the candidate comes from "
+            f"({error}). Mine the candidates again, or give source=."
+        ) from error
 
 
 class _Lookup:

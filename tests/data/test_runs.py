@@ -40,6 +40,20 @@ def test_runs_read_back(tmp_path: Path, name: str) -> None:
     assert write_run(candidates, tmp_path / f"again.{name}").read_bytes() == path.read_bytes()
 
 
+def test_origins_read_back(tmp_path: Path) -> None:
+    """What a list was fused from is part of a dataset's provenance, whether or not a file lay between."""
+    dense = ranked("dense:my model%20", q1="2 3", q2="1")
+    fused = reciprocal_rank_fusion(ranked("bm25", q1="1 2 3", q2="3 1"), dense)
+    twice = reciprocal_rank_fusion(fused, ranked("日本 语\u00a0x", q1="3"))
+    for candidates in (dense, fused, twice, ranked("", q1="1"), ranked("origins=x", q1="1")):
+        path = write_run(candidates, tmp_path / "run.gz")
+        assert read_run(path, COLLECTION) == candidates
+    assert read_run(path, source="mine")["q1"] == [Candidate("1", 1.0, 1, "mine")]
+    (tmp_path / "cut").write_text('q1 Q0 1 1 1.0 origins=["rrf",[["bm25",1\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cut, document '1': the tag .* does not say where"):
+        read_run(tmp_path / "cut")
+
+
 def test_runs_of_other_programs(tmp_path: Path) -> None:
     """Scores decide, as in trec_eval; lines come in any order, with tabs, and with ranks from 0."""
     path = tmp_path / "run"
