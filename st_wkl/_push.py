@@ -21,9 +21,9 @@ ROOT_FILE = re.compile(
     r"\w*processor_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|"
     r"distillation|results|training_texts|"  # the last holds hashes, by which `evaluate` knows seen queries
     r"[\w.-]*safetensors\.index)\.json|(vocab|merges)\.txt|[\w.-]+\.(safetensors|model|tiktoken|jinja)|"
-    r"README\.md|(LICEN[CS]E|NOTICE)(\.(md|txt))?"
+    r"README\.md|\w+\.py|(LICEN[CS]E|NOTICE)(\.(md|txt))?"
 )
-INSIDE_FILE = re.compile(r"[\w.-]+\.(json|safetensors|txt|model|tiktoken|jinja|onnx|onnx_data|xml)")
+INSIDE_FILE = re.compile(r"[\w.-]+\.(json|safetensors|txt|model|tiktoken|jinja|onnx|onnx_data|xml|py)")
 DATASET_FILE = re.compile(r"(train|queries|documents)\.parquet|provenance\.json|README\.md")
 _TRAILER = "Pushed with st_wkl"
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"

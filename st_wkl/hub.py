@@ -35,6 +35,7 @@ def push_student(
     create_pr: bool = False,
     base_model: str | None = None,
     commit_message: str = "Add a student",
+    trust_remote_code: bool = False,
 ) -> Pushed:
     """Upload a saved student: a whole model, a merged one, or an adapter.
 
@@ -51,6 +52,8 @@ def push_student(
         create_pr: Open a pull request instead of writing; the way into a repository with the work of others.
         base_model: Hub id of an adapter's base model, where the adapter names a folder of this machine.
         commit_message: First line of the commit.
+        trust_remote_code: Run code of the folder to compare its weights with those of its results, and push it, for
+            others need it to load the model. Only for code that you have read.
 
     Returns:
         Where it is, and what was uploaded, left out and removed.
@@ -66,7 +69,7 @@ def push_student(
         'https://huggingface.co/me/student/commit/…'
     """
     folder = Path(folder)
-    files = _model_files(folder)
+    files = _model_files(folder, trust_remote_code)
     contents = _cleaned(folder, files, repo_id)
     if "adapter_config.json" in files:
         contents |= _adapter(folder, contents, base_model)
@@ -131,7 +134,7 @@ def push_dataset(
         return push(repo_id, "dataset", sources, left_out, private, create_pr, commit_message)
 
 
-def _model_files(folder: Path) -> list[str]:
+def _model_files(folder: Path, trust_remote_code: bool) -> list[str]:
     """Return the files of the model in `folder`, relative to it; refuse what cannot be loaded again."""
     from st_wkl.cards._weights import check_published
 
@@ -147,12 +150,18 @@ def _model_files(folder: Path) -> list[str]:
         inside = (path for path in (folder / name).rglob("*") if path.is_file() and INSIDE_FILE.fullmatch(path.name))
         files += [path.relative_to(folder).as_posix() for path in inside]
     files += [_relative(path, folder) for path in folder.glob(".eval_results/*.yaml")]
+    if (code := [name for name in files if name.endswith(".py")]) and not trust_remote_code:
+        raise ValueError(
+            f"{folder} holds code that the model is loaded with: {', '.join(sorted(code))}. Push it with "
+            "trust_remote_code=True (`--trust-remote-code`) if you have read it; without it nobody could load the "
+            "model."
+        )
     if (folder / "README.md").is_file():
         shown = _IMAGE.findall((folder / "README.md").read_text(encoding="utf-8-sig"))
         files += [image for image in shown if (folder / image).is_file() and ".." not in image]
     _check_weights(folder, files)
     _check_hashes(folder)
-    check_published(folder)
+    check_published(folder, trust_remote_code=trust_remote_code)
     return sorted(set(files))
 
 

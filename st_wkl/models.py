@@ -40,7 +40,7 @@ _STANDARD_LIBRARY = Path(sys.modules["json"].__file__ or "").resolve().parents[1
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_model(model: AnyModel | str | Path) -> tuple[AnyModel, str]:
+def load_model(model: AnyModel | str | Path, *, trust_remote_code: bool = False) -> tuple[AnyModel, str]:
     """Return a sentence-transformers model and its name.
 
     A folder or Hub id is loaded with the class that its `config_sentence_transformers.json` names; without that file, a
@@ -48,9 +48,11 @@ def load_model(model: AnyModel | str | Path) -> tuple[AnyModel, str]:
 
     Args:
         model: One of the four model classes, a folder or a Hub id.
+        trust_remote_code: Run code of the model's folder or repository. Only for those that you have read.
 
     Raises:
         TypeError: If `model` is none of these.
+        ValueError: If it needs code of its own, which is not trusted.
     """
     import sentence_transformers
 
@@ -62,10 +64,36 @@ def load_model(model: AnyModel | str | Path) -> tuple[AnyModel, str]:
         source = str(model)
         folder = Path(source)
         name = folder.resolve().name if folder.exists() else source
-        return classes[_saved_class(source, set(classes))](source), name
+        return classes[_saved_class(source, set(classes))](source, trust_remote_code=trust_remote_code), name
     if isinstance(model, tuple(classes.values())):
         return model, model_name(model)
     raise TypeError(f"model is a {type(model).__name__}; pass a folder, a Hub id or one of {', '.join(classes)}")
+
+
+def is_trusted(model: Any, trust_remote_code: bool = False) -> bool:
+    """Return whether code of a model's own may run when it is loaded again: now, or when it was loaded first."""
+    return trust_remote_code or bool(getattr(model, "trust_remote_code", False))
+
+
+def check_reloads(model: Any, trust_remote_code: bool = False) -> None:
+    """Refuse a model with code of its own that could not be loaded again after it is saved. Others always can.
+
+    Raises:
+        ValueError: If it is one; the message names the code.
+    """
+    own = [name for name, _ in _own_code(type(module) for module in model.modules())]
+    if not own:
+        return
+    with tempfile.TemporaryDirectory(prefix="st_wkl_") as folder:
+        try:
+            model.save_pretrained(folder)
+            load_model(folder, trust_remote_code=is_trusted(model, trust_remote_code))
+        except Exception as error:
+            raise ValueError(
+                f"The {type(model).__name__} has code of its own ({', '.join(own)}), and what is saved of it cannot be "
+                f"loaded again: {str(error).strip()} Pass trust_remote_code=True if you have read that code, and keep "
+                "classes of your own in a module that can be imported. Nothing was trained."
+            ) from error
 
 
 def model_name(model: AnyModel) -> str:

@@ -19,7 +19,7 @@ def marker(results: Results) -> str:
     return f"<!-- st-wkl:weights {stated} -->" if stated else ""
 
 
-def check_results(folder: Path, results: Results) -> None:
+def check_results(folder: Path, results: Results, *, trust_remote_code: bool = False) -> None:
     """Stop where results are not those of the weights in the folder, as after training went on.
 
     Results of older versions, and of models that torch cannot read, do not say whose they are.
@@ -27,10 +27,10 @@ def check_results(folder: Path, results: Results) -> None:
     Raises:
         ValueError: If they are of other weights.
     """
-    _check(folder, f"The results of {results.name!r}", results.model.get("weights"))
+    _check(folder, f"The results of {results.name!r}", results.model.get("weights"), trust_remote_code)
 
 
-def check_published(folder: Path) -> None:
+def check_published(folder: Path, *, trust_remote_code: bool = False) -> None:
     """Stop before a card or a results file is published with weights that it does not belong to.
 
     Raises:
@@ -38,18 +38,18 @@ def check_published(folder: Path) -> None:
     """
     if (folder / "README.md").is_file():
         found = _MARKER.search((folder / "README.md").read_text(encoding="utf-8-sig"))
-        _check(folder, "The results in README.md", found and found[1])
+        _check(folder, "The results in README.md", found and found[1], trust_remote_code)
     if (folder / FILE_NAME).is_file():
-        _check(folder, f"The results in {FILE_NAME}", Results.load(folder).model.get("weights"))
+        _check(folder, f"The results in {FILE_NAME}", Results.load(folder).model.get("weights"), trust_remote_code)
 
 
-def _check(folder: Path, what: str, stated: str | None) -> None:
+def _check(folder: Path, what: str, stated: str | None, trust_remote_code: bool) -> None:
     if stated is None:
         return
     try:
-        found = _hash(folder)
+        found = _hash(folder, trust_remote_code)
         # A base model without a pooler, say, gets a random one each time that it is loaded with an adapter.
-        reason = "part of them are random" if found != stated and _hash(folder) != found else ""
+        reason = "part of them are random" if found != stated and _hash(folder, trust_remote_code) != found else ""
     except Exception as error:  # whatever a missing base model or code of the model's own breaks
         reason = f"{type(error).__name__}: {error}"
     if reason:
@@ -61,7 +61,7 @@ def _check(folder: Path, what: str, stated: str | None) -> None:
         )
 
 
-def _hash(folder: Path) -> str:
+def _hash(folder: Path, trust_remote_code: bool) -> str:
     from st_wkl.models import hash_weights, load_model
 
-    return hash_weights(load_model(folder)[0])
+    return hash_weights(load_model(folder, trust_remote_code=trust_remote_code)[0])

@@ -39,6 +39,7 @@ def write_model_card(
     command: str | None = None,
     licences: Mapping[str, str | None] | None = None,
     keep_samples: bool = False,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Add the distillation and its results to the card of a saved model.
 
@@ -61,6 +62,8 @@ def write_model_card(
             record says of the model that training started from, and the dataset's provenance of the other two. A
             licence that the card states already stays.
         keep_samples: Leave the samples and widget texts of the training data in the card.
+        trust_remote_code: Run code of the folder to compare its weights with those of the results. Only for code that
+            you have read.
 
     Returns:
         Path of the card.
@@ -83,7 +86,7 @@ def write_model_card(
     card = _read_card(path, title=folder.resolve().name)
     after = results.get("after") or (next(iter(results.values())) if len(results) == 1 else None)
     if after is not None:
-        check_results(folder, after)
+        check_results(folder, after, trust_remote_code=trust_remote_code)
     licence = None if record is None and licences is None else licence_of(_licences(record, licences))
     own = _BLOCK.sub("", card.text)
     block = _block(

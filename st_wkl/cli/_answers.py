@@ -19,6 +19,9 @@ from st_wkl import _processes
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars and no log lines.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code of the models' repositories. Read it before.")
+]
 StoreOption = Annotated[Path | None, typer.Option(help="SQLite file of teacher scores. Default: the user's cache.")]
 # The commands that several processes of `torchrun` do together.
 _TOGETHER = ("train", "run")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from st_wkl.cli._answers import Answer, JsonOption, QuietOption, StoreOption, answering, invocation
+from st_wkl.cli._answers import Answer, JsonOption, QuietOption, StoreOption, TrustOption, answering, invocation
 
 if TYPE_CHECKING:
     from st_wkl.data.candidates import Candidates
@@ -80,6 +80,7 @@ def build(
         bool, typer.Option("--drop-leaks", help="Leave out what that split shares.", rich_help_panel=_LEAKS)
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many pairs, tokens and hours.")] = False,
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Answer:
@@ -114,6 +115,7 @@ def build(
         "backend": backend,
         "dtype": dtype,
         "batch_tokens": batch_tokens,
+        "trust_remote_code": trust_remote_code,
     }
     teachers = [CrossEncoderTeacher(model, **options) for model in teacher]
     query_ids = list(loaded.qrels[split])[:limit]
@@ -122,7 +124,7 @@ def build(
         teachers if len(teachers) > 1 else teachers[0],
         split=split,
         query_ids=query_ids,
-        candidates=_candidates(loaded, query_ids, run or [], retriever or [], bm25, not quiet),
+        candidates=_candidates(loaded, query_ids, run or [], retriever or [], bm25, not quiet, trust_remote_code),
         num_negatives=num_negatives,
         store=store,
         selection=selection,
@@ -152,6 +154,7 @@ def _candidates(
     retrievers: Sequence[str],
     bm25: bool,
     show_progress: bool,
+    trust_remote_code: bool,
 ) -> Candidates | None:
     """Return the lists of all sources, fused where there are several; None leaves BM25 to the builder."""
     from st_wkl.data.dense import retriever_candidates
@@ -161,5 +164,10 @@ def _candidates(
         return None
     models = [*retrievers, *(["bm25"] if bm25 else [])]
     found = [read_run(run, collection) for run in runs]
-    found += [retriever_candidates(collection, model, query_ids, show_progress=show_progress) for model in models]
+    found += [
+        retriever_candidates(
+            collection, model, query_ids, show_progress=show_progress, trust_remote_code=trust_remote_code
+        )
+        for model in models
+    ]
     return found[0] if len(found) == 1 else reciprocal_rank_fusion(*found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from st_wkl.cli._answers import Answer, JsonOption, QuietOption, answering
+from st_wkl.cli._answers import Answer, JsonOption, QuietOption, TrustOption, answering
 
 if TYPE_CHECKING:
     from st_wkl.evaluation import Comparison, Results
@@ -25,6 +25,7 @@ def card(
         list[str] | None, typer.Option(help="Licence of a part, such as student=mit or data=cc-by-nc-4.0; repeatable.")
     ] = None,
     command: Annotated[str | None, typer.Option(help="The command that makes this student.")] = None,
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Answer:
@@ -43,6 +44,7 @@ def card(
         results=columns,
         comparison=_comparison(columns),
         command=command,
+        trust_remote_code=trust_remote_code,
         licences={_PARTS[part]: stated for part, stated in licences.items()} or None,
     )
     return {"card": str(path)}, f"The card is {path}."

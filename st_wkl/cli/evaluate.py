@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from st_wkl.cli._answers import Answer, JsonOption, QuietOption, answering
+from st_wkl.cli._answers import Answer, JsonOption, QuietOption, TrustOption, answering
 
 
 @answering
@@ -25,6 +25,7 @@ def evaluate(
     cache: Annotated[Path | None, typer.Option(help="Folder to keep results in, by the model's weights.")] = None,
     efficiency: Annotated[bool, typer.Option("--efficiency", help="Measure speed and index size, too.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Answer:
@@ -48,6 +49,7 @@ def evaluate(
         efficiency=efficiency,
         batch_size=batch_size,
         show_progress=not quiet,
+        trust_remote_code=trust_remote_code,
     )
     value: dict[str, Any] = {"tasks": {task.task: task.metrics for task in results.tasks}}
     value["groups"] = {task.task: {group: task.mean(group) for group in task.groups} for task in results.tasks}

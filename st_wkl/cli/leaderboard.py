@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from st_wkl.cli._answers import Answer, JsonOption, QuietOption, answering
+from st_wkl.cli._answers import Answer, JsonOption, QuietOption, TrustOption, answering
 
 if TYPE_CHECKING:
     pass
@@ -33,6 +33,7 @@ def prepare(
     language: Annotated[list[str] | None, typer.Option(help="Language and script. Default: eng-Latn.")] = None,
     release_date: Annotated[str | None, typer.Option(help="YYYY-MM-DD. Default: today.")] = None,
     contact: Annotated[list[str] | None, typer.Option(help="GitHub handle of who answers for the model.")] = None,
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Answer:
@@ -52,6 +53,7 @@ def prepare(
         languages=language or ("eng-Latn",),
         release_date=release_date,
         contacts=contact or (),
+        trust_remote_code=trust_remote_code,
     )
     value = {
         "model": done.meta.name,

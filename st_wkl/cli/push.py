@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from st_wkl.cli._answers import Answer, JsonOption, QuietOption, answering
+from st_wkl.cli._answers import Answer, JsonOption, QuietOption, TrustOption, answering
 
 
 @answering
@@ -18,6 +18,7 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Publish. Without it, only you can see it.")] = False,
     pull_request: Annotated[bool, typer.Option("--pr", help="Open a pull request instead of writing.")] = False,
     base_model: Annotated[str | None, typer.Option(help="Hub id of an adapter's base model.")] = None,
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Answer:
@@ -37,7 +38,14 @@ def push(
     if dataset:
         pushed = push_dataset(folder, repo, private=not public, create_pr=pull_request)
     else:
-        pushed = push_student(folder, repo, private=not public, create_pr=pull_request, base_model=base_model)
+        pushed = push_student(
+            folder,
+            repo,
+            private=not public,
+            create_pr=pull_request,
+            base_model=base_model,
+            trust_remote_code=trust_remote_code,
+        )
     lines = [f"{pushed.url} ({'private' if pushed.private else 'public'}, {len(pushed.files)} files)"]
     if pushed.left_out:
         lines.append(f"not part of the model, left here: {', '.join(pushed.left_out)}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from st_wkl._processes import is_first
-from st_wkl.cli._answers import Answer, JsonOption, QuietOption, answering
+from st_wkl.cli._answers import Answer, JsonOption, QuietOption, TrustOption, answering
 
 # By name here, so that `--help` needs no torch; a test compares them with `st_wkl.training.LOSSES`.
 LOSS_NAMES = (
@@ -46,6 +46,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Default: by model class, see `distill`.")] = None,
     report_to: Annotated[str, typer.Option(help="Where the trainer logs: none, tensorboard, wandb, …")] = "none",
     seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 42,
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Answer:
@@ -78,7 +79,7 @@ def train(
 
     data = DistillationDataset.load_from_disk(dataset)
     source, name = named(student)
-    model: Any = load_model(source)[0]
+    model: Any = load_model(source, trust_remote_code=trust_remote_code)[0]
     chosen = make_loss(
         model,
         loss,
@@ -99,9 +100,10 @@ def train(
         callbacks=_callbacks(patience),
         resume=resume,
         base_name=name,
+        trust_remote_code=trust_remote_code,
     ).record
     if merge and is_first():
-        merge_adapter(folder, output)
+        merge_adapter(folder, output, trust_remote_code=trust_remote_code)
     lines = [f"The student is in {output}, trained in {record.seconds:.0f} s."]
     if record.dev:
         lines.append(f"nDCG@10 on the dev split: {record.dev['before']:.4f} before, {record.dev['after']:.4f} after.")

@@ -40,11 +40,13 @@ class CandidatesConfig:
             fused by rank if there are several.
         top_k: Candidates of a query at most.
         num_negatives: Negatives of a training list at most.
+        trust_remote_code: Run code of the retrievers' repositories. Only for those that you have read.
     """
 
     sources: list[str] = field(default_factory=lambda: ["bm25"])
     top_k: int = 100
     num_negatives: int = 15
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ class TeacherConfig:
         max_length: Tokens that it reads of a pair. Default: its own.
         store: SQLite file of scores, which outlives the run. Default: the user's cache.
         engine: Where pairs are scored: `process`, `pool` or `ray`.
+        trust_remote_code: Run code of the model's repository. Only for those that you have read.
     """
 
     model: str
     max_length: int | None = None
     store: str | None = None
     engine: Literal["process", "pool", "ray"] = "process"
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,12 @@ class StudentConfig:
     Args:
         model: Hub id, folder, or `packaged:` name.
         name: What cards and results call it. Default: its Hub id or folder name.
+        trust_remote_code: Run code of the model's repository, whenever it is loaded. Only for those that you have read.
     """
 
     model: str
     name: str | None = None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -253,5 +259,9 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write a YAML file in one step."""
-        return write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+        """Write a YAML file in one step; whoever runs it says anew whose code is trusted."""
+        values = self.to_dict()
+        for part in values.values():
+            if isinstance(part, dict) and "trust_remote_code" in part:
+                part["trust_remote_code"] = False
+        return write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -27,6 +27,7 @@ teacher:
   max_length: 256             # tokens of a pair; null for the model's own
   store: null                 # SQLite file of scores; null for the user's cache, shared by all runs
   engine: process             # process, pool (several processes) or ray
+  trust_remote_code: false    # true: run code of the model's repository, which you have read; student: likewise
 
 selection:                    # which candidates become negatives
   choice: top                 # top, random or quantiles

@@ -44,6 +44,7 @@ def retriever_candidates(
     cache: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     show_progress: bool = True,
+    trust_remote_code: bool = False,
 ) -> Candidates:
     """Find the best documents of each query with a dense, sparse or late-interaction retriever, exactly, without index.
 
@@ -65,6 +66,7 @@ def retriever_candidates(
             fills it fast: 90 kB for a document of 180 tokens and 128 dimensions.
         revision: Name of the weights where they cannot be hashed, as with the ONNX backend; for the cache.
         show_progress: Show bars.
+        trust_remote_code: Run code of the model's repository. Only for repositories that you have read.
 
     Returns:
         `{query_id: candidates, best first}` with the source `"dense:<name>"`, `"sparse:<name>"`,
@@ -87,7 +89,8 @@ def retriever_candidates(
     queries = list(collection.queries) if query_ids is None else list(query_ids)
     if unknown := [query_id for query_id in queries if query_id not in collection.queries]:
         raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")
-    retriever, name = load_model(model if not isinstance(model, os.PathLike) else Path(model))
+    source = Path(model) if isinstance(model, os.PathLike) else model
+    retriever, name = load_model(source, trust_remote_code=trust_remote_code)
     encoder = Encoder(retriever, document_prompt, batch_size, cache, revision)
     document_ids = [document_id for document_id, text in collection.documents.items() if text.strip()]
     if not queries or not document_ids:

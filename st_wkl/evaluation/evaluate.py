@@ -58,6 +58,7 @@ def evaluate(
     efficiency: bool = False,
     batch_size: int = 32,
     show_progress: bool = True,
+    trust_remote_code: bool = False,
 ) -> Results:
     """Evaluate a model with MTEB and keep every query's nDCG@10.
 
@@ -89,6 +90,8 @@ def evaluate(
             `st_wkl.evaluation.efficiency.measure_efficiency`.
         batch_size: Texts per forward pass.
         show_progress: Show progress bars.
+        trust_remote_code: Run code of the repositories of `model` and `first_stage`. Only for repositories that you
+            have read.
 
     Returns:
         The results, as they are also written to `output`.
@@ -119,13 +122,21 @@ def evaluate(
         raise ValueError("efficiency is measured on a model's forward pass, and BM25 has none; leave out efficiency=")
     if exposure is None and isinstance(model, str | Path) and not bm25:
         exposure = _carried_exposure(str(model))
-    how = _How(exposure, first_stage, top_k, None if cache is None else Path(cache), batch_size, show_progress)
+    how = _How(
+        exposure,
+        first_stage,
+        top_k,
+        None if cache is None else Path(cache),
+        batch_size,
+        show_progress,
+        trust_remote_code,
+    )
     wrapped: Any = bm25
     with _quiet(show_progress):
         if bm25:
             about = {"name": bm25.name, "class": "BM25", "settings": bm25_settings(bm25)}
         else:
-            loaded, found_name = load_model(model)  # type: ignore[arg-type]
+            loaded, found_name = load_model(model, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
             about = _describe(loaded, name or found_name)  # before wrapping: MTEB replaces half-precision heads
             wrapped = identified(loaded, name=name or found_name, revision=revision)
             about["revision"] = wrapped.mteb_model_meta.revision or ""
@@ -150,6 +161,7 @@ class _How(NamedTuple):
     cache: Path | None
     batch_size: int
     show_progress: bool
+    trust_remote_code: bool
 
 
 def _evaluate_task(model: MTEBModels | BM25, task: AbsTask, how: _How) -> tuple[Any, list[TaskScores]]:
@@ -196,7 +208,12 @@ def _staged(model: Any, task: AbsTaskRetrieval, how: _How) -> AbsTaskRetrieval:
         task = named_candidates(task)
     else:
         task = reranking_task(
-            task, how.first_stage, how.top_k, batch_size=how.batch_size, show_progress=how.show_progress
+            task,
+            how.first_stage,
+            how.top_k,
+            batch_size=how.batch_size,
+            show_progress=how.show_progress,
+            trust_remote_code=how.trust_remote_code,
         )
     has_candidates = any(data.get("top_ranked") for splits in task.dataset.values() for data in splits.values())
     if has_candidates and isinstance(model, SparseEncoderWrapper) and "Reranking" not in task.metadata.type:

@@ -80,7 +80,13 @@ class BM25Search:
 
 
 def reranking_task(
-    task: AbsTaskRetrieval, first_stage: FirstStage, top_k: int, *, batch_size: int = 32, show_progress: bool = True
+    task: AbsTaskRetrieval,
+    first_stage: FirstStage,
+    top_k: int,
+    *,
+    batch_size: int = 32,
+    show_progress: bool = True,
+    trust_remote_code: bool = False,
 ) -> AbsTaskRetrieval:
     """Return a task that reranks the candidates of a first stage, under a name of its own.
 
@@ -93,6 +99,7 @@ def reranking_task(
         top_k: Candidates of a query.
         batch_size: Texts per forward pass of a retriever.
         show_progress: Show bars.
+        trust_remote_code: Run code of the retriever's repository. Only for repositories that you have read.
 
     Returns:
         A task called `<name>-rerank-<first stage>-top<k>`, whose dataset revision includes a hash of the candidates.
@@ -109,7 +116,7 @@ def reranking_task(
         raise ValueError(f"top_k is {top_k}; a reranker needs at least 1 candidate")
     staged = copy(task)
     staged.dataset = {}
-    name, runs = _first_stage(task, first_stage, top_k, batch_size, show_progress)
+    name, runs = _first_stage(task, first_stage, top_k, batch_size, show_progress, trust_remote_code)
     candidates: dict[str, Any] = {}
     for subset, splits in task.dataset.items():
         staged.dataset[subset] = {}
@@ -156,7 +163,12 @@ def named_candidates(task: AbsTaskRetrieval) -> AbsTaskRetrieval:
 
 
 def _first_stage(
-    task: AbsTaskRetrieval, source: FirstStage, top_k: int, batch_size: int, show_progress: bool
+    task: AbsTaskRetrieval,
+    source: FirstStage,
+    top_k: int,
+    batch_size: int,
+    show_progress: bool,
+    trust_remote_code: bool,
 ) -> tuple[str, dict[tuple[str, str], Run]]:
     """Return the name of a first stage, and its run of each subset and split."""
     places = [(subset, split) for subset, splits in task.dataset.items() for split in splits]
@@ -168,7 +180,7 @@ def _first_stage(
     if bm25 := BM25.of(source):
         search = BM25Search(bm25, task, show_progress=show_progress)
         return search.name, _retrieved(task, search, batch_size, show_progress)
-    model, name = load_model(source)  # type: ignore[arg-type]
+    model, name = load_model(source, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
     if type(model).__name__ == "CrossEncoder":
         raise ValueError(f"first_stage is {name}, a cross-encoder, which can only rerank; take a retriever or 'bm25'")
     return name.split("/")[-1], _retrieved(task, identified(model, name=name), batch_size, show_progress)

@@ -61,6 +61,7 @@ def prepare(
     languages: Sequence[str] = ("eng-Latn",),
     release_date: str | None = None,
     contacts: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> Submission:
     """Write the model's entry for MTEB, its results in the repository's layout, and a page on the two pull requests.
 
@@ -81,6 +82,7 @@ def prepare(
         languages: As MTEB writes them, language and script.
         release_date: `YYYY-MM-DD`. Default: today in UTC.
         contacts: GitHub handles of those who answer for the model.
+        trust_remote_code: Run code of the student's folder. Only for code that you have read.
 
     Raises:
         FileExistsError: If `output` holds something else.
@@ -105,7 +107,7 @@ def prepare(
     record = TrainingRecord.load(student) if (student / RECORD_FILE).is_file() else None
     licence = license or _card_license(student)
     seen, notes = known_training_datasets(record, trained_on)
-    model, _ = load_model(student)
+    model, _ = load_model(student, trust_remote_code=trust_remote_code)
     meta = model_meta(
         model,
         name=repo_id,

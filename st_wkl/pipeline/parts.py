@@ -52,7 +52,10 @@ class Parts:
         """Who teaches."""
         from st_wkl.data.teachers import CrossEncoderTeacher
 
-        return CrossEncoderTeacher(named(self.config.teacher.model)[0], max_length=self.config.teacher.max_length)
+        asked = self.config.teacher
+        return CrossEncoderTeacher(
+            named(asked.model)[0], max_length=asked.max_length, trust_remote_code=asked.trust_remote_code
+        )
 
     @cached_property
     def start(self) -> tuple[str, str]:
@@ -64,7 +67,7 @@ class Parts:
         """Return the untrained student."""
         from st_wkl.models import load_model
 
-        return load_model(self.start[0])[0]
+        return load_model(self.start[0], trust_remote_code=self.config.student.trust_remote_code)[0]
 
     def load_dataset(self) -> DistillationDataset:
         """Return the dataset that a stage has built."""

@@ -92,8 +92,17 @@ def _mine(parts: Parts) -> None:
             lists.append(read_run(found, collection, top_k=top_k))
         else:
             cache = parts.output / "embeddings"
+            trusted = parts.config.candidates.trust_remote_code
             lists.append(
-                retriever_candidates(collection, found, queries, top_k=top_k, cache=cache, show_progress=progress)
+                retriever_candidates(
+                    collection,
+                    found,
+                    queries,
+                    top_k=top_k,
+                    cache=cache,
+                    show_progress=progress,
+                    trust_remote_code=trusted,
+                )
             )
     fused = lists[0] if len(lists) == 1 else reciprocal_rank_fusion(*lists, top_k=top_k)
     write_run(fused, parts.candidates)
@@ -162,6 +171,7 @@ def _train(parts: Parts) -> None:
         callbacks=[] if dev is None or dev.patience is None else [EarlyStoppingCallback(dev.patience)],
         resume=True,
         base_name=parts.start[1],
+        trust_remote_code=parts.config.student.trust_remote_code,
     )
 
 
@@ -199,6 +209,7 @@ def _evaluate(parts: Parts, when: str, model: str, name: str) -> None:
         output=parts.results_file(when),
         batch_size=parts.config.evaluation.batch_size,
         show_progress=parts.show_progress,
+        trust_remote_code=parts.config.student.trust_remote_code,
     )
 
 
@@ -225,6 +236,7 @@ def _write_card(parts: Parts) -> None:
         results=results,
         comparison=next(iter(comparisons.values())) if len(comparisons) == 1 else None,
         command=f"st-wkl run {CONFIG_FILE}",
+        trust_remote_code=parts.config.student.trust_remote_code,
     )
     # Beside the student, which travels alone: how it can be made again.
     shutil.copyfile(parts.output / CONFIG_FILE, parts.student / CONFIG_FILE)

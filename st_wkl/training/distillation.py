@@ -23,7 +23,7 @@ from st_wkl.cards.model_card import write_model_card
 from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.evaluation.results import package_versions
-from st_wkl.models import load_model
+from st_wkl.models import check_reloads, is_trusted, load_model
 from st_wkl.training import checkpoints, dev
 from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
 from st_wkl.training.describe import Describer, differences, told
@@ -82,6 +82,7 @@ def distill(
     callbacks: Iterable[TrainerCallback] = (),
     resume: bool = False,
     base_name: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Distilled:
     """Train a student on a distillation dataset with its stock trainer, and save it with the record of its making.
 
@@ -126,6 +127,8 @@ def distill(
         resume: Go on with the run that was stopped in `output_dir`, with the same result as if it had not been; start
             if there is none; return the student if it is complete.
         base_name: What the record calls the model that training started from. Default: its Hub id or folder name.
+        trust_remote_code: Run code of the student's repository, whenever it is loaded. Only for repositories that you
+            have read. A student that was loaded with it stays so.
 
     Returns:
         The student with its record and folder. The card gains a results table from
@@ -144,7 +147,7 @@ def distill(
         >>> distill("minishlab/potion-base-8M", builder.build(), output_dir="my-student").student  # doctest: +SKIP
     """  # noqa: E501
     output_dir = Path(output_dir)
-    loaded, found_name = load_model(student)  # type: ignore[arg-type]
+    loaded, found_name = load_model(student, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
     name = base_name or (found_name if not isinstance(student, nn.Module) else _name_of(loaded, found_name))
     licence = _licence_of(student, loaded)
     kind = kind_of(loaded)
@@ -178,11 +181,12 @@ def distill(
         callbacks=callbacks,
         describe=describe,
     )
-    if resume and (finished := _finished(output_dir, identity)) is not None:
+    if resume and (finished := _finished(output_dir, identity, is_trusted(loaded, trust_remote_code))) is not None:
         logger.info("%s is complete: nothing to do.", output_dir)
         return finished
     _check_resumable(args, made, describe, dataset, resume=resume)
     _check_folder(output_dir, work)
+    check_reloads(loaded, trust_remote_code)
     checkpoint = checkpoints.start_run(work, identity, resume=resume)
     _wait()  # the trainer of a quicker process would make the folder that this one has yet to look at
     start = time.perf_counter()
@@ -230,7 +234,7 @@ def distill(
         identity=identity,
     )
     if get_rank() == 0:
-        _save(loaded, output_dir, record, dataset, history)
+        _save(loaded, output_dir, record, dataset, history, is_trusted(loaded, trust_remote_code))
         checkpoints.remove(work)
     _wait()
     return Distilled(loaded, _results(history, record), record, output_dir)
@@ -266,7 +270,7 @@ def _make_loss(loss: Any, student: Student, dataset: Any, mini_batch_size: int |
     return made
 
 
-def _finished(folder: Path, identity: dict[str, Any]) -> Distilled | None:
+def _finished(folder: Path, identity: dict[str, Any], trust_remote_code: bool) -> Distilled | None:
     """Return the complete student of this very run, None if there is none yet."""
     if not (folder / RECORD_FILE).is_file():
         return None
@@ -282,7 +286,7 @@ def _finished(folder: Path, identity: dict[str, Any]) -> Distilled | None:
             f"{folder} holds a student that was trained from another student, dataset, loss or arguments "
             f"({told(found)}). Choose another folder, or delete it if it may go."
         )
-    student: Any = load_model(folder)[0]
+    student: Any = load_model(folder, trust_remote_code=trust_remote_code)[0]
     return Distilled(student, _results([], record), record, folder)
 
 
@@ -364,11 +368,18 @@ def _train(trainer: BaseTrainer, checkpoint: checkpoints.Checkpoint | None) -> l
     return list(trainer.state.log_history)
 
 
-def _save(student: Student, folder: Path, record: TrainingRecord, dataset: Any, history: list[dict[str, Any]]) -> None:
+def _save(
+    student: Student,
+    folder: Path,
+    record: TrainingRecord,
+    dataset: Any,
+    history: list[dict[str, Any]],
+    trust_remote_code: bool,
+) -> None:
     """Write the student and all that belongs to it; the record comes last, so a folder with it is complete."""
     student.save_pretrained(str(folder))
     if record.lora:
-        check_reload(student, folder)
+        check_reload(student, folder, trust_remote_code=trust_remote_code)
     write_model_card(folder, record=record, results={})
     if hasattr(dataset, "provenance"):
         Exposure.of(dataset).save(folder)

@@ -183,15 +183,16 @@ def base_hash(student: Student) -> str:
     return digest.hexdigest()
 
 
-def check_reload(student: Student, folder: Path) -> None:
+def check_reload(student: Student, folder: Path, *, trust_remote_code: bool = False) -> None:
     """Stop where a saved student does not say what the one in memory says.
 
     Raises:
         RuntimeError: If it does not, as with a cross-encoder whose new pooler no adapter carries.
     """
-    from st_wkl.models import load_model
+    from st_wkl.models import is_trusted, load_model
 
-    difference = _difference(student, load_model(folder)[0])
+    trusted = is_trusted(student, trust_remote_code)
+    difference = _difference(student, load_model(folder, trust_remote_code=trusted)[0])
     if difference > _TOLERANCE:
         raise RuntimeError(
             f"{folder} holds another model than was trained: the outputs differ by up to {difference:.2g}. An adapter "
@@ -200,7 +201,13 @@ def check_reload(student: Student, folder: Path) -> None:
         )
 
 
-def merge(adapter: str | Path | Student, output: str | Path, *, base: str | Path | None = None) -> Path:
+def merge(
+    adapter: str | Path | Student,
+    output: str | Path,
+    *,
+    base: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
     """Merge an adapter into its base model: a plain sentence-transformers folder, with the same embeddings to 1e-5.
 
     Args:
@@ -208,6 +215,7 @@ def merge(adapter: str | Path | Student, output: str | Path, *, base: str | Path
         output: New folder. It appears under its name once it is complete and checked.
         base: Folder or Hub id that the adapter must belong to. None trusts the adapter's own word for it; if the
             student's record says which weights it was trained on, these are compared in any case.
+        trust_remote_code: Run code of the models' repositories. Only for repositories that you have read.
 
     Returns:
         The folder.
@@ -220,25 +228,26 @@ def merge(adapter: str | Path | Student, output: str | Path, *, base: str | Path
     Example:
         >>> merge("my-adapter", "my-student")  # doctest: +SKIP
     """
-    from st_wkl.models import load_model
+    from st_wkl.models import is_trusted, load_model
     from st_wkl.training.record import RECORD_FILE, TrainingRecord
 
     output = Path(output)
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise FileExistsError(f"{output} is not empty. Choose another folder, or delete it if it may go.")
-    student: Any = load_model(adapter)[0]
+    student: Any = load_model(adapter, trust_remote_code=trust_remote_code)[0]
+    trusted = is_trusted(student, trust_remote_code)
     if not has_adapter(student):
         raise ValueError(f"{adapter} carries no adapter; it is merged already, or was trained without lora.")
     source = None if isinstance(adapter, nn.Module) else Path(adapter)
     record = TrainingRecord.load(source) if source is not None and (source / RECORD_FILE).is_file() else None
-    check_base(student, record.lora if record else {}, base)
+    check_base(student, record.lora if record else {}, base, trust_remote_code=trusted)
     merged = _merged(student)
     unfinished = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         merged.save_pretrained(str(unfinished))
-        difference = _difference(student, load_model(unfinished)[0])
+        difference = _difference(student, load_model(unfinished, trust_remote_code=trusted)[0])
         if difference > _TOLERANCE:
             raise RuntimeError(
                 f"The merged model differs from the adapter's by up to {difference:.2g}; nothing is kept."
@@ -253,7 +262,9 @@ def merge(adapter: str | Path | Student, output: str | Path, *, base: str | Path
     return output
 
 
-def check_base(student: Student, trained: dict[str, Any], base: str | Path | None = None) -> None:
+def check_base(
+    student: Student, trained: dict[str, Any], base: str | Path | None = None, *, trust_remote_code: bool = False
+) -> None:
     """Stop where an adapter lies on other weights than it was trained on, which torch would not notice.
 
     Raises:
@@ -268,7 +279,7 @@ def check_base(student: Student, trained: dict[str, Any], base: str | Path | Non
             f"The adapter was trained on other weights than those of {named}: the hash of the base model was "
             f"{trained['base_revision']} and is {found}. Bring back the base model of that time."
         )
-    if base is not None and base_hash(load_model(base)[0]) != found:  # type: ignore[arg-type]
+    if base is not None and base_hash(load_model(base, trust_remote_code=trust_remote_code)[0]) != found:  # type: ignore[arg-type]
         raise ValueError(f"The adapter belongs to {named}, whose weights are not those of {base}.")
 
 

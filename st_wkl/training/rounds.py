@@ -18,7 +18,7 @@ from st_wkl._hashes import content_hash
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
-from st_wkl.models import load_model, model_revision
+from st_wkl.models import is_trusted, load_model, model_revision
 from st_wkl.training.distillation import distill
 from st_wkl.training.refresh import Retriever, mine
 
@@ -58,6 +58,7 @@ def distill_rounds(
     restart: bool = False,
     train: Train | None = None,
     show_progress: bool = True,
+    trust_remote_code: bool = False,
     **builder_options: Any,
 ) -> list[Round]:
     """Mine, score and train, then mine again with the new student, score what is new, and train again.
@@ -80,6 +81,8 @@ def distill_rounds(
             Default: `distill(student, dataset, output_dir=folder)`. A change of it is not noticed: take another
             `output_dir`.
         show_progress: Show bars of mining and scoring.
+        trust_remote_code: Run code of the student's repository, whenever it is loaded. Only for repositories that you
+            have read.
         **builder_options: `candidates`, `num_negatives`, `pairwise`, `store`, `selection`, … of the builder.
 
     Returns:
@@ -103,7 +106,8 @@ def distill_rounds(
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, got {rounds}.")
     output_dir = Path(output_dir)
-    first, name = load_model(student)
+    first, name = load_model(student, trust_remote_code=trust_remote_code)
+    trusted = is_trusted(first, trust_remote_code)
     if isinstance(first, CrossEncoder):
         raise TypeError("A CrossEncoder cannot search a collection, so it finds no candidates for a round.")
     if train is None:
@@ -120,14 +124,17 @@ def distill_rounds(
             _check_same(dataset, builder, made, folder)
         else:
             if number > 1:
-                builder.candidates = mine(builder, done[-1].student, show_progress=show_progress)
+                builder.candidates = mine(
+                    builder, load_model(done[-1].student, trust_remote_code=trusted)[0], show_progress=show_progress
+                )
             dataset = builder.build(show_progress=show_progress)
             dataset.provenance["round"] = made
             dataset.save_to_disk(folder / "dataset")
         reused = dataset_ready and (folder / "student").is_dir()
         if not reused:
             # Training changes the model that it is given; the first one is needed again where rounds restart.
-            model = copy.deepcopy(first) if restart or number == 1 else load_model(done[-1].student)[0]
+            again = restart or number == 1
+            model = copy.deepcopy(first) if again else load_model(done[-1].student, trust_remote_code=trusted)[0]
             _into(folder / "student", lambda place, m=model, d=dataset: train(m, d, place))  # type: ignore[misc]
         logger.info("round %d: %s", number, "complete before" if reused else f"trained on {len(dataset):,} lists")
         done.append(Round(number, dataset, folder / "student", reused))
