@@ -109,6 +109,57 @@ def model_name(model: AnyModel) -> str:
     return type(model).__name__
 
 
+def own_prompt(model: AnyModel, side: str = "query") -> str | None:
+    """Return the prompt that a model puts before a text in use, as `encode_query`, `encode_document` and `predict` do.
+
+    Args:
+        model: The model.
+        side: `"query"` or `"document"`. A cross-encoder has one prompt for both.
+
+    Returns:
+        The prompt, None where there is none.
+    """
+    # Some models have an empty prompt by this name, and then the default prompt does not count.
+    name = next((name for name in _prompt_names(model, side) if name in model.prompts), model.default_prompt_name)
+    return model.prompts.get(name) or None if name is not None else None
+
+
+def set_prompts(model: AnyModel, prompts: Mapping[str, str]) -> None:
+    """Give a model the prompts by which its queries and documents are known from now on; they are saved with it.
+
+    Args:
+        model: The model, which is changed.
+        prompts: By `"query"` and `"document"`; a cross-encoder has one, `"pair"`. A side that is not named stays.
+
+    Raises:
+        ValueError: If there is another key, or a prompt is no text.
+    """
+    sides = ("query", "document") if hasattr(model, "encode_query") else ("pair",)
+    for side, prompt in prompts.items():
+        if side not in sides or not isinstance(prompt, str):
+            raise ValueError(
+                f"The prompts of a {type(model).__name__} are texts by the names {', '.join(sides)}, got "
+                f"{side!r}: {prompt!r}."
+            )
+        name = next((name for name in _prompt_names(model, side) if name in model.prompts), side)
+        if side == "pair":
+            name = model.default_prompt_name = model.default_prompt_name or side
+        model.prompts[name] = prompt
+
+
+def prompts_of(model: AnyModel) -> dict[str, str]:
+    """Return the prompts that a model is used with, by `"query"` and `"document"`, or `"pair"`; empty without any."""
+    sides = ("query", "document") if hasattr(model, "encode_query") else ("pair",)
+    return {side: prompt for side in sides if (prompt := own_prompt(model, side))}
+
+
+def _prompt_names(model: AnyModel, side: str) -> tuple[str, ...]:
+    """Return the names by which a model looks for the prompt of a side, the first that it has counts."""
+    if not hasattr(model, "encode_query"):
+        return ()
+    return ("document", "passage", "corpus") if side == "document" else ("query",)
+
+
 def model_revision(model: AnyModel) -> str:
     """Return a hash of everything that decides the model's output: weights, modules, tokenizer, prompts, lengths.
 

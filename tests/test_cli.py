@@ -48,10 +48,11 @@ def test_build_train_evaluate(
     assert "--num-negatives 4" in json.loads(out)["command"]
     assert str(tmp_path) not in json.loads(out)["command"]
     train = ["train", scored, "--student", static_student_path, "--output", student, "--epochs", 1]
-    train += ["--batch-size", 4, "--loss", "weighted-kl", "--gamma", 2]
+    train += ["--batch-size", 4, "--loss", "weighted-kl", "--gamma", 2, "--query-prompt", "query: "]
     code, out, err = st_wkl(*train, *common)
     assert code == 0, err
     assert json.loads(out)["loss_config"]["gamma"] == 2.0
+    assert json.loads(out)["prompts"] == {"query": "query: "}
     card = (student / "README.md").read_text(encoding="utf-8")
     assert "WeightedKLDistillationLoss" in card
     assert str(tmp_path) not in card

@@ -19,6 +19,7 @@ from st_wkl.data.candidates import bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.runs import read_run
 from st_wkl.data.teachers import CallableTeacher
+from st_wkl.models import prompts_of
 from st_wkl.pipeline import STAGES, run
 from st_wkl.pipeline.parts import Parts
 from st_wkl.pipeline.stages import ALL, changed
@@ -131,6 +132,19 @@ def test_inputs_are_the_same_but_for_what_cannot_matter() -> None:
     assert changed(there, there | {"loss": loss | {"parameters": {"positive_threshold": 2}}}) == ["loss"]
     dev = {"split": "dev", "max_queries": None, "max_documents": None, "patience": None}
     assert changed(there | {"dev": dev}, now | {"dev": dev}) == ["training"], "it chooses another checkpoint"
+
+
+def test_the_student_has_the_prompts_of_the_configuration(folder: Path, tmp_path: Path) -> None:
+    """Before and after are the same model before and after training, so both have them."""
+    student = {"model": "packaged:potion-base-8M", "prompts": {"query": "query: "}}
+    parts = Parts(config(folder, tmp_path / "run", student=student), show_progress=False)
+    assert prompts_of(parts.load_start()) == {"query": "query: "}
+    inputs = ALL[3].inputs(parts)
+    plain = ALL[3].inputs(Parts(config(folder, tmp_path / "run"), show_progress=False))
+    assert changed(plain, inputs) == ["prompts"]
+    parts = Parts(config(folder, tmp_path / "run", student=student | {"prompts": {"qurey": "q"}}), show_progress=False)
+    with pytest.raises(ValueError, match=r"student\.prompts: .* by the names query, document, got 'qurey'"):
+        parts.load_start()
 
 
 def work(settings: dict[str, Any]) -> None:

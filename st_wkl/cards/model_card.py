@@ -254,6 +254,7 @@ def _about_training(record: TrainingRecord, folder: Path) -> list[str]:
         ("Teacher", _listed(teacher, {**record.teacher, "licence": record.dataset.get("teacher_license")})),
         ("Data", _about_data(collection, record.dataset)),
         ("LoRA", _about_adapter(record) or _listed(None, adapter_settings(folder))),
+        ("Prompts", _listed(None, record.prompts)),
         ("Training", _listed(None, record.arguments)),
         ("Training time", f"{record.seconds:.1f} seconds"),
         ("Versions", _listed(None, record.versions)),

@@ -35,6 +35,12 @@ def train(
     ] = None,
     parameter: Annotated[list[str] | None, typer.Option(help="Other parameter of the loss, name=value.")] = None,
     mini_batch_size: Annotated[int | None, typer.Option(min=1, help="Texts embedded at once. Default: 32.")] = None,
+    query_prompt: Annotated[
+        str | None, typer.Option(help="Text before each query. Default: the student's own.")
+    ] = None,
+    document_prompt: Annotated[
+        str | None, typer.Option(help="Text before each document; it is kept with the student, as the other one is.")
+    ] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train an adapter in place of all weights.")] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter; it is kept in OUTPUT-adapter.")] = False,
     dev: Annotated[str | None, typer.Option(help="Collection whose dev split chooses the best checkpoint.")] = None,
@@ -72,7 +78,7 @@ def train(
     if learning_rate is not None:
         settings["learning_rate"] = learning_rate
     from st_wkl.data.dataset import DistillationDataset
-    from st_wkl.models import load_model
+    from st_wkl.models import load_model, set_prompts
     from st_wkl.packaged import named
     from st_wkl.training import default_arguments, distill, make_loss
     from st_wkl.training.lora import merge as merge_adapter
@@ -80,6 +86,8 @@ def train(
     data = DistillationDataset.load_from_disk(dataset)
     source, name = named(student)
     model: Any = load_model(source, trust_remote_code=trust_remote_code)[0]
+    prompts = {"query": query_prompt, "document": document_prompt}
+    set_prompts(model, {side: prompt for side, prompt in prompts.items() if prompt is not None})
     chosen = make_loss(
         model,
         loss,

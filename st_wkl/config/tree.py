@@ -103,11 +103,14 @@ class StudentConfig:
         model: Hub id, folder, or `packaged:` name.
         name: What cards and results call it. Default: its Hub id or folder name.
         trust_remote_code: Run code of the model's repository, whenever it is loaded. Only for those that you have read.
+        prompts: What stands before its texts, by `query` and `document` (a cross-encoder: `pair`), in training, dev
+            split and evaluation. Default: its own.
     """
 
     model: str
     name: str | None = None
     trust_remote_code: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ selection:                    # which candidates become negatives
 
 student:
   model: {student}            # (*) Hub id, folder, or packaged:potion-base-8M, packaged:all-MiniLM-L6-v2
+  prompts: {{}}                 # such as {{query: "query: ", document: "passage: "}}; its own where it has any
 
 loss:
   name: null                  # null: KL and an in-batch contrastive term; `st-wkl train --help` lists all

@@ -10,9 +10,11 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.data_collator import BaseDataCollator
 
 from st_wkl.losses.lists import pack
+from st_wkl.models import own_prompt
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
+    from sentence_transformers.base.training_args import BaseTrainingArguments
 
 QUERY, DOCUMENTS, SCORES, LABELS, PAIRS, RANKS = "query", "documents", "scores", "labels", "pairs", "ranks"
 
@@ -35,8 +37,11 @@ class ListwiseCollator(BaseDataCollator):
         model: The model that is going to be trained; its tokenizer is used. For a `CrossEncoder`, texts stay texts, as
             its losses pair them first.
         prompts: Prompt of each side, `{"query": "…", "document": "…"}`, or one for both, or either by dataset name.
-            The names are those of the model's own prompts; upstream's collator would want one per column.
+            A side that is not named gets the model's own prompt, the one that it is used and evaluated with; `""` is
+            none.
         max_length: Longest text in tokens, one for both or `{"query": …, "document": …}`. Default: the model's own.
+        args: Training arguments, whose `prompts` and `max_length` count where these are not given. A trainer does not
+            tell them to a collator that it is given.
 
     Raises:
         ValueError: When a batch is made, if a row lacks a column, holds a null or empty query, a null document, or
@@ -55,8 +60,12 @@ class ListwiseCollator(BaseDataCollator):
         *,
         prompts: str | dict[str, str] | dict[str, dict[str, str]] | None = None,
         max_length: int | dict[str, int] | None = None,
+        args: BaseTrainingArguments | None = None,
     ) -> None:
+        prompts = getattr(args, "prompts", None) if prompts is None else prompts
+        max_length = getattr(args, "max_length", None) if max_length is None else max_length
         super().__init__(preprocess_fn=model.preprocess, prompts=prompts, max_length=max_length)
+        self.model = model
         self.texts_only = isinstance(model, CrossEncoder)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -77,7 +86,7 @@ class ListwiseCollator(BaseDataCollator):
             texts = [text for row in features for text in row[DOCUMENTS]]
             numbers = iter(range(len(texts)))
             indices = [[next(numbers) for _ in row[DOCUMENTS]] for row in features]
-            prompt = self._resolve_prompts(batch)
+            prompt = self._prompt(batch, "pair")
             batch |= {} if not prompt else {"prompt": prompt}
             batch |= {QUERY: queries, DOCUMENTS: [list(row[DOCUMENTS]) for row in features]}
         else:
@@ -92,12 +101,26 @@ class ListwiseCollator(BaseDataCollator):
 
     def _tokenize(self, batch: dict[str, Any], side: str, texts: list[str]) -> None:
         # The task is what routes a Router and what a late-interaction model formats by; other models ignore it.
-        prompt = self._get_prompt_for_column(self._resolve_prompts(batch) or {}, side)
+        prompt = self._prompt(batch, side)
         max_length = self._get_max_length_for_task(side)
         limits = {} if max_length is None else {"max_length": max_length}
         for key, value in self.preprocess_fn(texts, prompt=prompt, task=side, **limits).items():
             batch[f"{side}_{key}"] = value
         batch[f"{side}_task"] = side
+
+    def _prompt(self, batch: dict[str, Any], side: str) -> str | None:
+        """Return the prompt that is given for a side, or the model's own."""
+        given = self._resolve_prompts(batch)
+        if isinstance(given, str):
+            return given
+        sides = ("pair",) if self.texts_only else ("query", "document")
+        named = given or {}
+        if (unknown := sorted(named.keys() - set(sides))) and "dataset_name" not in batch:
+            raise ValueError(
+                f"ListwiseCollator knows the prompts of {' and '.join(sides)}, and was given one for {unknown[0]!r}, "
+                "which would be used nowhere."
+            )
+        return named[side] if side in named else own_prompt(self.model, side)
 
 
 def _check(row: dict[str, Any]) -> None:

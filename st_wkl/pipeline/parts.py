@@ -64,10 +64,15 @@ class Parts:
         return found, self.config.student.name or name
 
     def load_start(self) -> Any:
-        """Return the untrained student."""
-        from st_wkl.models import load_model
+        """Return the untrained student, with the prompts that the configuration gives it."""
+        from st_wkl.models import load_model, set_prompts
 
-        return load_model(self.start[0], trust_remote_code=self.config.student.trust_remote_code)[0]
+        student = load_model(self.start[0], trust_remote_code=self.config.student.trust_remote_code)[0]
+        try:
+            set_prompts(student, self.config.student.prompts)
+        except ValueError as error:
+            raise ValueError(f"student.prompts: {error}") from error
+        return student
 
     def load_dataset(self) -> DistillationDataset:
         """Return the dataset that a stage has built."""

@@ -146,6 +146,7 @@ def _train_inputs(parts: Parts) -> dict[str, Any]:
     return {
         "dataset": digest(parts.dataset, without={"README.md"}),
         "student": source_digest(parts.start[0]),
+        "prompts": config.student.prompts or None,
         "loss": dataclasses.asdict(config.loss),
         "training": config.training,
         "lora": config.lora,
@@ -182,11 +183,17 @@ def _tasks_inputs(parts: Parts) -> dict[str, Any]:
 
 
 def _before_inputs(parts: Parts) -> dict[str, Any]:
-    return {"student": source_digest(parts.start[0]), "name": parts.start[1], **_tasks_inputs(parts)}
+    return {
+        "student": source_digest(parts.start[0]),
+        "prompts": parts.config.student.prompts or None,
+        "name": parts.start[1],
+        **_tasks_inputs(parts),
+    }
 
 
 def _evaluate_before(parts: Parts) -> None:
-    _evaluate(parts, "before", *parts.start)
+    model, name = parts.start
+    _evaluate(parts, "before", parts.load_start() if parts.config.student.prompts else model, name)
 
 
 def _after_inputs(parts: Parts) -> dict[str, Any]:
@@ -197,7 +204,7 @@ def _evaluate_after(parts: Parts) -> None:
     _evaluate(parts, "after", str(parts.student), f"{parts.start[1].split('/')[-1]}-{parts.collection.name}")
 
 
-def _evaluate(parts: Parts, when: str, model: str, name: str) -> None:
+def _evaluate(parts: Parts, when: str, model: Any, name: str) -> None:
     from st_wkl.evaluation import evaluate
 
     assert parts.config.evaluation is not None

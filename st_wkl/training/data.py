@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
+from sentence_transformers.base.modules import Router
 from sentence_transformers.util import batch_to_device
 from torch import nn
 
 from st_wkl.data.collator import DOCUMENTS, ListwiseCollator
 from st_wkl.losses.pair_distill import PairwisePreferenceLoss
+from st_wkl.models import own_prompt, set_prompts
 from st_wkl.training.students import takes_lists
 
 if TYPE_CHECKING:
@@ -39,12 +43,16 @@ class TrainingData:
         collator: `ListwiseCollator` for lists; None leaves columns to the trainer's own.
         count: Number of rows; None where it is unknown, as in an iterable dataset.
         provenance: Where they come from, empty if unknown.
+        prompts: Prompts of columns, for the trainer's own collator; None for none.
+        routes: Task of columns, for a student that treats queries and documents apart; None for others.
     """
 
     rows: Dataset | IterableDataset
     collator: BaseDataCollator | None
     count: int | None
     provenance: dict[str, Any]
+    prompts: str | dict[str, str] | None = None
+    routes: dict[str, str] | None = None
 
 
 def training_data(
@@ -84,12 +92,48 @@ def training_data(
             f"({args.per_device_train_batch_size} per device, {args.world_size} processes). Set "
             f"per_device_train_batch_size to {max(count // max(args.world_size, 1), 1)} or less, or train on more."
         )
-    collator = None
-    if DOCUMENTS in (rows.column_names or []):
-        collator = ListwiseCollator(
-            student, prompts=getattr(args, "prompts", None), max_length=getattr(args, "max_length", None)
-        )
-    return TrainingData(rows, collator, count, provenance)
+    columns = [name for name in rows.column_names or [] if name not in DEFAULT_LABEL_COLUMNS]
+    _take_prompts(student, args.prompts, columns)
+    if DOCUMENTS in columns:
+        collator = ListwiseCollator(student, max_length=getattr(args, "max_length", None))
+        return TrainingData(rows, collator, count, provenance)
+    if isinstance(student, CrossEncoder):
+        return TrainingData(rows, None, count, provenance, own_prompt(student))
+    sides = {name: "document" if place else "query" for place, name in enumerate(columns)}
+    prompts = {name: prompt for name, side in sides.items() if (prompt := own_prompt(student, side))}
+    first: Any = next(iter(student))
+    apart = any(getattr(first, name, None) for name in ("query_length", "document_length", "query_expansion"))
+    apart = apart or any(isinstance(module, Router) for module in student.children())
+    return TrainingData(rows, None, count, provenance, prompts or None, sides if apart else None)
+
+
+def _take_prompts(student: Student, given: Any, columns: list[str]) -> None:
+    """Give a student the prompts that training arguments name: it is trained, evaluated and saved with the same.
+
+    Raises:
+        ValueError: If a prompt is for no column, or two columns of documents have different ones.
+    """
+    if given is None or given == {}:
+        return
+    pairs = isinstance(student, CrossEncoder)
+    found: dict[str, str] = {}
+    if isinstance(given, str):
+        found = {"pair": given} if pairs else {"query": given, "document": given}
+    elif pairs:
+        raise ValueError(f"A CrossEncoder has one prompt for query and document; prompts is {given!r}. Give a text.")
+    else:
+        documents = {"document", "passage", "corpus", *columns[1:]}
+        for name, prompt in given.items():
+            side = "query" if name in ("query", *columns[:1]) else "document"
+            if (side == "document" and name not in documents) or found.setdefault(side, prompt) != prompt:
+                raise ValueError(
+                    f"prompts={given!r}: {name!r} is neither the query nor the documents, or these have several "
+                    "prompts. Give one for 'query' and one for 'document'."
+                )
+    before = {side: own_prompt(student, side) for side in found}
+    if any((found[side] or None) != before[side] for side in found):
+        set_prompts(student, found)
+        logger.info("The student takes the prompts of the training arguments, and keeps them: %s", found)
 
 
 def whole_batches(args: BaseTrainingArguments) -> Any:

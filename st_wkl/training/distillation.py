@@ -23,7 +23,7 @@ from st_wkl.cards.model_card import write_model_card
 from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.evaluation.results import package_versions
-from st_wkl.models import check_reloads, is_trusted, load_model
+from st_wkl.models import check_reloads, is_trusted, load_model, prompts_of
 from st_wkl.training import checkpoints, dev
 from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
 from st_wkl.training.describe import Describer, differences, told
@@ -112,7 +112,8 @@ def distill(
             `IterableDataset` in either layout.
         loss: Name of a loss (a key of `st_wkl.training.students.LOSSES`), a loss over the student, or a function that
             makes one from it.
-        args: Training arguments of the student's class. This function's `output_dir` takes the place of theirs:
+        args: Training arguments of the student's class. Texts get the student's own prompts for queries and documents,
+            as in evaluation; `prompts` in `args` changes them, for good. This function's `output_dir` takes the place of theirs:
             checkpoints go to `checkpoints` in it, and are deleted once the student is complete.
         output_dir: Folder for the trained student: weights, card, `distillation.json` and hashes of the training texts.
             Must not hold anything yet.
@@ -192,6 +193,8 @@ def distill(
     start = time.perf_counter()
     transformers.set_seed(args.seed)  # an adapter starts at random
     adapter = prepare(loaded, lora or True) if adapted else {}
+    args.prompts = data.prompts  # those of lists are their collator's
+    args.router_mapping = args.router_mapping or data.routes
     trainer = kind.trainer(
         model=loaded,
         args=args,
@@ -230,6 +233,7 @@ def distill(
         lora=adapter,
         dev=scores,
         student_license=licence,
+        prompts=prompts_of(loaded),
         run=content_hash(identity, size=16),
         identity=identity,
     )

@@ -108,7 +108,9 @@ def run_identity(
 def told_arguments(args: BaseTrainingArguments, identity: dict[str, Any]) -> dict[str, Any]:
     """Return what the record tells of the arguments: the most important ones, and what is not at its default."""
     always = {name: getattr(args, name) for name in _ALWAYS_TOLD}
-    others = {name: getattr(args, name) for name in identity["arguments"]["options"] if name not in always}
+    others = {
+        name: getattr(args, name) for name in identity["arguments"]["options"] if name not in (*always, "prompts")
+    }
     return {name: shown(getattr(value, "value", value)) for name, value in (always | others).items()}
 
 

@@ -29,6 +29,7 @@ class TrainingRecord:
         lora: Rank, alpha, targets and share of trainable weights of the adapter; empty where all weights were trained.
         dev: The dev split's nDCG@10 before training and of the student that was kept; empty without a dev split.
         student_license: What the card of the model that training started from states; empty where it states none.
+        prompts: What stood before queries and documents, in training as in use; empty without prompts.
         run: A hash of `identity`.
         identity: All that decides the outcome, by which a run that is started again knows its student. Empty in records
             of earlier versions, whose `run` is a hash of less.
@@ -46,6 +47,7 @@ class TrainingRecord:
     lora: dict[str, Any] = field(default_factory=dict)
     dev: dict[str, float] = field(default_factory=dict)
     student_license: str = field(default_factory=str)  # no plain default: `load` takes these as in every version
+    prompts: dict[str, str] = field(default_factory=dict)
     run: str = field(default_factory=str)
     identity: dict[str, Any] = field(default_factory=dict)
 
