@@ -40,7 +40,9 @@ _STANDARD_LIBRARY = Path(sys.modules["json"].__file__ or "").resolve().parents[1
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_model(model: AnyModel | str | Path, *, trust_remote_code: bool = False) -> tuple[AnyModel, str]:
+def load_model(
+    model: AnyModel | str | Path, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None
+) -> tuple[AnyModel, str]:
     """Return a sentence-transformers model and its name.
 
     A folder or Hub id is loaded with the class that its `config_sentence_transformers.json` names; without that file, a
@@ -49,6 +51,7 @@ def load_model(model: AnyModel | str | Path, *, trust_remote_code: bool = False)
     Args:
         model: One of the four model classes, a folder or a Hub id.
         trust_remote_code: Run code of the model's folder or repository. Only for those that you have read.
+        dtype: Number type to load a folder's or Hub id's weights in. Default: the one that they are stored in.
 
     Raises:
         TypeError: If `model` is none of these.
@@ -64,7 +67,9 @@ def load_model(model: AnyModel | str | Path, *, trust_remote_code: bool = False)
         source = str(model)
         folder = Path(source)
         name = folder.resolve().name if folder.exists() else source
-        return classes[_saved_class(source, set(classes))](source, trust_remote_code=trust_remote_code), name
+        options = {} if dtype is None else {"model_kwargs": {"dtype": dtype}}
+        loaded = classes[_saved_class(source, set(classes))](source, trust_remote_code=trust_remote_code, **options)
+        return loaded if dtype is None else loaded.to(dtype), name
     if isinstance(model, tuple(classes.values())):
         return model, model_name(model)
     raise TypeError(f"model is a {type(model).__name__}; pass a folder, a Hub id or one of {', '.join(classes)}")

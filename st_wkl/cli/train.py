@@ -53,6 +53,9 @@ def train(
     report_to: Annotated[str, typer.Option(help="Where the trainer logs: none, tensorboard, wandb, …")] = "none",
     seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 42,
     trust_remote_code: TrustOption = False,
+    save_dtype: Annotated[
+        str | None, typer.Option(help="Round the student to bfloat16 or float16. Default: as trained, float32.")
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> Answer:
@@ -109,9 +112,10 @@ def train(
         resume=resume,
         base_name=name,
         trust_remote_code=trust_remote_code,
+        save_dtype=None if merge else save_dtype,
     ).record
     if merge and is_first():
-        merge_adapter(folder, output, trust_remote_code=trust_remote_code)
+        merge_adapter(folder, output, trust_remote_code=trust_remote_code, save_dtype=save_dtype)
     lines = [f"The student is in {output}, trained in {record.seconds:.0f} s."]
     if record.dev:
         lines.append(f"nDCG@10 on the dev split: {record.dev['before']:.4f} before, {record.dev['after']:.4f} after.")

@@ -105,12 +105,15 @@ class StudentConfig:
         trust_remote_code: Run code of the model's repository, whenever it is loaded. Only for those that you have read.
         prompts: What stands before its texts, by `query` and `document` (a cross-encoder: `pair`), in training, dev
             split and evaluation. Default: its own.
+        save_dtype: Number type that the trained student is rounded to, `bfloat16` or `float16`. Default: the one that
+            it is trained in, float32.
     """
 
     model: str
     name: str | None = None
     trust_remote_code: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
+    save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,7 @@ def _train_inputs(parts: Parts) -> dict[str, Any]:
         "lora": config.lora,
         "dev": None if config.dev is None else dataclasses.asdict(config.dev),
         "judgements": parts.collection.fingerprint if config.dev is not None else None,
+        **({"save_dtype": config.student.save_dtype} if config.student.save_dtype else {}),
     }
 
 
@@ -173,6 +174,7 @@ def _train(parts: Parts) -> None:
         resume=True,
         base_name=parts.start[1],
         trust_remote_code=parts.config.student.trust_remote_code,
+        save_dtype=parts.config.student.save_dtype,
     )
 
 

@@ -29,9 +29,11 @@ from st_wkl.training.data import TrainingData, training_data, try_loss, whole_ba
 from st_wkl.training.describe import Describer, differences, told
 from st_wkl.training.identity import run_identity, told_arguments, told_options
 from st_wkl.training.logs import watch
-from st_wkl.training.lora import check_base, check_config, check_reload, has_adapter, prepare
+from st_wkl.training.lora import check_base, check_config, check_reload, has_adapter, prepare, save
 from st_wkl.training.plot import PLOT_FILE, plot_training
+from st_wkl.training.precision import HALF, name_of, named_dtype, to_master
 from st_wkl.training.record import RECORD_FILE, TrainingRecord
+from st_wkl.training.rehearsal import keep_exactly, rehearse
 from st_wkl.training.sharding import WholeCopy, check_sharded
 from st_wkl.training.students import check_loss, default_arguments, kind_of, make_loss
 
@@ -83,6 +85,7 @@ def distill(
     resume: bool = False,
     base_name: str | None = None,
     trust_remote_code: bool = False,
+    save_dtype: str | torch.dtype | None = None,
 ) -> Distilled:
     """Train a student on a distillation dataset with its stock trainer, and save it with the record of its making.
 
@@ -98,6 +101,8 @@ def distill(
       `st_wkl.training.students.default_arguments`.
     - Memory: transformers embed 32 texts at once (`mini_batch_size`), with the gradient of the whole batch; on lists of
       uneven texts that is not slower, since short texts are not padded to the longest of the batch.
+    - Precision: weights that a folder holds in bfloat16 or float16 are trained in float32; `bf16=True` in `args` makes
+      the arithmetic fast. A student that is cast by hand, as with `student.to(torch.bfloat16)`, is trained as it is.
     - Processes: `torchrun` trains the same curve on several as on one at the same global batch; the first one writes.
       With `fsdp=True` in `args` (FSDP2) the student's weights are spread over them; the loss curve and the saved
       weights are those of one process, with an adapter too, on CPUs with gloo, which is all that has been verified. It
@@ -130,6 +135,8 @@ def distill(
         base_name: What the record calls the model that training started from. Default: its Hub id or folder name.
         trust_remote_code: Run code of the student's repository, whenever it is loaded. Only for repositories that you
             have read. A student that was loaded with it stays so.
+        save_dtype: Number type that the student is rounded to before it is measured and saved, such as "bfloat16".
+            Default: the one that it was trained in, since a step of training is smaller than what half precision holds.
 
     Returns:
         The student with its record and folder. The card gains a results table from
@@ -148,15 +155,15 @@ def distill(
         >>> distill("minishlab/potion-base-8M", builder.build(), output_dir="my-student").student  # doctest: +SKIP
     """  # noqa: E501
     output_dir = Path(output_dir)
-    loaded, found_name = load_model(student, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
+    loaded, found_name, given = _load(student, trust_remote_code)
     name = base_name or (found_name if not isinstance(student, nn.Module) else _name_of(loaded, found_name))
     licence = _licence_of(student, loaded)
     kind = kind_of(loaded)
     adapted = bool(lora) or has_adapter(loaded)
-    if has_adapter(loaded) and not isinstance(student, nn.Module) and (Path(student) / RECORD_FILE).is_file():
-        check_base(loaded, TrainingRecord.load(student).lora)
+    rounded = _rounding(save_dtype, adapted=adapted)
     if lora and not has_adapter(loaded):
         check_config(loaded, lora)
+    trained = loaded.dtype
     args = _arguments(args, loaded, output_dir, lora=adapted)
     made = _make_loss(loss, loaded, dataset, mini_batch_size)
     check_loss(made, loaded)
@@ -181,6 +188,7 @@ def distill(
         evaluator=eval,
         callbacks=callbacks,
         describe=describe,
+        save_dtype=rounded,
     )
     if resume and (finished := _finished(output_dir, identity, is_trusted(loaded, trust_remote_code))) is not None:
         logger.info("%s is complete: nothing to do.", output_dir)
@@ -192,7 +200,7 @@ def distill(
     _wait()  # the trainer of a quicker process would make the folder that this one has yet to look at
     start = time.perf_counter()
     transformers.set_seed(args.seed)  # an adapter starts at random
-    adapter = prepare(loaded, lora or True) if adapted else {}
+    adapter = _adapt(loaded, lora, trust_remote_code) if adapted else {}
     args.prompts = data.prompts  # those of lists are their collator's
     args.router_mapping = args.router_mapping or data.routes
     trainer = kind.trainer(
@@ -212,14 +220,18 @@ def distill(
     _wait()  # every process has looked before one of them writes
     if get_rank() == 0:
         checkpoints.write_identity(work, identity)
+    if adapted:
+        keep_exactly(trainer, trust_remote_code=trust_remote_code)
     whole = WholeCopy(trainer, main=get_rank() == 0) if trainer.is_fsdp_enabled else None
     watch(trainer, made)
     scores = {} if eval is None else {"before": dev.score(eval, loaded)}
     history = _train(trainer, checkpoint)
+    if rounded is not None and whole is None:
+        loaded.to(rounded)  # what is measured is what is saved
     if eval is not None:
         scores["after"] = dev.score(eval, loaded)
     if whole is not None:
-        loaded = whole.gathered() or loaded
+        loaded = whole.gathered(rounded) or loaded
     record = TrainingRecord(
         student=name,
         loss=type(made).__name__,
@@ -236,12 +248,41 @@ def distill(
         prompts=prompts_of(loaded),
         run=content_hash(identity, size=16),
         identity=identity,
+        precision={"loaded": name_of(given), "trained": name_of(trained), "saved": name_of(loaded.dtype)},
     )
     if get_rank() == 0:
         _save(loaded, output_dir, record, dataset, history, is_trusted(loaded, trust_remote_code))
         checkpoints.remove(work)
     _wait()
     return Distilled(loaded, _results(history, record), record, output_dir)
+
+
+def _load(student: str | Path | Student, trust_remote_code: bool) -> tuple[Student, str, torch.dtype | None]:
+    """Return the student as it is trained, its name, and the number type that it came in."""
+    loaded, name = load_model(student, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
+    given = to_master(loaded)
+    if has_adapter(loaded) and not isinstance(student, nn.Module):
+        if given in HALF:  # an adapter was rounded to what its base model is stored in
+            loaded = load_model(student, trust_remote_code=trust_remote_code, dtype=torch.float32)[0]
+        if (Path(student) / RECORD_FILE).is_file():
+            check_base(loaded, TrainingRecord.load(student).lora)
+    return loaded, name, given
+
+
+def _rounding(save_dtype: str | torch.dtype | None, *, adapted: bool) -> torch.dtype | None:
+    if save_dtype is not None and adapted:
+        raise ValueError(
+            "An adapter is saved as it was trained, in float32, and its base model stays as it is: give save_dtype to "
+            "`st_wkl.training.lora.merge`."
+        )
+    return None if save_dtype is None else named_dtype(save_dtype)
+
+
+def _adapt(student: Student, lora: bool | LoraConfig, trust_remote_code: bool) -> dict[str, Any]:
+    """Put an adapter on, and try whether it can be kept."""
+    adapter = prepare(student, lora or True)
+    rehearse(student, trust_remote_code=trust_remote_code)
+    return adapter
 
 
 def _arguments(
@@ -290,7 +331,9 @@ def _finished(folder: Path, identity: dict[str, Any], trust_remote_code: bool) -
             f"{folder} holds a student that was trained from another student, dataset, loss or arguments "
             f"({told(found)}). Choose another folder, or delete it if it may go."
         )
-    student: Any = load_model(folder, trust_remote_code=trust_remote_code)[0]
+    # An adapter would be rounded to what its base model is stored in.
+    dtype = named_dtype(record.precision["saved"]) if record.precision else None
+    student: Any = load_model(folder, trust_remote_code=trust_remote_code, dtype=dtype)[0]
     return Distilled(student, _results([], record), record, folder)
 
 
@@ -381,7 +424,7 @@ def _save(
     trust_remote_code: bool,
 ) -> None:
     """Write the student and all that belongs to it; the record comes last, so a folder with it is complete."""
-    student.save_pretrained(str(folder))
+    save(student, folder)
     if record.lora:
         check_reload(student, folder, trust_remote_code=trust_remote_code)
     write_model_card(folder, record=record, results={})

@@ -50,7 +50,8 @@ class MovingAverageCallback(TrainerCallback):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be within [0, 1), got {decay}.")
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        # In float32 whatever the student is: a thousandth of a difference is rounded away in half precision.
+        self.model = copy.deepcopy(model).eval().requires_grad_(False).float()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

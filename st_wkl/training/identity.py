@@ -19,9 +19,11 @@ from st_wkl.models import model_revision
 from st_wkl.training import dev
 from st_wkl.training.checkpoints import dataset_fingerprint
 from st_wkl.training.describe import Describer
-from st_wkl.training.lora import default_config, has_adapter
+from st_wkl.training.lora_config import default_config, has_adapter
+from st_wkl.training.precision import name_of
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig
     from sentence_transformers.base.evaluation import BaseEvaluator
     from sentence_transformers.base.training_args import BaseTrainingArguments
@@ -83,6 +85,7 @@ def run_identity(
     evaluator: BaseEvaluator | None,
     callbacks: Iterable[TrainerCallback],
     describe: Describer,
+    save_dtype: torch.dtype | None,
 ) -> dict[str, Any]:
     """Return what decides the outcome of training, in JSON values."""
     adapted = bool(lora) or has_adapter(student)
@@ -97,6 +100,7 @@ def run_identity(
         "arguments": {**_arguments(args, describe), "processes": args.world_size},
         "dev": None if evaluator is None else dev.identity(evaluator, args, describe),
         "lora": _adapter(lora, describe) if adapted and not isinstance(lora, bool) else adapted,
+        "save_dtype": None if save_dtype is None else name_of(save_dtype),
         "callbacks": [_callback(callback, describe) for callback in callbacks if _takes_part(callback)],
     }
     if data.count is None:  # worker processes share an iterable dataset out among them

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,97 +20,39 @@ import numpy as np
 import torch
 from torch import nn
 
+from st_wkl._files import replacing
+from st_wkl.training.lora_config import (
+    adapter_of,
+    check_config,
+    check_same,
+    default_config,
+    default_targets,
+    has_adapter,
+    options_of,
+    transformer_of,
+)
+from st_wkl.training.precision import name_of, named_dtype
+
 if TYPE_CHECKING:
     from peft import LoraConfig
 
     from st_wkl.losses.scoring import Student
 
+__all__ = [
+    "base_hash",
+    "check_config",
+    "default_config",
+    "default_targets",
+    "has_adapter",
+    "merge",
+    "prepare",
+]
+
 logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG = "adapter_config.json"
-# The rank that peft's guides start with; twice the rank as alpha keeps the size of the update when the rank changes.
-RANK, DROPOUT = 16, 0.05
 _SAMPLE = ["what does a reranker do", "A reranker scores a query and a document together."]
-_TOLERANCE = 1e-5
-
-
-def default_targets(student: Student) -> list[str]:
-    """Return the linear layers inside the blocks of an encoder, all of them, as peft's `target_modules`.
-
-    They are found by their place, not by a table of architectures: what is called `query`, `value` and `output.dense`
-    in BERT is `Wqkv`, `Wo` and `Wi` in ModernBERT and `q_proj` to `down_proj` in Qwen. Embeddings, pooler and heads
-    are outside of the blocks. All linear layers rather than queries and values alone, as QLoRA recommends
-    (https://arxiv.org/abs/2305.14314).
-
-    Raises:
-        ValueError: If the student has no such layer, as a static one.
-    """
-    stacked = re.compile(r"\.\d+\.(.+)$")
-    found: dict[str, None] = {}
-    for name, module in _transformer(student).named_modules():
-        if isinstance(module, nn.Linear) and (match := stacked.search(f".{name}")):
-            found[match[1]] = None
-    if not found:
-        raise ValueError(
-            f"{type(_transformer(student)).__name__} has no linear layers inside of blocks; name the layers to adapt "
-            "with lora=LoraConfig(target_modules=…)."
-        )
-    return list(found)
-
-
-def default_config(student: Student) -> LoraConfig:
-    """Return the adapter that `lora=True` stands for: rank 16, alpha 32, dropout 0.05, on `default_targets`.
-
-    The new head of a cross-encoder is trained and saved whole, as a random one cannot be adapted.
-    """
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=RANK,
-        lora_alpha=2 * RANK,
-        lora_dropout=DROPOUT,
-        target_modules=default_targets(student),
-        modules_to_save=_heads(student) or None,
-    )
-
-
-def check_config(student: Student, lora: bool | LoraConfig) -> None:
-    """Stop where a name in the configuration matches no module; peft only does where no target matches at all.
-
-    Raises:
-        ValueError: With the names that match nothing, and the targets that there are.
-    """
-    config = default_config(student) if isinstance(lora, bool) else lora
-    names = [name for name, _ in _transformer(student).named_modules()]
-    for option in ("target_modules", "modules_to_save", "exclude_modules", "rank_pattern", "alpha_pattern"):
-        wanted = getattr(config, option, None) or []
-        if isinstance(wanted, str) and option == "modules_to_save":
-            raise ValueError(f"LoRA's modules_to_save must be a list of names, got {wanted!r}: write [{wanted!r}].")
-        if option == "target_modules" and wanted == "all-linear":
-            continue
-        patterns = [wanted] if isinstance(wanted, str) else sorted(wanted)
-        regular = isinstance(wanted, str) or option.endswith("_pattern")
-        if missing := [pattern for pattern in patterns if not _matches(pattern, names, option, regular)]:
-            what = "targets" if option == "target_modules" else option
-            raise ValueError(
-                f"The LoRA {what} {', '.join(missing)} match no module of {type(_transformer(student)).__name__}. "
-                f"Those of its blocks are {', '.join(default_targets(student))}; lora=True takes them all."
-            )
-
-
-def _matches(pattern: str, names: list[str], option: str, regular: bool) -> bool:
-    """Tell whether peft finds a module by a name or regular expression of one of its options."""
-    if option == "modules_to_save":
-        return any(name.endswith(pattern) for name in names)
-    if regular:
-        where = rf"(.*\.)?({pattern})" if option.endswith("_pattern") else pattern
-        return any(re.fullmatch(where, name) for name in names)
-    return any(name == pattern or name.endswith(f".{pattern}") for name in names)
-
-
-def has_adapter(student: Student) -> bool:
-    """Tell whether a student carries an adapter."""
-    return bool(getattr(getattr(student, "transformers_model", None), "peft_config", None))
+TOLERANCE = 1e-5
 
 
 def prepare(student: Student, lora: bool | LoraConfig) -> dict[str, Any]:
@@ -133,19 +74,16 @@ def prepare(student: Student, lora: bool | LoraConfig) -> dict[str, Any]:
     """
     base = base_hash(student)
     if has_adapter(student):
-        adapter = _adapter(student)
+        adapter = adapter_of(student)
         if not isinstance(lora, bool):
-            _check_same(adapter, lora)
-        for name, parameter in _transformer(student).named_parameters():
-            # Loading freezes all of it; what the adapter owns has to learn again.
-            parameter.requires_grad_("lora_" in name or "modules_to_save" in name)
-        adapter.inference_mode = False
+            check_same(adapter, lora)
+        unfreeze(student)
         how = "continued"
     else:
         config = default_config(student) if isinstance(lora, bool) else copy.deepcopy(lora)
         check_config(student, config)
         student.add_adapter(config)
-        adapter, how = _adapter(student), "new"
+        adapter, how = adapter_of(student), "new"
     trainable = sum(p.numel() for p in student.parameters() if p.requires_grad)
     total = sum(p.numel() for p in student.parameters())
     logger.info(
@@ -158,29 +96,75 @@ def prepare(student: Student, lora: bool | LoraConfig) -> dict[str, Any]:
         "alpha": adapter.lora_alpha,
         "dropout": adapter.lora_dropout,
         "targets": targets if isinstance(targets, str) else sorted(targets or []),
+        **({"options": options} if (options := options_of(adapter)) else {}),
         "trainable": trainable,
         "share": round(trainable / total, 6),
         "base_revision": base,
     }
 
 
+def unfreeze(student: Student) -> None:
+    """Make trainable what belongs to the adapter, and nothing else of the transformer: loading freezes all of it."""
+    from peft import get_peft_model_state_dict
+
+    transformer = transformer_of(student)
+    # By their memory: the names in an adapter's file are none of the parameters'.
+    own = {weight.data_ptr() for weight in get_peft_model_state_dict(transformer, save_embedding_layers=False).values()}
+    for parameter in transformer.parameters():
+        parameter.requires_grad_(parameter.data_ptr() in own)
+    adapter_of(student).inference_mode = False
+
+
 def base_hash(student: Student) -> str:
-    """Return a hash of the weights below an adapter, the same with and without one.
+    """Return a hash of the weights below an adapter, the same with and without one, as they are stored.
+
+    They are read again where they came from: biases, norms or a part of the weights may belong to an adapter. Weights
+    that are made anew at each loading do not count.
 
     Returns:
         32 hexadecimal digits.
     """
+    transformer: Any = transformer_of(student)
+    source = adapter_of(student).base_model_name_or_path if has_adapter(student) else transformer.name_or_path
+    state, fresh = transformer.state_dict(), set()
+    try:
+        stored, info = type(transformer).from_pretrained(source, output_loading_info=True)
+        state, fresh = stored.state_dict(), set(info["missing_keys"])
+    except (OSError, ValueError):  # was made in memory
+        state = {
+            name.replace(".base_layer", "").replace(".original_module", ""): tensor
+            for name, tensor in state.items()
+            if "lora_" not in name and "modules_to_save" not in name
+        }
     digest = hashlib.blake2b(digest_size=16)
-    state = {
-        name.replace(".base_layer", "").replace(".original_module", ""): tensor
-        for name, tensor in _transformer(student).state_dict().items()
-        if "lora_" not in name and "modules_to_save" not in name
-    }
-    for name in sorted(state):
+    for name in sorted(state.keys() - fresh):
         tensor = state[name].detach().cpu().contiguous().reshape(-1)
         digest.update(f"{name} {tensor.dtype} {tuple(state[name].shape)}\n".encode())
         digest.update(tensor.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def save(student: Student, folder: str | Path) -> None:
+    """Save a student so that every loader finds its adapter again.
+
+    peft calls DoRA's magnitudes by a name in its file that transformers does not find, so that they would start anew.
+    """
+    student.save_pretrained(str(folder))
+    complete_names(folder)
+
+
+def complete_names(folder: str | Path) -> None:
+    """Give DoRA's magnitudes in an adapter's file the name by which both transformers and peft find them."""
+    from safetensors.torch import load_file, save_file
+
+    path = Path(folder) / "adapter_model.safetensors"
+    if not path.is_file():
+        return
+    weights = load_file(path)
+    if any(name.endswith("lora_magnitude_vector") for name in weights):
+        renamed = {f"{n}.weight" if n.endswith("lora_magnitude_vector") else n: w for n, w in weights.items()}
+        with replacing(path) as temporary:
+            save_file(renamed, temporary, metadata={"format": "pt"})
 
 
 def check_reload(student: Student, folder: Path, *, trust_remote_code: bool = False) -> None:
@@ -192,10 +176,11 @@ def check_reload(student: Student, folder: Path, *, trust_remote_code: bool = Fa
     from st_wkl.models import is_trusted, load_model
 
     trusted = is_trusted(student, trust_remote_code)
-    difference = _difference(student, load_model(folder, trust_remote_code=trusted)[0])
-    if difference > _TOLERANCE:
+    loaded = load_model(folder, trust_remote_code=trusted, dtype=student.dtype)[0]
+    found = difference(outputs(student), outputs(loaded))
+    if found > TOLERANCE:
         raise RuntimeError(
-            f"{folder} holds another model than was trained: the outputs differ by up to {difference:.2g}. An adapter "
+            f"{folder} holds another model than was trained: the outputs differ by up to {found:.2g}. An adapter "
             "carries no weights of its base model that were new when it was put on, as the pooler of a fresh "
             "cross-encoder. Save the base model first and train on from its folder, or train without lora."
         )
@@ -207,6 +192,7 @@ def merge(
     *,
     base: str | Path | None = None,
     trust_remote_code: bool = False,
+    save_dtype: str | torch.dtype | None = None,
 ) -> Path:
     """Merge an adapter into its base model: a plain sentence-transformers folder, with the same embeddings to 1e-5.
 
@@ -216,6 +202,8 @@ def merge(
         base: Folder or Hub id that the adapter must belong to. None trusts the adapter's own word for it; if the
             student's record says which weights it was trained on, these are compared in any case.
         trust_remote_code: Run code of the models' repositories. Only for repositories that you have read.
+        save_dtype: Number type of the merged weights. Default: float32, which holds them as they were trained, whatever
+            the base model is stored in; bfloat16 and float16 round them, after the comparison, to half the size.
 
     Returns:
         The folder.
@@ -231,28 +219,31 @@ def merge(
     from st_wkl.models import is_trusted, load_model
     from st_wkl.training.record import RECORD_FILE, TrainingRecord
 
-    output = Path(output)
+    output, dtype = Path(output), named_dtype(save_dtype or torch.float32)
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise FileExistsError(f"{output} is not empty. Choose another folder, or delete it if it may go.")
-    student: Any = load_model(adapter, trust_remote_code=trust_remote_code)[0]
+    # The sum of two weights in half precision is rounded; a model in memory stays as it is.
+    model = copy.deepcopy(adapter).float() if isinstance(adapter, nn.Module) else adapter
+    student: Any = load_model(model, trust_remote_code=trust_remote_code, dtype=torch.float32)[0]
     trusted = is_trusted(student, trust_remote_code)
     if not has_adapter(student):
         raise ValueError(f"{adapter} carries no adapter; it is merged already, or was trained without lora.")
     source = None if isinstance(adapter, nn.Module) else Path(adapter)
     record = TrainingRecord.load(source) if source is not None and (source / RECORD_FILE).is_file() else None
     check_base(student, record.lora if record else {}, base, trust_remote_code=trusted)
-    merged = _merged(student)
+    expected = outputs(student)
+    merged = merged_in_place(student)
     unfinished = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         merged.save_pretrained(str(unfinished))
-        difference = _difference(student, load_model(unfinished, trust_remote_code=trusted)[0])
-        if difference > _TOLERANCE:
-            raise RuntimeError(
-                f"The merged model differs from the adapter's by up to {difference:.2g}; nothing is kept."
-            )
+        if (found := difference(expected, outputs(load_model(unfinished, trust_remote_code=trusted)[0]))) > TOLERANCE:
+            raise RuntimeError(f"The merged model differs from the adapter's by up to {found:.2g}; nothing is kept.")
+        if dtype is not torch.float32:
+            merged.to(dtype).save_pretrained(str(unfinished))
         if record is not None and source is not None:
+            record.precision = {**record.precision, "saved": name_of(dtype)}
             _take_along(source, unfinished, record)
         if output.exists():
             output.rmdir()
@@ -273,7 +264,7 @@ def check_base(
     from st_wkl.models import load_model
 
     found = base_hash(student)
-    named = _adapter(student).base_model_name_or_path
+    named = adapter_of(student).base_model_name_or_path
     if trained.get("base_revision") not in (None, found):
         raise ValueError(
             f"The adapter was trained on other weights than those of {named}: the hash of the base model was "
@@ -283,30 +274,33 @@ def check_base(
         raise ValueError(f"The adapter belongs to {named}, whose weights are not those of {base}.")
 
 
-def _merged(student: Any) -> Any:
-    """Return a copy of a student with its adapter merged, as a model that never had one."""
+def merged_in_place(student: Any) -> Any:
+    """Merge a student's adapter into its weights and return it, as a model that never had one."""
     from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import ModulesToSaveWrapper
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
-    merged = copy.deepcopy(student)
-    transformer: Any = _transformer(merged)
+    transformer: Any = transformer_of(student)
+    done: list[str] = []
     for name, module in list(transformer.named_modules()):
-        if isinstance(module, BaseTunerLayer):
+        if any(name.startswith(f"{parent}.") for parent in done):
+            continue
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        elif isinstance(module, BaseTunerLayer):
             module.merge(safe_merge=True)
             plain = module.get_base_layer()
-        elif isinstance(module, ModulesToSaveWrapper):
-            plain = module.modules_to_save[module.active_adapters[0]]
         else:
             continue
+        done.append(name)
         parent, _, child = name.rpartition(".")
         setattr(transformer.get_submodule(parent), child, plain)
     # Without these three, saving writes an adapter, or names with peft's prefix that load as random weights.
     transformer._hf_peft_config_loaded = False
     transformer._weight_conversions = None
     del transformer.peft_config
-    for parameter in merged.parameters():
+    for parameter in student.parameters():
         parameter.requires_grad_(True)
-    return merged
+    return student
 
 
 def _take_along(source: Path, target: Path, record: Any) -> None:
@@ -321,57 +315,23 @@ def _take_along(source: Path, target: Path, record: Any) -> None:
     record.save(target)
 
 
-def _difference(first: Any, second: Any) -> float:
-    """Return the largest difference of two models' outputs on two texts."""
-    outputs = []
-    for model in (first, second):
-        training = model.training
-        model.eval()
-        with torch.no_grad():
-            if hasattr(model, "predict"):
-                found = [model.predict([tuple(_SAMPLE)], activation_fn=nn.Identity(), show_progress_bar=False)]
-            else:
-                found = [model.encode([text], show_progress_bar=False, convert_to_tensor=False)[0] for text in _SAMPLE]
-        outputs.append([np.asarray(value.to_dense().cpu() if hasattr(value, "to_dense") else value) for value in found])
-        model.train(training)
-    return max(float(np.abs(a.astype(float) - b.astype(float)).max()) for a, b in zip(*outputs, strict=True))
+def outputs(model: Any) -> list[np.ndarray]:
+    """Return what a model says to two texts."""
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        if hasattr(model, "predict"):
+            found = [model.predict([tuple(_SAMPLE)], activation_fn=nn.Identity(), show_progress_bar=False)]
+        else:
+            found = [model.encode([text], show_progress_bar=False, convert_to_tensor=False)[0] for text in _SAMPLE]
+    model.train(training)
+    return [np.asarray(value.to_dense().cpu() if hasattr(value, "to_dense") else value, dtype=float) for value in found]
 
 
-def _transformer(student: Any) -> nn.Module:
-    model = getattr(student, "transformers_model", None)
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"{type(student).__name__} without a transformer, such as a static one, has nothing for LoRA to adapt: "
-            "leave lora away, all its weights fit anywhere."
-        )
-    return model
-
-
-def _adapter(student: Any) -> Any:
-    return next(iter(student.transformers_model.peft_config.values()))
-
-
-def _heads(student: Any) -> list[str]:
-    """Return the classification head of a cross-encoder, which is outside of the blocks."""
-    from sentence_transformers import CrossEncoder
-
-    if not isinstance(student, CrossEncoder):
-        return []
-    return [name for name, _ in _transformer(student).named_children() if name in ("classifier", "score", "head")]
-
-
-def _check_same(there: Any, asked: LoraConfig) -> None:
-    told = {
-        name: (getattr(there, name), getattr(asked, name))
-        for name in ("r", "lora_alpha")
-        if getattr(there, name) != getattr(asked, name)
-    }
-    if told:
-        raise ValueError(
-            "The student carries an adapter already, of another configuration ("
-            + ", ".join(f"{name} {old} there, {new} asked for" for name, (old, new) in told.items())
-            + "). Use lora=True to go on with it, or merge it first to put on a new one."
-        )
+def difference(first: list[np.ndarray], second: list[np.ndarray]) -> float:
+    """Return the largest difference of two models' outputs; NaN anywhere counts as infinite."""
+    found = max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
+    return found if np.isfinite(found) else float("inf")
 
 
 def adapter_base(folder: str | Path) -> str | None:

@@ -30,6 +30,8 @@ class TrainingRecord:
         dev: The dev split's nDCG@10 before training and of the student that was kept; empty without a dev split.
         student_license: What the card of the model that training started from states; empty where it states none.
         prompts: What stood before queries and documents, in training as in use; empty without prompts.
+        precision: Number types of the weights as they were `loaded`, `trained` and `saved`. Empty in records of earlier
+            versions, which trained them as they were loaded.
         run: A hash of `identity`.
         identity: All that decides the outcome, by which a run that is started again knows its student. Empty in records
             of earlier versions, whose `run` is a hash of less.
@@ -50,6 +52,7 @@ class TrainingRecord:
     prompts: dict[str, str] = field(default_factory=dict)
     run: str = field(default_factory=str)
     identity: dict[str, Any] = field(default_factory=dict)
+    precision: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> Path:
         """Write the record into a student's folder."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from st_wkl.training.lora import save
+
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers.base.trainer import BaseTrainer
     from sentence_transformers.base.training_args import BaseTrainingArguments
     from torch import nn
@@ -64,11 +67,16 @@ class WholeCopy:
         """Save a checkpoint; transformers calls this in all processes, with the gathered weights."""
         if self.student is not None:
             self.student.load_state_dict(state_dict)
-            self.student.save_pretrained(output_dir or self.trainer.args.output_dir)
+            save(self.student, output_dir or str(self.trainer.args.output_dir))
 
-    def gathered(self) -> Student | None:
-        """Return the student with the trained weights in the process that writes; all processes have to ask."""
+    def gathered(self, dtype: torch.dtype | None = None) -> Student | None:
+        """Return the student with the trained weights in the process that writes; all processes have to ask.
+
+        Args:
+            dtype: Number type to round the weights to. Default: the one that they were trained in.
+        """
         state = self.trainer.accelerator.get_state_dict(self.trainer.model)
         if self.student is not None:
             self.student.load_state_dict(state)
+            self.student.to(dtype)
         return self.student

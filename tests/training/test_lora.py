@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoHaConfig, LoraConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import BertTokenizer, ModernBertConfig, ModernBertModel, Qwen3Config, Qwen3Model
@@ -112,6 +112,88 @@ def test_every_hand_over_keeps_the_embeddings(
     assert record.student == base.name
     card = (whole.folder / "README.md").read_text(encoding="utf-8")
     assert f"| LoRA | on `{base.name}`: rank `16`, alpha `32`" in card
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dora": {"use_dora": True},
+    "bias-all": {"bias": "all"},
+    "bias-lora": {"bias": "lora_only"},
+    "lora-bias": {"lora_bias": True},
+    "rslora": {"use_rslora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "rank-pattern": {"rank_pattern": {"query": 8}, "alpha_pattern": {"value": 2}},
+    "layers": {"layers_to_transform": [1], "layers_pattern": "layer"},
+    "modules-to-save": {"modules_to_save": ["LayerNorm"]},
+    "tokens": {"trainable_token_indices": [5, 30]},
+    "parameters": {"target_parameters": ["attention.output.dense.weight"]},
+    "embeddings": {"target_modules": ["word_embeddings", "query"]},
+    "all-linear": {"target_modules": "all-linear"},
+    "together": {"use_dora": True, "bias": "lora_only", "modules_to_save": ["LayerNorm"], "use_rslora": True},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_kept(variant: str, base: Path, dataset: DistillationDataset, tmp_path: Path) -> None:
+    """Upstream lost DoRA's magnitudes, froze biases and tokens at going on, and took their base for another one."""
+    lora = LoraConfig(**{"r": 4, "target_modules": ["query", "value"], **VARIANTS[variant]})
+
+    def run(student: Path, folder: str, **options: Any) -> Any:
+        args = arguments(SentenceTransformer(str(base)), tmp_path, max_steps=3, save_steps=1, learning_rate=1e-2)
+        return distill(student, dataset, args=args, output_dir=tmp_path / folder, **options)
+
+    with pytest.raises(Killed):
+        run(base, "student", lora=lora, callbacks=[KillAt(2)])
+    made = run(base, "student", lora=lora, resume=True)
+    assert np.abs(embed(made.folder) - embed(base)).max() > 1e-4
+    assert np.abs(embed(made.folder) - embed(made.student)).max() < 1e-5
+    assert np.abs(embed(merge(made.folder, tmp_path / "merged")) - embed(made.student)).max() < 1e-5
+    further = run(made.folder, "further", lora=True)
+    assert further.record.lora["trainable"] == made.record.lora["trainable"]
+    assert np.abs(embed(further.folder) - embed(made.folder)).max() > 1e-4
+    # Every token counts, also those that are in no sample.
+    folders = made.folder, tmp_path / "merged"
+    tables = [SentenceTransformer(str(folder))[0].auto_model.get_input_embeddings() for folder in folders]
+    first, second = (table(torch.arange(57)).detach() for table in tables)
+    assert torch.allclose(first, second, atol=1e-6)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "random start": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'"),
+    "statistics": ({"init_lora_weights": "eva"}, "init_lora_weights='eva' needs statistics"),
+    "quantised": ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' needs a base model"),
+    "replication": ({"layer_replication": [(0, 2), (1, 2)]}, "layer_replication="),
+    "saved twice": ({"bias": "all", "modules_to_save": ["LayerNorm"]}, "bias='all'.*cannot be saved"),
+    "tokens": ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens switches"),
+    "no layer": ({"layers_to_transform": [0, 9]}, r"layers_to_transform \[9\] do not exist"),
+    "no token": ({"trainable_token_indices": [99]}, r"trainable_token_indices \[99\] do not exist"),
+    "no parameter": ({"target_parameters": ["no.weight"]}, "target_parameters no.weight is no parameter"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_kept_is_refused_before_training(
+    case: str, base: Path, dataset: DistillationDataset, tmp_path: Path
+) -> None:
+    """Some variants start from numbers or texts that nobody has any more when the adapter is loaded."""
+    options, message = REFUSED[case]
+    lora = LoraConfig(r=4, target_modules=["query", "value"], **options)
+    with pytest.raises(ValueError, match=message):
+        distill(base, dataset, output_dir=tmp_path / "student", lora=lora)
+    assert not (tmp_path / "student").exists()
+
+
+def test_other_adapters_and_other_configurations_are_errors(base: Path, dataset: DistillationDataset) -> None:
+    """An adapter that goes on is the one that is there, whatever else would be asked for."""
+    with pytest.raises(TypeError, match="got LoHaConfig"):
+        distill(base, dataset, output_dir=base / "no", lora=LoHaConfig(target_modules=["query"]))  # type: ignore[arg-type]
+    student = SentenceTransformer(str(base))
+    prepare(student, LoraConfig(r=4, target_modules=["query"]))
+    prepare(student, LoraConfig(r=4, target_modules=["query"], init_lora_weights="gaussian"))
+    with pytest.raises(ValueError, match="use_dora False there, True asked for"):
+        prepare(student, LoraConfig(r=4, target_modules=["query"], use_dora=True))
 
 
 def test_cross_encoders_keep_their_head(
