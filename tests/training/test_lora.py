@@ -163,7 +163,6 @@ def test_every_variant_is_kept(variant: str, base: Path, dataset: DistillationDa
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "random start": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'"),
     "statistics": ({"init_lora_weights": "eva"}, "init_lora_weights='eva' needs statistics"),
-    "quantised": ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' needs a base model"),
     "replication": ({"layer_replication": [(0, 2), (1, 2)]}, "layer_replication="),
     "saved twice": ({"bias": "all", "modules_to_save": ["LayerNorm"]}, "bias='all'.*cannot be saved"),
     "tokens": ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens switches"),
