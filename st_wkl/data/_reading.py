@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Texts = dict[str, str]
 Qrels = dict[str, dict[str, dict[str, int]]]
 
+# trec_eval keeps an array of this length for each query, and gains as C integers.
+_LARGEST_GAIN = 1_000_000
 _QRELS_SUFFIXES = (".tsv", ".tsv.gz", ".txt", ".qrels")
 
 
@@ -63,11 +65,29 @@ def whole_gain(value: Any, where: str) -> int:
     """Return a gain as `int`; `where` names the place in the error."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not number.is_integer():
         raise ValueError(f"In {where}: the gain must be a whole number, got {value!r}. Round or rescale the gains.")
+    if abs(number) > _LARGEST_GAIN:
+        raise ValueError(
+            f"In {where}: the gain is {value!r}, and trec_eval can only hold gains up to {_LARGEST_GAIN:,}. Is that "
+            "another column, such as a time stamp? Else rescale the gains."
+        )
     return int(number)
+
+
+def whole_gains(judged: Any, where: str) -> dict[str, int]:
+    """Return the judgements of one query as `{document id: gain}`, or say what is wrong with which of them."""
+    if not isinstance(judged, Mapping):
+        raise TypeError(
+            f"{where[:1].upper()}{where[1:]}: expected {{document_id: gain}}, got {type(judged).__name__}. "
+            "For documents that are all alike relevant, give dict.fromkeys(documents, 1)."
+        )
+    for document_id in judged:
+        if not isinstance(document_id, str):
+            raise TypeError(f"In {where}, document {document_id!r}: ids are text (str). Use str(id).")
+    return {key: whole_gain(gain, f"{where}, document {key!r}") for key, gain in judged.items()}
 
 
 def _identifier(value: Any, where: str) -> str:

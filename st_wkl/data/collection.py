@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-from st_wkl.data._reading import Qrels, config_names, document_text, download, read_beir, read_mteb, whole_gain
+from st_wkl.data._reading import Qrels, config_names, document_text, download, read_beir, read_mteb, whole_gains
 
 __all__ = ["Collection", "Missing", "document_text"]
 
@@ -239,20 +238,15 @@ def _check_qrels(collection: Collection, missing: Missing) -> Qrels:
     for split, queries in collection.qrels.items():
         kept[split] = {}
         for query_id, judged in queries.items():
-            if not isinstance(judged, Mapping):
-                raise TypeError(
-                    f"Split {split!r} of {collection.name!r}, query {query_id!r}: expected {{document_id: gain}}, "
-                    f"got {type(judged).__name__}."
-                )
-            for document_id, gain in judged.items():
-                where = f"split {split!r} of {collection.name!r}, query {query_id!r}, document {document_id!r}"
-                if not isinstance(query_id, str) or not isinstance(document_id, str):
-                    raise TypeError(f"In {where}: ids are text (str). Use str(id).")
+            where = f"split {split!r} of {collection.name!r}, query {query_id!r}"
+            if not isinstance(query_id, str):
+                raise TypeError(f"In {where}: ids are text (str). Use str(id).")
+            for document_id, gain in whole_gains(judged, where).items():
                 if query_id not in collection.queries or document_id not in collection.documents:
                     dropped["documents" if query_id in collection.queries else "queries"] += 1
-                    first = first or where
+                    first = first or f"{where}, document {document_id!r}"
                     continue
-                kept[split].setdefault(query_id, {})[document_id] = whole_gain(gain, where)
+                kept[split].setdefault(query_id, {})[document_id] = gain
     if any(dropped.values()):
         message = (
             f"Collection {collection.name!r} has judgements of what it does not hold: {dropped['documents']:,} of "

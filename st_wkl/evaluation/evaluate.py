@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from st_wkl._hashes import content_hash
+from st_wkl.data._reading import document_text, whole_gains
 from st_wkl.evaluation.qrels import exposure_groups
 from st_wkl.evaluation.results import Results, results_file
 from st_wkl.evaluation.run_scores import MEASURES, saved, score_run
@@ -81,8 +82,8 @@ def evaluate(
         output: A `.json` file or a folder (which gets `results.json`) to write the results to.
         exposure: What the model was trained on. None for what its folder or Hub repository says, if anything.
         first_stage: What finds the candidates that the model reranks: `"bm25"`, a `BM25`, a run (query id to document
-            id to score), a run file of TREC, or a retriever (model, folder or Hub id). The task's name then says so, as
-            `SciFact-rerank-bm25-top100`. None to let the model search.
+            id to score), `Candidates`, a run file of TREC, or a retriever (model, folder or Hub id). The task's name
+            then says so, as `SciFact-rerank-bm25-top100`. None to let the model search.
         top_k: Candidates of a query; means nothing without `first_stage`.
         cache: Folder for MTEB's results and rankings; a task is computed once for each model revision and dataset
             revision. None to compute always.
@@ -179,6 +180,7 @@ def _evaluate_task(model: MTEBModels | BM25, task: AbsTask, how: _How) -> tuple[
         asked = task
         if isinstance(task, AbsTaskRetrieval):
             task.convert_v1_dataset_format_to_v2(None)
+            _check_gains(task)
             if isinstance(model, BM25):
                 model = BM25Search(model, task, show_progress=how.show_progress)
             asked = _staged(model, task, how)
@@ -195,6 +197,17 @@ def _evaluate_task(model: MTEBModels | BM25, task: AbsTask, how: _How) -> tuple[
     finally:
         if not borrowed:
             task.unload_data()
+
+
+def _check_gains(task: AbsTaskRetrieval) -> None:
+    """Make the gains of a task what a collection's are: whole numbers that trec_eval can hold."""
+    for subset, splits in task.dataset.items():
+        for split, data in splits.items():
+            where = f"{task.metadata.name}, {subset}, {split}"
+            data["relevant_docs"] = {
+                query: whole_gains(judged, f"{where}, query {query!r}")
+                for query, judged in data["relevant_docs"].items()
+            }
 
 
 def _staged(model: Any, task: AbsTaskRetrieval, how: _How) -> AbsTaskRetrieval:
@@ -290,7 +303,6 @@ def _measured(model: AnyModel, task: AbsTask, batch_size: int) -> dict[str, Any]
     """Return what the model costs on the texts of a retrieval task."""
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
-    from st_wkl.data._reading import document_text
     from st_wkl.evaluation.efficiency import measure_efficiency
     from st_wkl.evaluation.tasks import load_task
 
@@ -321,8 +333,6 @@ def _carried_exposure(model: str) -> Exposure | None:
 
 def _groups_of(data: Mapping[str, Any], exposure: Exposure) -> tuple[dict[str, list[str]], list[str]]:
     """Split the queries of one split of an MTEB task, see `exposure_groups`."""
-    from st_wkl.data._reading import document_text
-
     qrels, corpus = data["relevant_docs"], data["corpus"]
     wanted = {document for gains in qrels.values() for document, gain in gains.items() if gain > 0}
     found = [place for place, document in enumerate(corpus["id"]) if document in wanted]

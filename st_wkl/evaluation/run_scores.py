@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from st_wkl._hashes import content_hash
 from st_wkl.evaluation.qrels import exposure_groups, relevant_qrels
@@ -15,8 +15,11 @@ from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import TaskScores
 
 if TYPE_CHECKING:
+    from st_wkl.data.candidates import Candidates
     from st_wkl.data.collection import Collection
     from st_wkl.data.exposure import Exposure
+
+Run: TypeAlias = dict[str, dict[str, float]]
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ _CUTS = (1, 3, 5, 10, 20, 100, 1000)
 
 
 def evaluate_run(
-    run: Mapping[str, Mapping[str, float]],
+    run: Mapping[str, Mapping[str, float]] | Candidates,
     collection: Collection,
     *,
     split: str = "test",
@@ -39,7 +42,7 @@ def evaluate_run(
     """Score a finished run, such as BM25's or a teacher's reranked lists, as `evaluate` scores a model.
 
     Args:
-        run: Query id to document id to score, higher is better. Queries outside the split are ignored.
+        run: Query id to document id to score, higher is better, or `Candidates`. Queries outside the split are ignored.
         collection: What the run was made on.
         split: Split of the judgements.
         name: Name of the run in the results, such as `"BM25"`.
@@ -52,24 +55,26 @@ def evaluate_run(
         with a counted warning.
 
     Raises:
+        TypeError: If the run is none.
         ValueError: If the run or `query_ids` names a query or document that is not in the collection, or a score is not
             finite.
 
     Example:
         >>> evaluate_run({"q1": {"d7": 12.3, "d2": 4.5}}, collection, name="BM25").ndcg_at_10  # doctest: +SKIP
     """
-    _check_run(run, collection, name)
+    found = checked_run(run, name)
+    check_known(found, collection.queries, collection.documents, f"collection {collection.name}", name)
     qrels = relevant_qrels(collection, split)
     if query_ids is not None:
         qrels = _only(qrels, list(query_ids), f"split {split!r} of {collection.name}")
-    missing = [query for query in qrels if not run.get(query)]
+    missing = [query for query in qrels if not found.get(query)]
     if missing:
         warnings.warn(
             f"run {name}: {len(missing)} of {len(qrels)} {split} queries of {collection.name} have no documents and "
             f"count as 0, such as {', '.join(missing[:5])}",
             stacklevel=2,
         )
-    metrics, per_query = score_run(qrels, {query: run.get(query, {}) for query in qrels})
+    metrics, per_query = score_run(qrels, {query: found.get(query, {}) for query in qrels})
     groups, repeated = (
         ({}, []) if exposure is None else exposure_groups(qrels, collection.queries, collection.documents, exposure)
     )
@@ -86,10 +91,7 @@ def evaluate_run(
         training_queries=repeated,
         query_metrics=per_query,
     )
-    digest = content_hash(
-        {query: {document: float(score) for document, score in found.items()} for query, found in run.items()}
-    )
-    about = {"name": name, "revision": digest, "class": "run"}
+    about = {"name": name, "revision": content_hash(found), "class": "run"}
     return saved(Results(model=about, tasks=[scores]), output)
 
 
@@ -98,21 +100,19 @@ def score_run(
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Return the mean metrics under MTEB's names, and some of them for every query.
 
+    The order is that of the scores as they are given; documents with equal scores are ordered as trec_eval does.
+
     Raises:
         ValueError: If a score is not finite.
     """
     import pytrec_eval
 
-    for query, found in run.items():
-        for document, score in found.items():
-            if not math.isfinite(score):
-                raise ValueError(f"query {query!r}, document {document!r}: the score is {score}, not a finite number")
     cuts = ",".join(map(str, _CUTS))
     evaluator = pytrec_eval.RelevanceEvaluator(
         {query: dict(gains) for query, gains in qrels.items()},
         {f"{measure}.{cuts}" for measure in MEASURES} | {"recip_rank"},
     )
-    scores = evaluator.evaluate({query: {doc: float(s) for doc, s in found.items()} for query, found in run.items()})
+    scores = evaluator.evaluate({query: _by_place(found) for query, found in checked_run(run).items()})
     values = list(scores.values())
     metrics = {
         f"{name}_at_{cut}": math.fsum(v[f"{measure}_{cut}"] for v in values) / len(values)
@@ -142,18 +142,62 @@ def _only(qrels: Mapping[str, dict[str, int]], wanted: list[str], where: str) ->
     return {query: qrels[query] for query in wanted}
 
 
-def _check_run(run: Mapping[str, Mapping[str, float]], collection: Collection, name: str) -> None:
-    """Stop where a run names what the collection does not have."""
+def _by_place(found: Mapping[str, float]) -> dict[str, float]:
+    """Return scores in the same order that trec_eval can tell apart: it rounds to single precision, in silence."""
+    places = {score: -float(place) for place, score in enumerate(sorted(set(found.values()), reverse=True))}
+    return {document: places[score] for document, score in found.items()}
+
+
+def checked_run(run: Mapping[str, Mapping[str, float]] | Candidates, name: str = "") -> Run:
+    """Return a run with its scores as numbers of Python; `Candidates` are a run, too.
+
+    Args:
+        run: Query id to document id to score, or to candidates.
+        name: What the errors call it.
+
+    Raises:
+        TypeError: If it is something else; the message names the query.
+        ValueError: If a score is not finite.
+
+    Example:
+        >>> checked_run({"q1": [Candidate("d7", 2.0, 1, "bm25")], "q2": {"d2": np.float32(0.5)}})
+        {'q1': {'d7': 2.0}, 'q2': {'d2': 0.5}}
+    """
+    label, checked = f"run {name}, " if name else "", {}
+    takes = "a run maps query ids to document ids to scores, or to candidates"
+    if not isinstance(run, Mapping):
+        raise TypeError(f"{label or 'run, '}a {type(run).__name__}: {takes}")
+    for query, hits in run.items():
+        try:
+            found = dict(hits if isinstance(hits, Mapping) else ((hit.document_id, hit.score) for hit in hits))
+        except (AttributeError, TypeError) as error:
+            raise TypeError(f"{label}query {query!r} has {hits!r:.80}: {takes}") from error
+        for document, score in found.items():
+            if not isinstance(document, str) or not isinstance(query, str):
+                raise TypeError(f"{label}query {query!r}, document {document!r}: ids are text (str); use str(id)")
+            try:
+                found[document] = float(score)
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"{label}query {query!r}, document {document!r}: {score!r:.80} is no score") from error
+            if not math.isfinite(found[document]):
+                raise ValueError(
+                    f"{label}query {query!r}, document {document!r}: the score is {score}, not a finite number"
+                )
+        checked[query] = found
+    return checked
+
+
+def check_known(run: Run, queries: Container[str], documents: Container[str], where: str, name: str) -> None:
+    """Stop where a run names what a collection does not have."""
     if not run:
         raise ValueError(f"run {name} is empty; it maps query ids to document ids to scores")
     for query, found in run.items():
-        if query not in collection.queries:
-            raise ValueError(f"run {name}: query {query!r} is not in collection {collection.name}; wrong collection?")
+        if query not in queries:
+            raise ValueError(f"run {name}: query {query!r} is not in {where}; wrong collection?")
         for document in found:
-            if document not in collection.documents:
+            if document not in documents:
                 raise ValueError(
-                    f"run {name}, query {query!r}: document {document!r} is not in collection {collection.name}; "
-                    "wrong collection?"
+                    f"run {name}, query {query!r}: document {document!r} is not in {where}; wrong collection?"
                 )
 
 

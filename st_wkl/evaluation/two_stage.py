@@ -27,14 +27,16 @@ from st_wkl.data.candidates import BM25, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.runs import read_run
 from st_wkl.evaluation.identity import identified
+from st_wkl.evaluation.run_scores import Run, check_known, checked_run
+from st_wkl.evaluation.tasks import CollectionTask
 from st_wkl.models import load_model
 from st_wkl.text import ANALYSER
 
 if TYPE_CHECKING:
+    from st_wkl.data.candidates import Candidates
     from st_wkl.models import AnyModel
 
-Run: TypeAlias = dict[str, dict[str, float]]
-FirstStage: TypeAlias = "str | Path | BM25 | Mapping[str, Mapping[str, float]] | AnyModel"
+FirstStage: TypeAlias = "str | Path | BM25 | Mapping[str, Mapping[str, float]] | Candidates | AnyModel"
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +96,8 @@ def reranking_task(
 
     Args:
         task: A retrieval task whose data are loaded.
-        first_stage: `"bm25"`, a `BM25`, a run (query id to document id to score), a run file of TREC, or a retriever:
-            a model, its folder or its Hub id.
+        first_stage: `"bm25"`, a `BM25`, a run (query id to document id to score), `Candidates`, a run file of TREC, or
+            a retriever: a model, its folder or its Hub id.
         top_k: Candidates of a query.
         batch_size: Texts per forward pass of a retriever.
         show_progress: Show bars.
@@ -105,8 +107,8 @@ def reranking_task(
         A task called `<name>-rerank-<first stage>-top<k>`, whose dataset revision includes a hash of the candidates.
 
     Raises:
-        ValueError: If `top_k` is below 1, the task has candidates already, the first stage is a reranker, or it has no
-            candidate for any query.
+        ValueError: If `top_k` is below 1, the task has candidates already, the first stage is a reranker, has no
+            candidate for any query, a score that is not finite, or an id that is not the task's.
 
     Example:
         >>> reranking_task(task, "bm25", 100).metadata.name  # doctest: +SKIP
@@ -173,8 +175,7 @@ def _first_stage(
     """Return the name of a first stage, and its run of each subset and split."""
     places = [(subset, split) for subset, splits in task.dataset.items() for split in splits]
     if isinstance(source, Mapping):
-        given = {query: dict(found) for query, found in source.items()}
-        return "run", dict.fromkeys(places, given)
+        return "run", {place: _given(task, place, checked_run(source, "first_stage")) for place in places}
     if isinstance(source, str | Path) and Path(source).is_file():
         return _stem(Path(source)), {place: _run_of_file(task, place, Path(source)) for place in places}
     if bm25 := BM25.of(source):
@@ -199,7 +200,24 @@ def _retrieved(task: AbsTaskRetrieval, model: Any, batch_size: int, show_progres
             show_progress_bar=show_progress,
         )
         found = json.loads((Path(folder) / task.prediction_file_name).read_text(encoding="utf-8"))
-    return {(subset, split): found[subset][split] for subset, splits in task.dataset.items() for split in splits}
+    return {
+        (subset, split): checked_run(found[subset][split], f"of {model.mteb_model_meta.name}")
+        for subset, splits in task.dataset.items()
+        for split in splits
+    }
+
+
+def _given(task: AbsTaskRetrieval, place: tuple[str, str], run: Run) -> Run:
+    """Return the part of a run that a split needs; a document that it lacks means another collection."""
+    data = task.dataset[place[0]][place[1]]
+    known = task.collection.queries if isinstance(task, CollectionTask) else set(data["queries"]["id"])
+    if absent := [query for query in run if query not in known]:
+        if isinstance(task, CollectionTask) and len(absent) < len(run):
+            raise ValueError(f"first_stage: query {absent[0]!r} is not in {task.metadata.name}; wrong collection?")
+        run = {query: found for query, found in run.items() if query in known}
+    if run:
+        check_known(run, known, set(data["corpus"]["id"]), task.metadata.name, "first_stage")
+    return run
 
 
 def _run_of_file(task: AbsTaskRetrieval, place: tuple[str, str], path: Path) -> Run:

@@ -15,6 +15,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers.trainer_utils import IntervalStrategy
 
 from st_wkl._hashes import content_hash
+from st_wkl.data._reading import whole_gains
 
 if TYPE_CHECKING:
     from sentence_transformers.base.training_args import BaseTrainingArguments
@@ -61,7 +62,9 @@ class GradedEvaluator(BaseEvaluator):
         batch_size: Texts, or pairs of a cross-encoder, per forward pass.
 
     Raises:
-        ValueError: If no query has a relevant document, or an id has no text.
+        TypeError: If the judgements of a query are no mapping, or an id is no text.
+        ValueError: If no query has a relevant document, an id has no text, or a gain is no whole number that trec_eval
+            can hold.
 
     Example:
         >>> evaluator = GradedEvaluator(
@@ -84,7 +87,8 @@ class GradedEvaluator(BaseEvaluator):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
-        self.qrels = {query: dict(gains) for query, gains in qrels.items() if any(gain > 0 for gain in gains.values())}
+        judged = {query: whole_gains(gains, f"split {name!r}, query {query!r}") for query, gains in qrels.items()}
+        self.qrels = {query: gains for query, gains in judged.items() if any(gain > 0 for gain in gains.values())}
         if not self.qrels:
             raise ValueError(
                 f"The split {name!r} has no query with a relevant document (gain above 0), so nothing can be measured "
@@ -170,7 +174,7 @@ class GradedEvaluator(BaseEvaluator):
         Raises:
             ValueError: If a score is not a finite number, so the student has diverged.
         """
-        import pytrec_eval
+        from st_wkl.evaluation.run_scores import score_run
 
         self.check(model)
         with torch.inference_mode():
@@ -181,14 +185,9 @@ class GradedEvaluator(BaseEvaluator):
                     f"The student's score of document {bad[0]!r} for query {query!r} is {found[bad[0]]}: its weights "
                     "have diverged. Start again with a smaller learning rate."
                 )
-        measures = {"ndcg_cut.10"} if self.candidates is not None else {"ndcg_cut.10", "recall.100"}
-        scores = pytrec_eval.RelevanceEvaluator(self.qrels, measures).evaluate(run)
-        names = {"ndcg_cut_10": "ndcg_at_10", "recall_100": "recall_at_100"}
-        metrics = {
-            f"{self.name}_{label}": math.fsum(found[measure] for found in scores.values()) / len(self.qrels)
-            for measure, label in names.items()
-            if measure.replace("_1", ".1") in measures
-        }
+        scores = score_run(self.qrels, run)[0]
+        names = ["ndcg_at_10"] if self.candidates is not None else ["ndcg_at_10", "recall_at_100"]
+        metrics = {f"{self.name}_{label}": scores[label] for label in names}
         self.store_metrics_in_model_card_data(model, metrics, epoch, steps)  # type: ignore[arg-type]
         return metrics
 

@@ -13,9 +13,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from st_wkl.data.collection import Collection, document_text
+from st_wkl.training.dev import GradedEvaluator
 
 DOCUMENTS = [{"_id": "d1", "title": "Cats", "text": "purr"}, {"_id": "d2", "title": "", "text": "Dogs bark"}]
 QUERIES = [{"_id": "q1", "text": "which animal purrs"}]
@@ -158,6 +160,30 @@ def test_gains_are_whole_numbers(tmp_path: Path, gain: str, expected: int | None
             Collection.from_beir(folder)
     else:
         assert Collection.from_beir(folder).judgements("train") == {"q1": {"d1": expected}}
+
+
+@pytest.mark.parametrize(
+    ("judged", "error", "message"),
+    [
+        ({"d1": 1_700_000_000}, ValueError, r"query 'q1', document 'd1': the gain is 1700000000, .* time stamp"),
+        ({"d1": -(10**400)}, ValueError, "query 'q1', document 'd1': the gain must be a whole number"),
+        ({"d1": 0.5}, ValueError, "query 'q1', document 'd1': the gain must be a whole number, got 0.5"),
+        ({1: 1}, TypeError, r"query 'q1', document 1: ids are text \(str\). Use str\(id\)"),
+        ({"d1"}, TypeError, r"query 'q1': expected {document_id: gain}, got set.*dict.fromkeys\(documents, 1\)"),
+        ({"d1": np.float32(2), "d2": True}, None, ""),
+    ],
+)
+def test_gains_are_the_same_for_everyone(judged: Any, error: type[Exception] | None, message: str) -> None:
+    """What a collection refuses must not be learnt from or measured by the dev evaluation, and the other way round."""
+    documents, queries = {"d1": "a cat", "d2": "a dog"}, {"q1": "cats"}
+    if error is None:
+        qrels = Collection("mine", documents, queries, {"dev": {"q1": judged}}).qrels["dev"]
+        assert GradedEvaluator(queries, documents, {"q1": judged}).qrels == qrels == {"q1": {"d1": 2, "d2": 1}}
+        return
+    with pytest.raises(error, match=f"(?i)split 'dev' of 'mine', {message}"):
+        Collection("mine", documents, queries, {"dev": {"q1": judged}})
+    with pytest.raises(error, match=f"(?i)split 'dev', {message}"):
+        GradedEvaluator(queries, documents, {"q1": judged})
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,20 @@ one card in `cards/test_model_card.py` and `cards/test_weights.py`.
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from st_wkl.cli import app
-from st_wkl.evaluation import evaluate
+from st_wkl.data.candidates import bm25_candidates
+from st_wkl.evaluation import evaluate, evaluate_run
 from st_wkl.evaluation.tasks import load_task, resolve_tasks
 from tests.evaluation.tiny import DOCUMENTS, GAINS, QUERIES, collection
 
@@ -85,6 +90,53 @@ def test_first_stages_that_are_none(student: Any, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no candidate for 1 of 6 queries of tiny, which count as 0, such as q1"):
         ours = evaluate(student, collection(), first_stage=partly, show_progress=False)
     assert ours.task().per_query["q1"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"q1": {"d1": math.nan}},
+            ValueError,
+            "run first_stage, query 'q1', document 'd1': the score is nan, not a fin",
+        ),
+        ({"q1": {"d1": np.float32("inf")}}, ValueError, "query 'q1', document 'd1': the score is inf, not a finite"),
+        ({"q1": {"d1": "much"}}, TypeError, "query 'q1', document 'd1': 'much' is no score"),
+        ({"q1": {"gone": 1.0}}, ValueError, "query 'q1': document 'gone' is not in tiny; wrong collection"),
+        ({"x9": {"d1": 1.0}}, ValueError, "query 'x9' is not in tiny; wrong collection"),
+        ({"q1": ["d1", "d2"]}, TypeError, r"query 'q1' has \['d1', 'd2'\]: a run maps query ids to document ids"),
+        ({"q1": {7: 1.0}}, TypeError, r"query 'q1', document 7: ids are text \(str\); use str\(id\)"),
+    ],
+)
+def test_first_stages_are_checked_as_runs_are(student: Any, change: Any, error: type, message: str) -> None:
+    """A first stage that has diverged gave a number, and an unknown id a bare KeyError from inside of MTEB."""
+    run = {**{query: dict.fromkeys(gains, 1.0) for query, gains in GAINS.items()}, **change}
+    with pytest.raises(error, match=message):
+        evaluate(student, collection(), first_stage=run, show_progress=False)
+    with pytest.raises(error, match=message.replace("first_stage", "mine").replace("in tiny", "in collection tiny")):
+        evaluate_run(run, collection(), name="mine")
+
+
+def test_a_retriever_that_has_diverged_is_no_first_stage(student: Any) -> None:
+    """Its scores are no numbers, and what MTEB ranks by them is chance."""
+    broken = copy.deepcopy(student)
+    with torch.no_grad():
+        broken[0].embedding.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"run of local/SentenceTransformer, query 'q\d', .* the score is nan"):
+        evaluate(student, collection(), first_stage=broken, show_progress=False)
+
+
+def test_candidates_are_a_run(student: Any) -> None:
+    """What every miner of this package returns must be a first stage and a run, without a detour."""
+    mined = bm25_candidates(collection(), top_k=3, show_progress=False)
+    ours, named = (
+        evaluate(student, collection(), first_stage=first, top_k=3, show_progress=False).task()
+        for first in (mined, "bm25")
+    )
+    assert (ours.task, ours.per_query) == ("tiny-rerank-run-top3", named.per_query)
+    everything = bm25_candidates(collection(), show_progress=False)
+    run = evaluate_run(everything, collection(), name="bm25").task()
+    assert run.per_query == evaluate("bm25", collection(), show_progress=False).task().per_query
 
 
 def test_a_bad_file_is_found_out_before_the_work(static_student_path: Path, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mteb
+import numpy as np
 import pytest
 from mteb.mocks.mock_tasks import MockMultilingualRetrievalTask, MockSTSTask
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
@@ -20,7 +22,7 @@ from transformers import (
 
 from st_wkl.evaluation import Results, compare, evaluate, evaluate_run
 from st_wkl.evaluation.tasks import CollectionTask, resolve_tasks
-from tests.evaluation.tiny import GAINS, QUERIES, collection, plain_mteb, scrambled
+from tests.evaluation.tiny import DOCUMENTS, GAINS, QUERIES, collection, plain_mteb, scrambled
 
 
 def test_every_query_and_the_mean_are_mtebs(student: Any) -> None:
@@ -212,6 +214,34 @@ def test_a_run_scores_as_the_model_that_made_it(student: Any, tmp_path: Path) ->
     assert run.task().per_query == model.task().per_query
     assert compare(model, run).p_value == 1
     assert run.model["class"] == "run"
+
+
+@pytest.mark.parametrize("score", [lambda i: 1 - 1e-9 * i, lambda i: 1e300 - 1e290 * i, lambda i: -i * 1e-50])
+def test_scores_order_a_run_as_they_are(score: Callable[[int], float]) -> None:
+    """trec_eval rounds to single precision: a perfect run, close together, was ordered by its ids."""
+    wrong = sorted((key for key in DOCUMENTS if key not in GAINS["q1"]), reverse=True)
+    ranked = ["d1", "d2", *wrong]
+    run = {"q1": {key: score(place) for place, key in enumerate(ranked)}}
+    ours = evaluate_run(run, collection(test={"q1": GAINS["q1"]}), name="mine")
+    assert ours.ndcg_at_10 == 1.0
+    assert ours.task().metrics["mrr_at_10"] == 1.0
+    tied = evaluate_run({"q1": dict.fromkeys(ranked, 2.0)}, collection(test={"q1": {"d1": 1}}), name="mine")
+    assert tied.task().metrics["mrr_at_10"] == 0.0  # equal ones are in trec_eval's order still, d1 the last
+
+
+def test_gains_of_a_task_are_those_of_a_collection(student: Any) -> None:
+    """MTEB takes any gain: a time stamp ended in 0.0 or 7e13, a float in a TypeError without a place."""
+    task = CollectionTask(collection(), "test")
+    task.load_data()
+    truth = evaluate("bm25", task, show_progress=False).ndcg_at_10
+    data = task.dataset["default"]["test"]
+    data["relevant_docs"]["q1"] = {"d1": np.float64(2.0), "d2": np.int8(1)}
+    assert evaluate("bm25", task, show_progress=False).ndcg_at_10 == truth
+    data["relevant_docs"]["q1"] = {"d1": 1_700_000_000_000}
+    with pytest.raises(
+        ValueError, match=r"tiny, default, test, query 'q1', document 'd1': .* can only hold gains up to 1,000,000"
+    ):
+        evaluate("bm25", task, show_progress=False)
 
 
 def test_a_run_may_miss_queries_but_not_silently() -> None:
