@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import tempfile
-import zlib
-from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset, IterableDatasetDict
+from st_wkl.data._rows import chained, delimited, file_kind, numbered_lines, rows
 
 Texts = dict[str, str]
 Qrels = dict[str, dict[str, dict[str, int]]]
 
 # trec_eval keeps an array of this length for each query, and gains as C integers.
 _LARGEST_GAIN = 1_000_000
-_QRELS_SUFFIXES = (".tsv", ".tsv.gz", ".txt", ".qrels")
+_JUDGEMENTS = (".tsv", ".csv", ".txt", ".qrels", ".trec", ".jsonl", ".json", ".parquet")
+_NO_JUDGEMENTS = ("readme", "license", "licence", "thumbs.db", "desktop.ini")
+# How the columns of judgements are called, in small letters and without marks between the words.
+_COLUMNS = {
+    "query": {"queryid", "qid", "query", "topic", "topicid"},
+    "document": {"corpusid", "documentid", "docid", "did", "doc", "document", "docno", "passageid", "pid", "corpus"},
+    "gain": {"score", "gain", "relevance", "rel", "label", "grade", "judgement", "judgment", "relevancy"},
+}
 
 
 def document_text(title: str | None, text: str | None) -> str:
@@ -38,25 +40,40 @@ def read_beir(folder: Path) -> tuple[Texts, Texts, Qrels]:
     """Return documents, queries and judgements of a BEIR folder; see `Collection.from_beir`."""
     documents = _jsonl_texts(folder, "corpus", "document")
     queries = _jsonl_texts(folder, "queries", "query")
-    files = sorted(file for file in folder.glob("qrels/*") if file.name.endswith(_QRELS_SUFFIXES))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no judgements: expected qrels/<split>.tsv, e.g. qrels/train.tsv.")
     qrels: Qrels = {}
-    for file in files:
-        split = next(file.name.removesuffix(suffix) for suffix in _QRELS_SUFFIXES if file.name.endswith(suffix))
-        if split in qrels:
-            raise ValueError(f"{folder / 'qrels'} holds two files for the split {split!r}. Remove one.")
-        qrels[split] = _collect_qrels(_qrels_rows(file), f"{file}, line")
+    for split, file in _judgement_files(folder).items():
+        qrels[split] = _collect_qrels(_qrels_rows(file, (queries, documents)), f"{file}, line")
     return documents, queries, qrels
+
+
+def _judgement_files(folder: Path) -> dict[str, Path]:
+    """Return `{split: file}`; a file that cannot be told to be something else is an error, as it may be judgements."""
+    found: dict[str, Path] = {}
+    for file in sorted((folder / "qrels").glob("*")):
+        name = file.name.lower()
+        if not file.is_file() or name.startswith((".", "~$", *_NO_JUDGEMENTS)):  # of other systems and editors
+            continue
+        if file_kind(file) not in _JUDGEMENTS:
+            raise ValueError(
+                f"{file} is in the folder of judgements, and no file that is read: {', '.join(_JUDGEMENTS)}, each of "
+                "the text files also as .gz. Rename or unpack it, or take it away."
+            )
+        split = file.name[: name.removesuffix(".gz").rindex(".")]
+        if split in found:
+            raise ValueError(f"{folder / 'qrels'} holds two files for the split {split!r}. Remove one.")
+        found[split] = file
+    if not found:
+        raise FileNotFoundError(f"{folder} has no judgements: expected qrels/<split>.tsv, e.g. qrels/train.tsv.")
+    return found
 
 
 def read_mteb(folder: Path) -> tuple[Texts, Texts, Qrels]:
     """Return documents, queries and judgements of a folder in MTEB's layout; see `Collection.from_hub`."""
-    documents = _hub_texts(_load_config(folder, "corpus"), "document")
-    queries = _hub_texts(_load_config(folder, "query", "queries"), "query")
+    documents = _hub_texts(_config_files(folder, "corpus"), "document")
+    queries = _hub_texts(_config_files(folder, "query", "queries"), "query")
     qrels = {
-        str(split): _collect_qrels(_hub_judgements(rows, split), f"judgements of split {split!r}, row")
-        for split, rows in _load_config(folder, "default", "qrels").items()
+        split: _collect_qrels(_hub_judgements(files, split), f"judgements of split {split!r}, row")
+        for split, files in _config_files(folder, "default", "qrels").items()
     }
     return documents, queries, qrels
 
@@ -96,7 +113,21 @@ def _identifier(value: Any, where: str) -> str:
         return str(value)
     if not isinstance(value, str) or not value:
         raise ValueError(f"{where}: the id is {value!r}. Ids are non-empty text or whole numbers.")
+    if value.startswith("\ufeff"):
+        raise ValueError(
+            f"{where}: the id {value!r} begins with a byte order mark, so files were put together. Take the mark out."
+        )
     return value
+
+
+def _row_identifier(row: Mapping[str, Any], where: str) -> str:
+    key = row.get("_id", row.get("id"))
+    if key is None and "_id" not in row and "id" not in row:
+        raise ValueError(
+            f"{where}: the id is None, as there is no field '_id' or 'id', only {', '.join(map(repr, row))}. Rename "
+            "the fields of id and text to '_id' and 'text'."
+        )
+    return _identifier(key, where)
 
 
 def _row_text(row: Mapping[str, Any], kind: str, where: str) -> str:
@@ -113,54 +144,27 @@ def _row_text(row: Mapping[str, Any], kind: str, where: str) -> str:
     return str(text)
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield `(line number, line)` of a plain or gzipped text file without its blank lines."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(tqdm(lines, desc=path.name, unit=" lines", delay=2, leave=False), 1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read beyond line {number} ({error}). Fetch or unpack it again.") from error
-
-
 def _jsonl_texts(folder: Path, stem: str, kind: str) -> dict[str, str]:
     path = next((file for file in (folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz") if file.is_file()), None)
     if path is None:
         raise FileNotFoundError(
             f"{folder} has no {stem}.jsonl or {stem}.jsonl.gz. A BEIR folder holds corpus.jsonl, queries.jsonl, qrels/."
         )
-    return _collect_texts(_jsonl_rows(path), kind, f"{path}, line")
+    return _collect_texts([path], kind)
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in numbered_lines(path):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number}: not a JSON object ({error}). The file may be cut off: fetch it again."
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected an object with _id and text, got {line[:60]!r}.")
-        yield number, row
-
-
-def _collect_texts(rows: Iterable[tuple[int, dict[str, Any]]], kind: str, place: str) -> dict[str, str]:
+def _collect_texts(files: list[Path], kind: str) -> dict[str, str]:
     texts: dict[str, str] = {}
-    numbers = array("Q")  # of the rows in `texts`, in its order: a dict of places would weigh more than short texts
-    for number, row in rows:
-        where = f"{place} {number}"
-        key = _identifier(row.get("_id", row.get("id")), where)
+    for where, row in chained(files):
+        key = _row_identifier(row, where)
         if key in texts:
+            # Read again rather than remembered: a dict of places would weigh more than short texts.
+            before = next(islice(chained(files), list(texts).index(key), None))[0]
             raise ValueError(
-                f"{where}: the {kind} id {key!r} occurred before, at {place} {numbers[list(texts).index(key)]}. "
-                "Ids must be unique: remove or rename one."
+                f"{where}: the {kind} id {key!r} occurred before, at {before}. Ids must be unique: remove or rename "
+                "one."
             )
         texts[key] = _row_text(row, kind, where)
-        numbers.append(number)
     return texts
 
 
@@ -178,16 +182,56 @@ def _collect_qrels(rows: Iterable[tuple[int, Any, Any, Any]], place: str) -> dic
     return qrels
 
 
-def _qrels_rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
-    for number, line in numbered_lines(path):
-        fields = line.split("\t") if "\t" in line else line.split()
-        if len(fields) not in (3, 4):
+def _qrels_rows(path: Path, texts: tuple[Texts, Texts]) -> Iterator[tuple[int, Any, Any, Any]]:
+    """Yield `(number, query id, document id, gain)` of a file of judgements."""
+    if file_kind(path) in (".jsonl", ".json", ".parquet"):
+        for number, row in rows(path):
+            places = _columns(list(row))
+            if len(places) < len(_COLUMNS):
+                raise ValueError(
+                    f"{path}, line {number}: judgements have query-id, corpus-id and score, got "
+                    f"{', '.join(map(repr, row))}."
+                )
+            values = list(row.values())
+            yield number, values[places["query"]], values[places["document"]], values[places["gain"]]
+        return
+    places = {}
+    for place, (number, fields) in enumerate(_fields(path)):
+        if place == 0 and not _is_number(fields[-1]):
+            places = _columns(fields)
+            if len(places) == len(_COLUMNS) or (places and not any(key in known for key in fields for known in texts)):
+                continue  # a header
+            raise ValueError(
+                f"{path}, line {number}: the gain must be a whole number, got {fields[-1]!r}. If this is a header, "
+                f"name its columns query-id, corpus-id and score, got {', '.join(map(repr, fields))}."
+            )
+        if len(places) == len(_COLUMNS) and max(places.values()) < len(fields):
+            yield number, fields[places["query"]], fields[places["document"]], fields[places["gain"]]
+        elif len(fields) in (3, 4):
+            yield number, fields[0], fields[-2], fields[-1]
+        else:
             raise ValueError(
                 f"{path}, line {number}: expected 3 columns (query-id, corpus-id, score) or the 4 of TREC (query, 0, "
-                f"document, gain), got {len(fields)}: {line[:80]!r}."
+                f"document, gain), got {len(fields)}: {' '.join(fields)[:80]!r}."
             )
-        if number > 1 or _is_number(fields[-1]):  # a first line without a score is a header, any other an error
-            yield number, fields[0], fields[-2], fields[-1]
+
+
+def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
+    if file_kind(path) == ".csv":
+        yield from delimited(path, ",")
+        return
+    for number, line in numbered_lines(path):
+        yield number, line.split("\t") if "\t" in line else line.split()
+
+
+def _columns(names: list[str]) -> dict[str, int]:
+    """Return where query id, document id and gain stand, as far as the names of the columns tell."""
+    plain = ["".join(filter(str.isalnum, name.lower())) for name in names]
+    return {
+        role: next(place for place, name in enumerate(plain) if name in known)
+        for role, known in _COLUMNS.items()
+        if any(name in known for name in plain)
+    }
 
 
 def _is_number(text: str) -> bool:
@@ -222,8 +266,9 @@ def config_names(folder: Path) -> list[str]:
     return [config["config_name"] for config in metadata.get("configs") or []]
 
 
-def _load_config(folder: Path, *names: str) -> IterableDatasetDict:
-    from datasets import load_dataset
+def _config_files(folder: Path, *names: str) -> dict[str, list[Path]]:
+    """Return the files of each split of a config, as `datasets` finds them."""
+    from datasets import load_dataset_builder
 
     configs = config_names(folder)
     found = next((name for name in names if name in configs), None)
@@ -232,26 +277,25 @@ def _load_config(folder: Path, *names: str) -> IterableDatasetDict:
             f"{folder} has no config {' or '.join(map(repr, names))} in its README.md, only "
             f"{', '.join(map(repr, configs)) or 'none'}. MTEB's layout has corpus, queries and default (or qrels)."
         )
-    # The cache of `datasets` must stay out of this: for a folder its key is made of names, not of contents, so another
-    # folder of the same name, or an older state of this one, would be served. Streaming reads the files themselves;
-    # the empty cache folder hides the column types of earlier reads.
-    with tempfile.TemporaryDirectory() as empty:
-        return load_dataset(str(folder), found, streaming=True, cache_dir=empty)
+    # Only the list of files: `datasets` guesses types, so that `001` becomes 1 and `2021-05-01` a date, and its cache
+    # goes by names, not by contents.
+    files = load_dataset_builder(str(folder), found).config.data_files or {}
+    return {str(split): [Path(file) for file in paths] for split, paths in files.items()}
 
 
-def _hub_judgements(rows: IterableDataset, split: str) -> Iterator[tuple[int, Any, Any, Any]]:
+def _hub_judgements(files: list[Path], split: str) -> Iterator[tuple[int, Any, Any, Any]]:
     columns = ("query-id", "corpus-id", "score")
-    for number, row in enumerate(tqdm(rows, desc="judgements", delay=2, leave=False)):
+    bar = tqdm(chained(files), desc="judgements", delay=2, leave=False)
+    for number, (_, row) in enumerate(bar, 1):
         if absent := [column for column in columns if column not in row]:
             raise ValueError(f"The judgements of split {split!r} lack {absent}; their columns are {list(row)}.")
         yield number, *(row[column] for column in columns)
 
 
-def _hub_texts(splits: IterableDatasetDict, kind: str) -> dict[str, str]:
+def _hub_texts(splits: dict[str, list[Path]], kind: str) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for split, rows in splits.items():
-        bar = tqdm(rows, desc=f"{kind} texts", delay=2, leave=False)
-        for key, text in _collect_texts(enumerate(bar), kind, f"split {split!r}, row").items():
+    for split, files in splits.items():
+        for key, text in _collect_texts(files, kind).items():
             # Some repositories repeat the same entries in every split: fine, unless the texts differ.
             if texts.setdefault(key, text) != text:
                 raise ValueError(f"The {kind} {key!r} has two texts, one in split {split!r}. Ids must be unique.")

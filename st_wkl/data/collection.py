@@ -131,9 +131,9 @@ class Collection:
         """Read a folder in the layout of the BEIR benchmark.
 
         Args:
-            path: Folder with `corpus.jsonl`, `queries.jsonl` (either may end in `.gz`) and `qrels/<split>.tsv`.
-                Numeric ids become text, as they are in the judgements. A judgements file holds `query-id corpus-id
-                score` with or without a header, or the four columns of TREC.
+            path: Folder with `corpus.jsonl`, `queries.jsonl` (either may end in `.gz`) and `qrels/<split>.tsv` (or
+                `.csv`, `.txt`, `.jsonl`, `.parquet`). Numeric ids become text, as they are in the judgements. A
+                judgements file holds `query-id corpus-id score` with or without a header, or the four columns of TREC.
             name: Name of the collection, by default the folder's.
             missing: See `Collection`.
 

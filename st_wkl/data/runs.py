@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from st_wkl._files import replacing
-from st_wkl.data._reading import numbered_lines
+from st_wkl.data._rows import numbered_lines
 from st_wkl.data.candidates import Candidate, Candidates
 from st_wkl.text import plain_text
 

@@ -194,8 +194,18 @@ def test_gains_are_the_same_for_everyone(judged: Any, error: type[Exception] | N
         "q1 0 d1 1\n",
         "q1\t0\td1\t1\r\n\r\n",
         "\ufeffq1\td1\t1.0",
+        "corpus_id\tQuery ID\trelevance\textra\nd1\tq1\t1\t9\n",
+        "Anfrage\tdoc\tGrad\nq1\td1\t1\n",
     ],
-    ids=["beir", "no header", "trec", "trec with tabs and crlf", "byte order mark"],
+    ids=[
+        "beir",
+        "no header",
+        "trec",
+        "trec with tabs and crlf",
+        "byte order mark",
+        "order of the header",
+        "half known",
+    ],
 )
 def test_forms_of_judgement_files(tmp_path: Path, qrels: str) -> None:
     """All forms that circulate are read alike; none loses its first line to a header that is not there."""
@@ -209,12 +219,66 @@ def test_forms_of_judgement_files(tmp_path: Path, qrels: str) -> None:
         ("q1\td1\t1\nq1\td2\tyes\n", "line 2: the gain must be a whole number, got 'yes'"),
         ("q1\td1\t1\nq1\td1\t0\n", "line 2: .* were judged 1 before and 0 here"),
         ("query-id\tcorpus-id\tscore\n", "Split 'train' .* has no judgements"),
+        ("q1\td1\trelevant\nq1\td2\t1\n", "line 1: the gain must be a whole number, got 'relevant'"),
+        ("query\td1\trelevant\n", r"line 1: .*got 'relevant'"),
+        ("\ufeff\ufeffq1\td1\t1\n", "the id '\\\\ufeffq1' begins with a byte order mark"),
     ],
 )
 def test_bad_judgement_lines(tmp_path: Path, qrels: str, message: str) -> None:
     """A line that is skipped is a positive that becomes a negative."""
     with pytest.raises(ValueError, match=message):
         Collection.from_beir(beir(tmp_path, qrels=qrels))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.csv", b"query-id,corpus-id,score\nq1,d1,1\n"),
+        ("train.CSV", b'"q1","d1","1"\r\n'),
+        ("train.TSV", b"q1\td1\t1\n"),
+        ("train.tsv.gz", gzip.compress(b"q1\td1\t1\n")),
+        ("train.trec.GZ", gzip.compress(b"q1 0 d1 1\n")),
+        ("train.jsonl", b'{"query-id": "q1", "corpus-id": "d1", "score": 1}\n'),
+        ("train.jsonl.gz", gzip.compress(b'{"score": "1", "qid": "q1", "docid": "d1"}\n')),
+        ("train.json", b'[\n{"query_id": "q1", "document_id": "d1", "label": 1}\n]'),
+        ("train.tsv", "q1\td1\t1\n".encode("utf-16")),
+        ("train.csv", "q1,d1,1\n".encode("utf-32")),
+    ],
+)
+def test_kinds_of_judgement_files(tmp_path: Path, name: str, content: bytes) -> None:
+    """A split that is not seen is a training set, or a test, that silently is not there."""
+    folder = beir(tmp_path)
+    (folder / "qrels" / "train.tsv").unlink()
+    (folder / "qrels" / name).write_bytes(content)
+    for other in ("._train.tsv", ".DS_Store", "Thumbs.db", "README.md"):
+        (folder / "qrels" / other).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X\xb0")
+    assert Collection.load(folder).qrels == {"train": {"q1": {"d1": 1}}}
+    (folder / "qrels" / "dev.xlsx").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"dev\.xlsx is in the folder of judgements.*Rename or unpack it"):
+        Collection.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("q1\td1\t1\nq1\tdé\t1\n".encode("latin-1"), r"beyond line 1 .*another encoding.*iconv"),
+        ("q1\td1\t1\n".encode("utf-16-le"), r"line 1: there is a NUL character.*UTF-16"),
+        ("q1\td1\t1\nq1\tdé".encode()[:-1], r"beyond line 1 .*cut off: fetch it again"),
+    ],
+)
+def test_encodings_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    """«Fetch it again» does not help whoever saved a table from a spreadsheet."""
+    folder = beir(tmp_path)
+    (folder / "qrels" / "train.tsv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Collection.load(folder)
+
+
+def test_other_names_of_columns_are_shown(tmp_path: Path) -> None:
+    """Somebody else's table has an id and a text under other names; the message says what was found."""
+    folder = beir(tmp_path, [{"pid": "d1", "passage": "purr"}])
+    with pytest.raises(ValueError, match=r"line 1: .*no field '_id' or 'id', only 'pid', 'passage'\. Rename"):
+        Collection.load(folder)
 
 
 def test_judgements_of_absent_texts(tmp_path: Path) -> None:
@@ -328,6 +392,50 @@ def test_folder_in_mtebs_layout(tmp_path: Path, qrels_name: str, queries_name: s
     beir_twin = Collection.from_beir(beir(tmp_path / "beir", qrels="q1\td1\t2\n", split="test"))
     assert collection.name == "mine"
     assert collection.fingerprint == beir_twin.fingerprint
+
+
+STRANGE_IDS = ["2021-05-01", "001", "1", "1.10", "NA", "null", "None", "true", "1e5", "2021-05-01T10:00:00Z", "٣", "-"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet", "jsonl.gz"])
+def test_ids_and_texts_stay_text(tmp_path: Path, kind: str) -> None:
+    """What looks like a number, a date or a missing value is an id or a text like any other, in every kind of file."""
+    import pandas as pd
+
+    texts = [f"{key}, 007" if number % 2 else key for number, key in enumerate(STRANGE_IDS)]
+    titles = [None] * (len(texts) - 1) + ["NA"]
+    tables = {
+        "corpus": pd.DataFrame({"_id": STRANGE_IDS, "title": titles, "text": texts}, dtype=object),
+        "queries": pd.DataFrame({"_id": STRANGE_IDS, "text": texts}),
+        "default": pd.DataFrame({"query-id": STRANGE_IDS, "corpus-id": STRANGE_IDS, "score": 1}),
+    }
+    folder = mteb_folder(tmp_path / "mine")
+    readme = (folder / "README.md").read_text(encoding="utf-8").replace(".jsonl", f".{kind}")
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    for name, table in tables.items():
+        (folder / f"{name}.jsonl").unlink()
+        path = folder / f"{name}.{kind}"
+        if kind == "parquet":
+            table.to_parquet(path)
+        elif kind in ("csv", "tsv"):
+            table.to_csv(path, sep="," if kind == "csv" else "\t", index=False)
+        else:
+            table.to_json(path, orient="records", lines=kind != "json", date_format=None)
+    collection = Collection.load(folder)
+    assert list(collection.documents) == list(collection.queries) == STRANGE_IDS
+    assert list(collection.queries.values()) == texts
+    assert [*collection.documents.values()][:-1] == texts[:-1]
+    assert collection.documents["-"] == "NA -, 007"
+    assert collection.qrels == {"test": {key: {key: 1} for key in STRANGE_IDS}}
+
+
+def test_titles_that_begin_late(tmp_path: Path) -> None:
+    """A column that is null for longer than any guess looks is still a column of text."""
+    folder = mteb_folder(tmp_path / "mine")
+    documents = [{"_id": f"x{i}", "title": None, "text": "long " * 500} for i in range(12_000)]
+    documents += DOCUMENTS
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents), encoding="utf-8")
+    assert Collection.load(folder).documents["d1"] == "Cats purr"
 
 
 def test_mteb_layout_repeats_and_gaps(tmp_path: Path) -> None:
