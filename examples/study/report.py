@@ -86,10 +86,10 @@ def _mean_over_seeds(final: list[tuple[Run, dict[str, Scores]]]) -> dict[tuple[s
 
 
 def _difference(before: Scores, after: Scores, queries: list[str]) -> PairedDifference | None:
-    """Compare two methods on the same queries, each averaged over seeds first."""
+    """Compare two methods on the same queries, each averaged over seeds first, with a percentile bootstrap."""
     if not queries:
         return None
-    return paired_difference([after[query] - before[query] for query in queries])
+    return paired_difference([after[query] - before[query] for query in queries], interval="percentile")
 
 
 def _differences(

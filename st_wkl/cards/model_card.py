@@ -185,8 +185,8 @@ def _block(
         parts += ["### Results", results_section(results, told=task)]
     if comparison is not None:
         parts.append(
-            f"Difference{f' on {task}' if task else ''}, after − before: {comparison}. The interval is a bootstrap "
-            "over queries, p comes from a paired randomisation test."
+            f"Difference{f' on {task}' if task else ''}, after − before: {comparison}. The interval is Student's "
+            "t over queries, p comes from a paired randomisation test."
         )
     parts += list(notes)
     parts += ["### Limits", "\n".join(f"- {limit}" for limit in _limits(folder, record, results, comparison))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -15,6 +16,9 @@ _BLOCK = 2_000_000
 # Means of the same numbers in another order differ in the last bits; without this a sign flip that changes nothing
 # could miss the count.
 _EPSILON = 1e-12
+# From here on every comparison of the published study held the true mean in 90 % of its intervals or more.
+FEW_QUERIES = 50
+Interval = Literal["t", "percentile"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Comparison:
 
     Args:
         mean: Mean difference over the queries.
-        low: Lower end of the 95 % bootstrap percentile interval of the mean.
+        low: Lower end of the 95 % interval of the mean, see `paired_difference`.
         high: Upper end of it.
         p_value: Two-sided paired randomisation (sign-flip) test of "no difference".
         queries: Number of queries.
@@ -52,7 +56,13 @@ class Comparison:
         return (
             f"{self.mean:+.4f} {label}, 95 % interval [{self.low:+.4f}, {self.high:+.4f}], p = {self.p_value:.2g}, "
             f"{queries} ({self.wins} wins, {self.ties} ties, {self.losses} losses)"
+            + (f"; too few queries: below {FEW_QUERIES} the interval may be too narrow" if self.too_few else "")
         )
+
+    @property
+    def too_few(self) -> bool:
+        """Whether there are too few queries for the interval to be relied on."""
+        return self.queries < FEW_QUERIES
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class PairedDifference:
 
     Args:
         mean: Mean difference.
-        low: Lower end of the 95 % bootstrap percentile interval of the mean.
+        low: Lower end of the 95 % interval of the mean.
         high: Upper end of it.
         p_value: Two-sided paired randomisation (sign-flip) test of "no difference".
     """
@@ -72,19 +82,27 @@ class PairedDifference:
     p_value: float
 
 
-def paired_difference(differences: Sequence[float], *, resamples: int = 10_000, seed: int = 0) -> PairedDifference:
+def paired_difference(
+    differences: Sequence[float], *, resamples: int = 10_000, seed: int = 0, interval: Interval = "t"
+) -> PairedDifference:
     """Return the mean of paired differences with its 95 % interval and p-value.
 
-    The interval is the percentile bootstrap over the pairs (Sakai, SIGIR 2006), the p-value the two-sided paired
-    randomisation test (Smucker et al., CIKM 2007) with the observed assignment counted in, `(count + 1) / (n + 1)`.
+    The interval is Student's t over the pairs, the closest to 95 % where few queries move. Where 28 % did, it held the
+    true mean in .950, .948, .963, .955 of samples of 20, 50, 104, 300 queries; the percentile bootstrap in .860, .912,
+    .915, .927, bootstrap-t in .835, .875, .892, .917, BCa in .787, .848, .877, .920
+    (`examples/interval_coverage.py`). Below 50 queries the worst comparison of the study fell under .90, so these are
+    called too few. The p-value is the two-sided paired randomisation test (Smucker et al., CIKM 2007) with the observed
+    assignment counted in, `(count + 1) / (n + 1)`.
 
     Args:
-        differences: One number per query, after minus before, in any order that is the same each time.
-        resamples: Number of bootstrap samples and of sign flips; 10,000 gives p-values down to 1e-4.
+        differences: One number per query, after minus before, in any order that is the same each time. The interval of
+            a single one is itself.
+        resamples: Number of sign flips (and bootstrap samples); 10,000 gives p-values down to 1e-4.
         seed: Seed of both.
+        interval: `"t"`, or `"percentile"`: the percentile bootstrap (Sakai, SIGIR 2006) of the published study.
 
     Raises:
-        ValueError: If there is no difference, one is not finite, or `resamples` is below 1.
+        ValueError: If there is no difference, one is not finite, `resamples` is below 1, or there is no such interval.
 
     Example:
         >>> paired_difference([0.5] * 5).mean
@@ -98,8 +116,13 @@ def paired_difference(differences: Sequence[float], *, resamples: int = 10_000, 
     if not np.isfinite(values).all():
         position = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ValueError(f"difference {position} is {values[position]}; leave out queries that have no score")
+    if interval not in get_args(Interval):
+        raise ValueError(f"interval is {interval!r}; it must be one of {', '.join(get_args(Interval))}")
     generator = np.random.default_rng(seed)
-    low, high = _bootstrap_interval(values, resamples, generator)
+    if interval == "t":
+        low, high = _t_interval(values)
+    else:
+        low, high = _bootstrap_interval(values, resamples, generator)
     return PairedDifference(float(values.mean()), low, high, _randomisation_p_value(values, resamples, generator))
 
 
@@ -152,11 +175,12 @@ def compare(
         query_ids: Restrict to these queries, for example those of one language. None for all.
         group: Restrict to one group of the queries, `"shared"` or `"unseen"`, as `after` has it, or else `before`.
         metric: What to compare; a metric that both keep per query, see `TaskScores.scores`.
-        resamples: Number of bootstrap samples and of sign flips; 10,000 gives p-values down to 1e-4.
-        seed: Seed of both.
+        resamples: Number of sign flips; 10,000 gives p-values down to 1e-4.
+        seed: Seed of the sign flips.
 
     Returns:
-        Mean difference with its 95 % interval, p-value, and the number of wins, ties and losses.
+        Mean difference with its 95 % interval, p-value, and the number of wins, ties and losses. Below 50 queries its
+        text says that they are too few.
 
     Raises:
         ValueError: If the task is ambiguous, was evaluated on different data or on different queries, has no per-query
@@ -234,6 +258,17 @@ def blocks(resamples: int, queries: int) -> Iterator[int]:
     size = max(1, _BLOCK // queries)
     for start in range(0, resamples, size):
         yield min(size, resamples - start)
+
+
+def _t_interval(differences: np.ndarray) -> tuple[float, float]:
+    """Return mean ± t · s / √n, at the 97.5 % quantile of Student's t with n - 1 degrees of freedom."""
+    from scipy.stats import t
+
+    mean, n = float(differences.mean()), len(differences)
+    if n == 1:
+        return mean, mean
+    half = float(t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
+    return mean - half, mean + half
 
 
 def _bootstrap_interval(differences: np.ndarray, resamples: int, generator: np.random.Generator) -> tuple[float, float]:

@@ -93,7 +93,7 @@ def compare_all(
         teacher: Results of the teacher, on all queries of a task or on a sample of them; those of reranking a task
             count for the task. Tasks that it lacks get no share of the gap.
         metric: What to compare, see `TaskScores.scores`.
-        resamples: Number of bootstrap samples and of sign flips.
+        resamples: Number of sign flips, and of bootstrap samples for the share of the gap.
         seed: Seed of both.
 
     Returns:

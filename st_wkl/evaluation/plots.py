@@ -50,7 +50,7 @@ def forest_plot(effects: Sequence[Effect]) -> str:
     groups = [g for g in (None, SHARED, UNSEEN) if any(effect.group == g for effect in effects)]
     legend = "".join(f'<svg><svg x="8" y="8" overflow="visible">{_MARKS[g]}</svg></svg>{g or "all"}' for g in groups)
     caption = (
-        f'<p class="soft legend">Difference in {_label(effects)} per query with 95 % bootstrap intervals; the dashed '
+        f'<p class="soft legend">Difference in {_label(effects)} per query with 95 % t intervals; the dashed '
         f"line is no difference.{legend}</p>"
     )
     return "\n".join([*rows, caption])
