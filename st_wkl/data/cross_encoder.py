@@ -13,6 +13,7 @@ import numpy as np
 from st_wkl._hashes import content_hash
 from st_wkl.data.backends import FALLBACK_LENGTH, NO_LIMIT, OnnxEngine, TorchEngine
 from st_wkl.data.provenance import stated_license
+from st_wkl.model_checks import check_complete
 from st_wkl.model_files import (
     SETTINGS,
     exported_files,
@@ -64,7 +65,7 @@ class CrossEncoderTeacher:
     Raises:
         FileNotFoundError: The folder does not exist or holds no model for the backend.
         ImportError: ONNX without onnxruntime, or OpenVINO without openvino.
-        ValueError: The model has more than one label, or an option does not fit.
+        ValueError: The model has more than one label or weights that were made at random, or an option does not fit.
 
     Example:
         >>> teacher = CrossEncoderTeacher("cross-encoder/ms-marco-MiniLM-L12-v2")  # doctest: +SKIP
@@ -108,6 +109,7 @@ class CrossEncoderTeacher:
                 raise ValueError("A loaded CrossEncoder keeps its own backend, max_length, dtype, revision and device.")
             name, known = _loaded_name(model), model_identity(model)
             commit, settings = f"blake2b:{known['weights']}", known["settings"]
+            check_complete(model, "teacher")
             self._engine = TorchEngine(model, batch_tokens, batch_size, prompt)
         else:
             folder = Path(model)
@@ -127,6 +129,7 @@ class CrossEncoderTeacher:
             else:
                 commit = _local_commit(folder) if folder.is_dir() else _hub_commit(str(model), revision)
                 loaded = _load_cross_encoder(model, max_length, commit, device, trust_remote_code, dtype)
+                check_complete(loaded, "teacher")
                 settings = _settings_beyond(folder if folder.is_dir() else None, loaded)
                 self._engine = TorchEngine(loaded, batch_tokens, batch_size, prompt)
         self._identity: dict[str, str | int | float | None] = {

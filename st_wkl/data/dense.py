@@ -80,6 +80,7 @@ def retriever_candidates(
     Example:
         >>> candidates = retriever_candidates(collection, "intfloat/e5-small-v2", cache="embeddings")  # doctest: +SKIP
     """
+    from st_wkl.model_checks import check_complete
     from st_wkl.models import load_model
 
     if bm25 := BM25.of(model):
@@ -91,6 +92,7 @@ def retriever_candidates(
         raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")
     source = Path(model) if isinstance(model, os.PathLike) else model
     retriever, name = load_model(source, trust_remote_code=trust_remote_code)
+    check_complete(retriever, "first stage")
     encoder = Encoder(retriever, document_prompt, batch_size, cache, revision)
     document_ids = [document_id for document_id, text in collection.documents.items() if text.strip()]
     if not queries or not document_ids:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_wkl.data.lists import Lists, split
+from st_wkl.model_checks import check_complete
 from st_wkl.models import identity as model_identity
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class FeedbackTeacher:
             )
         if not 0 <= weight < float("inf") or (temperature is not None and not temperature > 0):
             raise ValueError(f"weight must be 0 or more and temperature positive, got {weight}, {temperature}.")
+        check_complete(model, "teacher")
         self.model, self.feedback_documents, self.weight = model, feedback_documents, weight
         self.temperature, self.batch_size = temperature, batch_size
 

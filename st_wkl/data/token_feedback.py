@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_wkl.data.lists import Lists
+from st_wkl.model_checks import check_complete
 from st_wkl.models import identity as model_identity
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class TokenFeedbackTeacher:
                 raise ValueError(f"{name} must be positive, got {value}.")
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight must be a finite number of at least 0, got {weight}.")
+        check_complete(model, "teacher")
         self.model, self.weight, self.seed, self.batch_size = model, weight, seed, batch_size
         self.feedback_documents, self.clusters, self.expansions = feedback_documents, clusters, expansions
         self.idf = _document_frequencies(model, documents)

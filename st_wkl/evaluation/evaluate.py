@@ -111,6 +111,7 @@ def evaluate(
     from st_wkl.evaluation.identity import identified
     from st_wkl.evaluation.tasks import resolve_tasks
     from st_wkl.evaluation.two_stage import bm25_settings
+    from st_wkl.model_checks import say_new
     from st_wkl.models import load_model
 
     if batch_size < 1:
@@ -138,6 +139,7 @@ def evaluate(
             about = {"name": bm25.name, "class": "BM25", "settings": bm25_settings(bm25)}
         else:
             loaded, found_name = load_model(model, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
+            say_new(loaded)
             about = _describe(loaded, name or found_name)  # before wrapping: MTEB replaces half-precision heads
             wrapped = identified(loaded, name=name or found_name, revision=revision)
             about["revision"] = wrapped.mteb_model_meta.revision or ""

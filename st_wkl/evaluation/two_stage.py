@@ -29,6 +29,7 @@ from st_wkl.data.runs import read_run
 from st_wkl.evaluation.identity import identified
 from st_wkl.evaluation.run_scores import Run, check_known, checked_run
 from st_wkl.evaluation.tasks import CollectionTask
+from st_wkl.model_checks import check_complete
 from st_wkl.models import load_model
 from st_wkl.text import ANALYSER
 
@@ -184,6 +185,7 @@ def _first_stage(
     model, name = load_model(source, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
     if type(model).__name__ == "CrossEncoder":
         raise ValueError(f"first_stage is {name}, a cross-encoder, which can only rerank; take a retriever or 'bm25'")
+    check_complete(model, "first stage")
     return name.split("/")[-1], _retrieved(task, identified(model, name=name), batch_size, show_progress)
 
 

@@ -23,6 +23,7 @@ from st_wkl.cards.model_card import write_model_card
 from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.evaluation.results import package_versions
+from st_wkl.model_checks import check_student
 from st_wkl.models import check_reloads, is_trusted, load_model, prompts_of
 from st_wkl.training import checkpoints, dev
 from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
@@ -159,6 +160,7 @@ def distill(
     name = base_name or (found_name if not isinstance(student, nn.Module) else _name_of(loaded, found_name))
     licence = _licence_of(student, loaded)
     kind = kind_of(loaded)
+    check_student(loaded)
     adapted = bool(lora) or has_adapter(loaded)
     rounded = _rounding(save_dtype, adapted=adapted)
     if lora and not has_adapter(loaded):

@@ -1,0 +1,215 @@
+"""Is a loaded model fit for use: weights that were made at random, more tokens than it has places or embeddings for."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+# Layers that are looked at one by one, each by a forward pass over one letter.
+_ONE_BY_ONE = 64
+
+
+def check_complete(model: Any, role: str) -> None:
+    """Refuse a model that answers with weights which were in no file, so that its answers are random.
+
+    Weights that decide nothing, such as an unused pooler, may be missing; so may those that were trained since.
+
+    Args:
+        model: One of the four model classes, as it was loaded.
+        role: What it is for, for the message, such as `"teacher"`.
+
+    Raises:
+        ValueError: The message names the missing weights.
+    """
+    if missing := random_weights(model):
+        raise ValueError(
+            f"{_called(model)} cannot be a {role}: {_listed(missing)} in no file that it was loaded from, so "
+            f"{type(model).__name__} made them at random, and what they answer is random. Give a model that was "
+            f"trained as a {type(model).__name__}; one that you trained in memory, save and give its folder."
+        )
+
+
+def check_student(model: Any) -> None:
+    """Say once which new weights a student starts with, and refuse one whose encoder itself was made at random.
+
+    Raises:
+        ValueError: The message names the missing weights.
+    """
+    missing = random_weights(model)
+    if body := [name for name in missing if not _of_head(model, name)]:
+        raise ValueError(
+            f"{_called(model)} cannot be a student: {_listed(body)} of the encoder in no file that it was loaded from, "
+            "so they were made at random, and nothing would be left of what the base model knows. Check that the "
+            "folder or repository is that of the model, and complete."
+        )
+    say_new(model, missing)
+
+
+def say_new(model: Any, missing: list[str] | None = None) -> None:
+    """Say which weights of a model are new, as on purpose in a student that has yet to be trained."""
+    missing = random_weights(model) if missing is None else missing
+    if missing:
+        logger.warning(
+            "%s starts with a new head: %s in no file that it was loaded from. Before training, its scores are random.",
+            _called(model),
+            _listed(missing),
+        )
+
+
+def random_weights(model: Any) -> list[str]:
+    """Return the names of weights that were made at random when a model was loaded, and that its output depends on."""
+    try:
+        missing, source = _missing(model)
+        if not missing or _was_trained(model, missing, source):
+            return []
+        list(_outputs(model))  # what fails in any case says nothing about the weights
+    except Exception as error:  # whatever a model of unknown make breaks: it may well be sound
+        logger.info("Whether %s is complete could not be told: %s: %s", _called(model), type(error).__name__, error)
+        return []
+    if not _decide(model, list(missing.values())):
+        return []
+    layers: dict[str, list[str]] = {}
+    for name in missing:
+        layers.setdefault(name.rpartition(".")[0], []).append(name)
+    if len(layers) > _ONE_BY_ONE:
+        return sorted(missing)
+    used = [names for names in layers.values() if _decide(model, [missing[name] for name in names])]
+    return sorted(name for names in used for name in names)
+
+
+def _missing(model: Any) -> tuple[dict[str, Any], Any]:
+    """Return the parameters by name that were in no file, and how its transformer is loaded once more."""
+    from transformers import PreTrainedModel
+
+    transformer = model.transformers_model
+    if not isinstance(transformer, PreTrainedModel) or not transformer.config.name_or_path:
+        return {}, None
+    root = transformer.config.name_or_path
+    listed = _modules_of(root)
+    places = [entry.get("path", "") for entry in listed if str(entry.get("type", "")).endswith("Transformer")]
+
+    def load(**options: Any) -> Any:
+        from st_wkl._compat import commit_of
+
+        return type(transformer).from_pretrained(
+            root,
+            config=copy.deepcopy(transformer.config),
+            subfolder=places[0] if places else "",
+            revision=commit_of(transformer.config) or "main",
+            local_files_only=True,
+            **options,
+        )
+
+    with _aside():
+        _, told = load(device_map="meta", output_loading_info=True)
+    names = set(told["missing_keys"]) | {key[0] for key in told["mismatched_keys"]}
+    values = {_plain_name(name): value for name, value in transformer.named_parameters()}
+    found = {name: values[name] for name in names if name in values}
+    known = {str(entry.get("type", "")).rpartition(".")[2] for entry in listed}
+    if "HF_ColBERT" not in (transformer.config.architectures or []):  # its projection lies beside the encoder
+        for place, module in list(model.named_children())[1:]:
+            if type(module).__name__ not in known:
+                found |= {f"{place}.{name}": value for name, value in module.named_parameters()}
+    return found, load
+
+
+def _was_trained(model: Any, missing: dict[str, Any], load: Any) -> bool:
+    """Return whether a model was trained since it was loaded: its weights are others, or its new biases not 0."""
+    import torch
+
+    biases = [value for name, value in missing.items() if name.endswith("bias")]
+    if any(bool(value.any()) for value in biases):
+        return True
+    if any("lora_B" in name and bool(value.any()) for name, value in model.named_parameters()):
+        return True
+    with _aside():
+        there = dict(load(dtype=next(model.parameters()).dtype).named_parameters())
+    return any(
+        not torch.equal(value.detach().cpu(), there[_plain_name(name)])
+        for name, value in model.transformers_model.named_parameters()
+        if _plain_name(name) in there and _plain_name(name) not in missing
+    )
+
+
+def _decide(model: Any, values: list[Any]) -> bool:
+    """Return whether the output depends on weights, by what becomes of it where they are not a number."""
+    import torch
+
+    kept = [value.detach().clone() for value in values]
+    try:
+        for value in values:
+            value.data.fill_(torch.nan)
+        return not all(bool(torch.isfinite(output).all()) for output in _outputs(model))
+    except Exception:  # an output that cannot be made without them
+        return True
+    finally:
+        for value, before in zip(values, kept, strict=True):
+            value.data.copy_(before)
+
+
+def _outputs(model: Any) -> Iterator[Any]:
+    import torch
+
+    if hasattr(model, "predict"):
+        yield torch.as_tensor(model.predict([("a", "b")], activation_fn=torch.nn.Identity(), show_progress_bar=False))
+        return
+    dense = {} if type(model).__name__ == "MultiVectorEncoder" else {"convert_to_tensor": True}
+    for encode in (model.encode_query, model.encode_document):
+        output = encode(["a"], show_progress_bar=False, **dense)[0]
+        yield output.to_dense() if output.is_sparse else output
+
+
+def _of_head(model: Any, name: str) -> bool:
+    """Return whether a weight is outside of the encoder, as a classifier and a projection are, and their pooler."""
+    transformer = model.transformers_model
+    if name[0].isdigit() or (hasattr(model, "predict") and "pooler" in name):
+        return True
+    return transformer.base_model is not transformer and not name.startswith(f"{transformer.base_model_prefix}.")
+
+
+def _modules_of(root: str) -> list[dict[str, Any]]:
+    from sentence_transformers.util import load_file_path
+
+    path = load_file_path(root, "modules.json", local_files_only=True)
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else []
+
+
+def _plain_name(name: str) -> str:
+    """Return the name that a weight has without an adapter around it."""
+    return name.replace(".base_layer", "").replace(".original_module", "")
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Load once more without a word, and without moving the random numbers of what comes after."""
+    import torch
+    from transformers.utils import logging as upstream
+
+    level, bars = upstream.get_verbosity(), upstream.is_progress_bar_enabled()
+    upstream.set_verbosity_error()
+    upstream.disable_progress_bar()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        upstream.set_verbosity(level)
+        if bars:
+            upstream.enable_progress_bar()
+
+
+def _called(model: Any) -> str:
+    from st_wkl.models import model_name
+
+    return f"{type(model).__name__} {model_name(model)!r}"
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return f"{shown} {'are' if len(names) > 1 else 'is'}"
