@@ -14,6 +14,82 @@ logger = logging.getLogger(__name__)
 
 # Layers that are looked at one by one, each by a forward pass over one letter.
 _ONE_BY_ONE = 64
+# How the learned tables of positions are called; rotary and relative ones have none.
+_POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
+_NO_LIMIT = 1_000_000
+
+
+def check_fits(model: Any, max_length: int | None = None) -> None:
+    """Lower a model's length to the positions that it has, with one message, and refuse tokens that it does not know.
+
+    RoBERTa and its kin count positions from the padding's id + 1: 514 rows are 512 places, of which their
+    configuration says nothing, and the 513th token is an `IndexError` in the middle of the work.
+
+    Args:
+        model: One of the four model classes.
+        max_length: Tokens that were asked for; None takes what the model says.
+
+    Raises:
+        ValueError: `max_length` is more than the model has, or its tokenizer has tokens without an embedding.
+    """
+    for module in model.modules():
+        if getattr(module, "tokenizer", None) is not None and hasattr(module, "forward") and module is not model:
+            _check_vocabulary(model, module)
+    places = positions(model)
+    if places is None:
+        return
+    if max_length is not None and max_length > places:
+        raise ValueError(f"max_length is {max_length:,}, but {_called(model)} has {places:,} positions. Lower it.")
+    found = model.max_seq_length
+    if found is None or found > places:
+        logger.warning(
+            "%s reads %d tokens at most, the positions that it has: the length that it names (%s) would be an error "
+            "at the first longer text.",
+            _called(model),
+            places,
+            "none" if found is None or found > _NO_LIMIT else found,
+        )
+        model.max_seq_length = places
+    for module in model.modules():  # late interaction has a length of its own for each side
+        for name in ("query_length", "document_length"):
+            if isinstance(length := getattr(module, name, None), int) and length > places:
+                logger.warning("%s: %s is lowered from %d to its %d positions.", _called(model), name, length, places)
+                setattr(module, name, places)
+
+
+def positions(model: Any) -> int | None:
+    """Return how many tokens a model has learned positions for, None where it computes them."""
+    import torch
+
+    found = []
+    for module in model.modules():
+        for name, child in module.named_children():
+            if name in _POSITIONS and isinstance(child, torch.nn.Embedding):
+                padding = getattr(module, "padding_idx", None) if name == "position_embeddings" else None
+                # BART's and OPT's tables, as RoBERTa's, begin with rows that no token gets.
+                offset = getattr(child, "offset", 0) if padding is None else padding + 1
+                found.append(child.num_embeddings - offset)
+    return min(found, default=None)
+
+
+def _check_vocabulary(model: Any, module: Any) -> None:
+    import torch
+
+    transformer = getattr(module, "auto_model", None)
+    table = getattr(module, "embedding", None)
+    if transformer is not None and hasattr(transformer, "get_input_embeddings"):
+        table = transformer.get_input_embeddings()
+    rows = getattr(table, "num_embeddings", None) if isinstance(table, torch.nn.Module) else None
+    if rows is None or not hasattr(module.tokenizer, "get_vocab"):
+        return
+    beyond = sorted((number, token) for token, number in module.tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        raise ValueError(
+            f"The tokenizer of {_called(model)} has {len(beyond):,} tokens without an embedding, the first is "
+            f"{beyond[0][1]!r} (id {beyond[0][0]:,}; the table has {rows:,} rows): the first text with one would be an "
+            "IndexError. Take the tokenizer that belongs to the model, or resize the table with "
+            "transformers_model.resize_token_embeddings and train it."
+        )
 
 
 def check_complete(model: Any, role: str) -> None:
@@ -28,6 +104,7 @@ def check_complete(model: Any, role: str) -> None:
     Raises:
         ValueError: The message names the missing weights.
     """
+    check_fits(model)
     if missing := random_weights(model):
         raise ValueError(
             f"{_called(model)} cannot be a {role}: {_listed(missing)} in no file that it was loaded from, so "
@@ -42,6 +119,7 @@ def check_student(model: Any) -> None:
     Raises:
         ValueError: The message names the missing weights.
     """
+    check_fits(model)
     missing = random_weights(model)
     if body := [name for name in missing if not _of_head(model, name)]:
         raise ValueError(
@@ -54,6 +132,7 @@ def check_student(model: Any) -> None:
 
 def say_new(model: Any, missing: list[str] | None = None) -> None:
     """Say which weights of a model are new, as on purpose in a student that has yet to be trained."""
+    check_fits(model)
     missing = random_weights(model) if missing is None else missing
     if missing:
         logger.warning(

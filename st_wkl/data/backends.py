@@ -28,6 +28,7 @@ NO_LIMIT = 1_000_000
 CPU_BATCH_TOKENS, ONNX_BATCH_TOKENS, GPU_BATCH_TOKENS = 2_048, 1_024, 32_768
 _PREDICT_BATCH_SIZE = 64
 _TOKENIZE_AT_ONCE = 1_024
+_PROBED = 256  # tokens at which cutting is compared with the tokenizer's own; the rule is the same at any length
 _CACHED_TOKENS = 64_000_000  # 256 MB; the texts beyond are tokenised again when their turn comes
 
 
@@ -126,10 +127,15 @@ class PairEncoder:
 
     def _agrees(self) -> bool:
         """Compare with the tokenizer's own pairs, whole and cut on either side."""
+        asked, self.max_length = self.max_length, min(self.max_length, _PROBED)
+        self._pairs.enable_truncation(self.max_length, strategy="longest_first")
         long, longer = "red green " * self.max_length, "blue " * (2 * self.max_length + 1)
         probes = [("a cat", "dogs run, 12!"), ("", ""), ("a", long), (long, "a"), (long, longer), (longer, long)]
         expected = [(encoding.ids, encoding.type_ids) for encoding in self._pairs.encode_batch(probes)]
-        return self.encode(probes)[0] == expected
+        agrees = self.encode(probes)[0] == expected
+        self.max_length = asked
+        self._pairs.enable_truncation(asked, strategy="longest_first")
+        return agrees
 
 
 def _was_cut(encoding: Encoding) -> bool:
@@ -351,6 +357,24 @@ class OnnxEngine(_BudgetEngine):
         self.batch_tokens = batch_tokens or (ONNX_BATCH_TOKENS if device in (None, "cpu") else GPU_BATCH_TOKENS)
         self.pad_id = (tokenizer.padding or {}).get("pad_id", tokenizer.token_to_id("[PAD]") or 0)
         self.encoder = PairEncoder(tokenizer, self.max_length)
+        if max_length is not None and (not own or max_length > own):
+            self._check_length()
+
+    def _check_length(self) -> None:
+        """Read one pair of the greatest length; a model without the positions for it fails at once.
+
+        Raises:
+            ValueError: It does.
+        """
+        try:
+            self._forward([([self.pad_id] * self.max_length, [0] * self.max_length)])
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"max_length is {self.max_length:,}. Lower it: the exported model cannot read so much "
+                f"({str(error)[:200]})."
+            ) from error
 
     def _load(self, model: Path, device: str | None) -> set[str]:
         """Make `self.session` and return the names of its inputs."""

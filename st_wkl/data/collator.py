@@ -10,6 +10,7 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.data_collator import BaseDataCollator
 
 from st_wkl.losses.lists import pack
+from st_wkl.model_checks import check_fits
 from st_wkl.models import own_prompt
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class ListwiseCollator(BaseDataCollator):
     ) -> None:
         prompts = getattr(args, "prompts", None) if prompts is None else prompts
         max_length = getattr(args, "max_length", None) if max_length is None else max_length
+        check_fits(model, max(max_length.values(), default=None) if isinstance(max_length, dict) else max_length)
         super().__init__(preprocess_fn=model.preprocess, prompts=prompts, max_length=max_length)
         self.model = model
         self.texts_only = isinstance(model, CrossEncoder)

@@ -13,7 +13,7 @@ import numpy as np
 from st_wkl._hashes import content_hash
 from st_wkl.data.backends import FALLBACK_LENGTH, NO_LIMIT, OnnxEngine, TorchEngine
 from st_wkl.data.provenance import stated_license
-from st_wkl.model_checks import check_complete
+from st_wkl.model_checks import check_complete, check_fits
 from st_wkl.model_files import (
     SETTINGS,
     exported_files,
@@ -107,9 +107,10 @@ class CrossEncoderTeacher:
         if not isinstance(model, (str, os.PathLike)):
             if backend in ("onnx", "openvino") or (max_length, dtype, revision, device) != (None, None, None, None):
                 raise ValueError("A loaded CrossEncoder keeps its own backend, max_length, dtype, revision and device.")
-            name, known = _loaded_name(model), model_identity(model)
+            name = _loaded_name(model)
+            check_complete(model, "teacher")  # which may lower its length, a part of the identity
+            known = model_identity(model)
             commit, settings = f"blake2b:{known['weights']}", known["settings"]
-            check_complete(model, "teacher")
             self._engine = TorchEngine(model, batch_tokens, batch_size, prompt)
         else:
             folder = Path(model)
@@ -250,6 +251,7 @@ def _load_cross_encoder(
         trust_remote_code=trust_remote_code,
         model_kwargs={} if dtype is None else {"dtype": dtype},
     )
+    check_fits(loaded, max_length)
     if loaded.max_seq_length is None or loaded.max_seq_length > NO_LIMIT:
         loaded.max_seq_length = FALLBACK_LENGTH
     return loaded
@@ -262,8 +264,8 @@ def _check_options(
         raise ValueError(f'backend must be "auto", "torch", "onnx" or "openvino", got {backend!r}.')
     if dtype not in (None, "auto", "float32", "bfloat16", "float16"):
         raise ValueError(f'dtype must be "auto", "float32", "bfloat16" or "float16", got {dtype!r}.')
-    if max_length is not None and max_length < 8:
-        raise ValueError(f"max_length must be 8 or more, got {max_length}.")
+    if max_length is not None and not 8 <= max_length <= NO_LIMIT:
+        raise ValueError(f"max_length must be from 8 to {NO_LIMIT:,}, got {max_length}.")
     for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be positive, got {value}.")

@@ -147,7 +147,8 @@ def test_late_interaction_candidates(
     monkeypatch.setattr(dense, "_QUERIES_AT_ONCE", 2)
     monkeypatch.setattr(dense, "_SCORES_AT_ONCE", 3_000)
     torch.manual_seed(0)  # for the projection, which is new
-    model = MultiVectorEncoder(str(tiny_bert_path), device="cpu")
+    MultiVectorEncoder(str(tiny_bert_path), device="cpu").save_pretrained(str(tmp_path / "model"))
+    model = MultiVectorEncoder(str(tmp_path / "model"), device="cpu")
     model.similarity_fn_name = similarity
     # Documents of very different lengths, so that padding would show.
     documents = {key: text * (1 + place % 5) for place, (key, text) in enumerate(COLLECTION.documents.items())}
@@ -168,11 +169,12 @@ def test_late_interaction_candidates(
     assert retriever_candidates(collection, model, top_k=9, cache=tmp_path, show_progress=False) == found
 
 
-def test_documents_without_a_token_are_no_candidates(tiny_bert_path: Path) -> None:
+def test_documents_without_a_token_are_no_candidates(tiny_bert_path: Path, tmp_path: Path) -> None:
     """A document of stop words alone has nothing to interact with; upstream's score for it is -1e9, or that over n."""
     from sentence_transformers import MultiVectorEncoder
 
-    model = MultiVectorEncoder(str(tiny_bert_path), device="cpu")
+    MultiVectorEncoder(str(tiny_bert_path), device="cpu").save_pretrained(str(tmp_path / "model"))
+    model = MultiVectorEncoder(str(tmp_path / "model"), device="cpu")
     encode = model.encode_document
     model.encode_document = lambda texts, **options: [
         tokens[:0] if text == "eat" else tokens for text, tokens in zip(texts, encode(texts, **options), strict=True)

@@ -200,10 +200,11 @@ def test_scores_under_a_former_key_are_named_and_adopted_on_request(
         assert json.dumps(store.info().teachers).count('"settings"') == 1
 
 
-def test_retrievers_that_teach_themselves_count_their_settings(tiny_bert_path: Path) -> None:
+def test_retrievers_that_teach_themselves_count_their_settings(tiny_bert_path: Path, tmp_path: Path) -> None:
     """Their tokenizer and modules decide their scores as well."""
     dense = SentenceTransformer(str(tiny_bert_path), device="cpu")
-    tokens = MultiVectorEncoder(str(tiny_bert_path), device="cpu")
+    MultiVectorEncoder(str(tiny_bert_path), device="cpu").save_pretrained(str(tmp_path))
+    tokens = MultiVectorEncoder(str(tmp_path), device="cpu")
     for teacher in (FeedbackTeacher(dense), TokenFeedbackTeacher(tokens, ["a text"])):
         before = teacher.identity
         teacher.model.tokenizer.add_tokens(["st_wkl"])

@@ -22,8 +22,16 @@ TEXTS = list(DOCUMENTS.values())
 
 
 @pytest.fixture(scope="module")
-def student(tiny_bert_path: Path) -> MultiVectorEncoder:
-    return make_student("multi-vector", tiny_bert_path).eval()
+def saved(tiny_bert_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a student with a projection of its own; a new one is no teacher."""
+    folder = tmp_path_factory.mktemp("multi-vector")
+    make_student("multi-vector", tiny_bert_path).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(saved: Path) -> MultiVectorEncoder:
+    return make_student("multi-vector", saved).eval()
 
 
 def plain_scores(model: Any, query: str, documents: list[str], feedback: int, clusters: int, kept: int) -> list[float]:
@@ -89,9 +97,9 @@ def test_rare_words_expand_the_query() -> None:
     assert centroid_expansion(np.empty((0, 4)), np.empty(0), {})[0].shape == (0, 4)
 
 
-def test_collective_labels_end_to_end(tiny_bert_path: Path) -> None:
+def test_collective_labels_end_to_end(saved: Path) -> None:
     """Feedback scores, positives raised to the best, τ_t 0.25 and KL: all the stages fit together."""
-    model = make_student("multi-vector", tiny_bert_path)
+    model = make_student("multi-vector", saved)
     teacher = TokenFeedbackTeacher(model, collection().documents.values(), clusters=4)
     dataset = build(teacher=teacher, candidates=HAND, selection=Selection(label_correction="raise_positives"))
     for row in dataset.train:
