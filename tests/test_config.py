@@ -27,7 +27,9 @@ def test_what_init_writes_is_the_default() -> None:
     written = RunConfig.from_dict(yaml.safe_load(template(collection="data: x", teacher="t", student="s", output="o")))
     plain = RunConfig.from_dict({**SMALLEST, "output": "o", "collection": {"source": "data: x"}})
     found, expected = written.to_dict(), plain.to_dict()
-    assert found["teacher"].pop("max_length") == 256  # said aloud, since it decides how long scoring takes
+    assert (
+        found["teacher"].pop("max_length") is None
+    )  # one default on all surfaces: a length is part of what a score is
     expected["teacher"].pop("max_length")
     assert found == expected
 

@@ -24,7 +24,7 @@ candidates:
 
 teacher:
   model: {teacher}            # (*) cross-encoder: Hub id, folder (torch or ONNX), or packaged:ms-marco-MiniLM-L12-v2
-  max_length: 256             # tokens of a pair; null for the model's own
+  max_length: null            # tokens of a pair; null for the model's own. 256 halves the time on long documents
   store: null                 # SQLite file of scores; null for the user's cache, shared by all runs
   engine: process             # process, pool (several processes) or ray
   trust_remote_code: false    # true: run code of the model's repository, which you have read; student: likewise

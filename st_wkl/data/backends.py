@@ -203,13 +203,20 @@ class _BudgetEngine:
         return None if self.encoder is None else self.encoder.lengths(pairs)
 
     def logits(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, int]:
+        scores, cut = np.empty(len(pairs), dtype=np.float32), 0
+        for places, found, cut_here in self.parts(pairs):
+            scores[places] = found
+            cut += cut_here
+        return scores, cut
+
+    def parts(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """Yield places and logits of each batch, and how many pairs of it were cut."""
         assert self.encoder is not None
         rows, cut = self.encoder.encode(pairs)
-        order = sorted(range(len(rows)), key=lambda place: -len(rows[place][0]))
-        scores = np.empty(len(rows), dtype=np.float32)
+        order = np.array(sorted(range(len(rows)), key=lambda place: -len(rows[place][0])), dtype=np.int64)
         for batch in token_batches([len(rows[place][0]) for place in order], self.batch_tokens, self.batch_size):
-            scores[order[batch]] = self._forward([rows[place] for place in order[batch]])
-        return scores, cut
+            yield order[batch], self._forward([rows[place] for place in order[batch]]), cut
+            cut = 0  # all are counted with the first batch
 
     def _forward(self, rows: list[tuple[list[int], list[int]]]) -> np.ndarray:
         raise NotImplementedError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -205,17 +205,35 @@ class CrossEncoderTeacher:
         Raises:
             ValueError: The model returns more than one number for a pair.
         """
+        scores = np.empty(len(pairs), dtype=np.float32)
+        for places, found in self.score_parts(pairs):
+            scores[places] = found
+        return scores
+
+    def score_parts(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the places of each batch in `pairs` and their raw logits, as they are finished: what can be kept.
+
+        Raises:
+            ValueError: As `score`.
+        """
         if not len(pairs):
-            return np.empty(0, dtype=np.float32)
+            return
         if self._state_of_loaded() != self._state:
             raise ValueError(
                 "The CrossEncoder was changed after it became a teacher (its weights, adapters, tokenizer or "
                 "settings), so its scores belong under another identity. Make a new CrossEncoderTeacher of it."
             )
-        scores, truncated = self._engine.logits([(query, document) for query, document in pairs])
-        self.truncated_pairs += truncated
+        before, plain = self.truncated_pairs, [(query, document) for query, document in pairs]
+        if self._engine.encoder is None:
+            scores, truncated = self._engine.logits(plain)
+            self.truncated_pairs += truncated
+            yield np.arange(len(pairs)), scores
+        else:
+            for places, scores, truncated in self._engine.parts(plain):
+                self.truncated_pairs += truncated
+                yield places, scores
+        truncated = self.truncated_pairs - before
         logger.info("Scored %d pairs; %d were longer than %s tokens", len(pairs), truncated, self._engine.max_length)
-        return scores
 
 
 def former_identity(identity: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +22,9 @@ from st_wkl.data.backends import cores
 if TYPE_CHECKING:
     from st_wkl.data.pairs import Pair
     from st_wkl.data.teachers import Teacher
+
+# What a killed run loses at most, where the teacher scores in parts.
+_SECONDS_AT_ONCE = 15.0
 
 Engine = Literal["process", "pool", "ray"]
 
@@ -65,6 +69,46 @@ def score_chunks(
         yield from _pool(_pickled(teacher), chunks, workers or 2)
     else:
         yield from _ray(_pickled(teacher), chunks, workers)
+
+
+def score_parts(
+    teacher: Teacher, chunks: Sequence[list[Pair]], *, engine: Engine = "process", workers: int | None = None
+) -> Iterator[tuple[int, np.ndarray | slice, np.ndarray]]:
+    """Yield the place of a chunk, the places in it, and their scores: every 15 seconds where the teacher can.
+
+    Workers, and teachers without `score_parts`, return a chunk as a whole.
+    """
+    split = _parts_of(teacher)
+    if engine != "process" or split is None:
+        for number, scores in score_chunks(teacher, chunks, engine=engine, workers=workers):
+            yield number, slice(None), scores
+        return
+    for number, chunk in enumerate(chunks):
+        places: list[np.ndarray] = []
+        found: list[np.ndarray] = []
+        last = time.monotonic()
+        try:
+            for part, scores in split(chunk):
+                places.append(part)
+                found.append(scores)
+                if time.monotonic() - last >= _SECONDS_AT_ONCE:
+                    yield number, np.concatenate(places), np.concatenate(found)
+                    places, found, last = [], [], time.monotonic()
+        except Exception as error:
+            error.add_note(f"This happened while scoring {_named(chunk)}.")
+            raise
+        if places:
+            yield number, np.concatenate(places), np.concatenate(found)
+
+
+def _parts_of(teacher: Any) -> Any:
+    """Return the teacher's `score_parts`, None if it has none or a `score` of its own that came after it."""
+    for place in (vars(teacher) if hasattr(teacher, "__dict__") else {}, *(vars(cls) for cls in type(teacher).__mro__)):
+        if "score_parts" in place:
+            return teacher.score_parts
+        if "score" in place:
+            return None
+    return None
 
 
 def shown(pair: Pair) -> str:

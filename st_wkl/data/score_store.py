@@ -206,6 +206,19 @@ class ScoreStore:
                 ),
             )
 
+    def other_lengths(self, identity: Identity) -> list[dict[str, Any]]:
+        """Return the identities of the same teacher with another `max_length`, whose uncut pairs have equal scores."""
+        with self._explained():
+            stored = [json.loads(text) for (text,) in self._connection.execute("SELECT identity FROM teachers")]
+        here = {**identity, "max_length": None}
+        return [
+            other
+            for other in stored
+            if isinstance(other.get("max_length"), int)
+            and {**other, "max_length": None} == here
+            and other != dict(identity)
+        ]
+
     def adopt(self, identity: Identity) -> int:
         """Take over the scores that earlier versions kept for a teacher under a key that left out its settings.
 

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from st_wkl.data.cross_encoder import former_identity
-from st_wkl.data.engines import Engine, score_chunks, shown
+from st_wkl.data.engines import Engine, score_parts, shown
 from st_wkl.data.pairs import TextPairs
 
 if TYPE_CHECKING:
@@ -36,15 +36,17 @@ def score_pairs(
     """Score text pairs, each different pair once, and keep every score as soon as it is there.
 
     Pairs are sorted by length across all queries, longest first (little padding; a lack of memory shows at once), and
-    handed to the teacher in chunks that are committed to the store one by one. A run that is killed loses one chunk of
-    each worker at most, and the next run scores nothing twice. The length is in tokens where the teacher has
+    handed to the teacher in chunks. A chunk is committed to the store when it is finished, and a teacher with
+    `score_parts` (a cross-encoder) commits what it has every 15 seconds: that is what a killed run loses at most, with
+    workers a chunk of each, and the next run scores nothing twice. A score that was made with another maximum length is
+    taken where neither cuts the pair. The length is in tokens where the teacher has
     `token_lengths`, else in characters.
 
     Args:
         teacher: Anything with the two members of `Teacher`.
         pairs: n `(query, document)` texts, in any order, repeated or not.
         store: Where scores are looked up and kept; `None` keeps nothing.
-        show_progress: Show a bar in pairs, with rate and remaining time.
+        show_progress: Show a bar in tokens (characters where the teacher counts none), with rate and remaining time.
         chunk_size: Pairs in one call of the teacher and one commit. 512 are about 15 s of a small cross-encoder on a
             CPU: little to lose, and enough for sorted batches.
         engine: `"process"` (here), `"pool"` (processes on this machine) or `"ray"` (Ray Data, extra `ray`); see
@@ -72,15 +74,25 @@ def score_pairs(
     unique, scores = plan.pairs, plan.scores
     chunks = _Chunks(unique, np.isnan(scores), chunk_size)
     cut_before = getattr(teacher, "truncated_pairs", 0)
+    missing = np.isnan(scores)
+    # Longest first, a pair costs less and less: only tokens tell how long the rest will take.
     with tqdm(
-        total=len(unique), initial=plan.known, desc="Scoring", unit=" pairs", unit_scale=True, disable=not show_progress
+        total=int(plan.work.sum()),
+        initial=int(plan.work[~missing].sum()),
+        desc="Scoring",
+        unit=" tokens" if plan.in_tokens else " characters" if missing.any() else " pairs",
+        unit_scale=True,
+        disable=not show_progress,
     ) as bar:
-        for number, output in score_chunks(teacher, chunks, engine=engine, workers=workers):
-            chunk, places = chunks[number], chunks.places(number)
-            scores[places] = _checked(output, chunk)
+        for number, part, output in score_parts(teacher, chunks, engine=engine, workers=workers):
+            places = chunks.places(number)[part]
+            pairs_of_part = list(unique.take(places))
+            scores[places] = _checked(output, pairs_of_part)
+            missing[places] = False
             if store is not None:
-                store.put(teacher.identity, chunk, scores[places])
-            bar.update(len(chunk))
+                store.put(teacher.identity, pairs_of_part, scores[places])
+            bar.set_postfix_str(f"{len(unique) - int(missing.sum()):,} of {len(unique):,} pairs", refresh=False)
+            bar.update(int(plan.work[places].sum()))
     cut, of = plan.truncated, len(unique)
     if cut is None:
         cut, of = getattr(teacher, "truncated_pairs", 0) - cut_before, len(unique) - plan.known
@@ -166,8 +178,7 @@ def estimate_scoring(
     """
     plan = _Plan.make(teacher, pairs, store, count_all=True)
     missing = np.flatnonzero(np.isnan(plan.scores))
-    limit = teacher.identity.get("max_length")
-    lengths = plan.lengths if not plan.in_tokens or limit is None else np.minimum(plan.lengths, float(limit))
+    lengths = plan.work
     sampled, seconds = min(sample_size, len(missing)), None if len(missing) else 0.0
     if sampled > 0:
         places = missing[np.linspace(0, len(missing) - 1, sampled).astype(int)]
@@ -219,6 +230,7 @@ class _Plan:
     scores: np.ndarray
     known: int
     truncated: int | None
+    work: np.ndarray
 
     @classmethod
     def make(cls, teacher: Teacher, pairs: Sequence[Pair], store: ScoreStore | None, count_all: bool = False) -> _Plan:
@@ -231,7 +243,7 @@ class _Plan:
             logger.info("%s of %s pairs have a score in %s", f"{known:,}", f"{len(unique):,}", store.path)
             _say_former(teacher, unique, scores, store)
         if known == len(unique) and not count_all:
-            return cls(unique, given, np.zeros(len(unique)), False, scores, known, None)
+            return cls(unique, given, np.zeros(len(unique)), False, scores, known, None, np.ones(len(unique)))
         # Batches decide bits: padding, and the activation scales of int8 models, depend on the other pairs of a batch.
         # So the chunks are cut from all pairs of this call, sorted by content, and only then thinned out by what is
         # known. A chunk is committed as a whole, hence a run that was interrupted meets each chunk untouched or
@@ -245,11 +257,38 @@ class _Plan:
         if lengths is None:
             sizes = (len(query) + len(document) for query, document in unique)
             lengths = np.fromiter(sizes, dtype=np.int64, count=len(unique))
+        if store is not None and in_tokens and limit is not None:
+            known += _uncut_elsewhere(teacher, unique, lengths, scores, store, keep=not count_all)
         order = np.argsort(-lengths, kind="stable")
         places = np.empty_like(order)
         places[order] = np.arange(len(order))
         pairs_in_order, given = unique.take(order), places[given]
-        return cls(pairs_in_order, given, lengths[order], in_tokens, scores[order], known, truncated)
+        lengths = lengths[order]
+        work = np.minimum(lengths, float(limit)) if in_tokens and limit is not None else lengths
+        return cls(pairs_in_order, given, lengths, in_tokens, scores[order], known, truncated, work)
+
+
+def _uncut_elsewhere(
+    teacher: Teacher, pairs: TextPairs, lengths: np.ndarray, scores: np.ndarray, store: ScoreStore, *, keep: bool
+) -> int:
+    """Take scores that were made with another maximum length where neither cuts the pair, and return their number."""
+    limit, found = teacher.identity["max_length"], 0
+    for other in store.other_lengths(teacher.identity):
+        places = np.flatnonzero(np.isnan(scores) & (lengths <= min(float(limit or 0), other["max_length"])))
+        there = store.get(other, list(pairs.take(places)))
+        places, there = places[np.isfinite(there)], there[np.isfinite(there)]
+        if len(places):
+            scores[places] = there
+            if keep:
+                store.put(teacher.identity, list(pairs.take(places)), there)
+            logger.info(
+                "%s scores were made with a maximum length of %s, and no pair of these is cut at %s either.",
+                f"{len(places):,}",
+                other["max_length"],
+                limit,
+            )
+            found += len(places)
+    return found
 
 
 def _say_former(teacher: Teacher, pairs: TextPairs, scores: np.ndarray, store: ScoreStore) -> None:

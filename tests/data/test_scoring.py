@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from st_wkl.data import engines
 from st_wkl.data.score_store import ScoreStore
-from st_wkl.data.scoring import score_pairs
+from st_wkl.data.scoring import estimate_scoring, score_pairs
 from st_wkl.data.teachers import CrossEncoderTeacher
 
 WORDS = ["red", "green", "blue", "cat", "dog", "bird", "runs", "sleeps", "sings", "fast", "slow"]
@@ -268,3 +270,42 @@ def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
         resumed = score_pairs(LoggingTeacher(tmp_path / "log"), pairs, store=store, show_progress=False, chunk_size=8)
     undisturbed = score_pairs(BatchTeacher(), pairs, show_progress=False, chunk_size=8)
     assert resumed.tobytes() == undisturbed.tobytes()
+
+
+def test_a_score_serves_every_length_that_cuts_nothing(cross_encoder_onnx_path: Path) -> None:
+    """One teacher at 64 and at 128 tokens reads a short pair alike: scoring it twice is waste, a long one is not."""
+    pairs = [("cat", "a cat"), ("cat", "dog " * 100)]
+    short, long = (CrossEncoderTeacher(cross_encoder_onnx_path, max_length=length) for length in (64, 128))
+    with ScoreStore(":memory:") as store:
+        first = score_pairs(short, pairs, store=store, show_progress=False)
+        estimate = estimate_scoring(long, pairs, store=store, sample_size=0)
+        assert (estimate.known, estimate.to_score) == (1, 1)
+        assert np.isnan(store.get(long.identity, pairs)).all(), "an estimate keeps nothing"
+        second = score_pairs(long, pairs, store=store, show_progress=False)
+        assert first[0] == second[0]
+        assert first[1] != second[1]
+        assert np.isfinite(store.get(long.identity, pairs)).all()
+        assert estimate_scoring(short, [*pairs, ("cat", "new")], store=store, sample_size=0).to_score == 1
+
+
+def test_a_chunk_is_kept_in_parts(cross_encoder_onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """512 long pairs are minutes of a CPU: what is finished is kept; the rest gets the bits of an undisturbed run."""
+    monkeypatch.setattr(engines, "_SECONDS_AT_ONCE", 0.0)
+    pairs = [("cat", "dog " * number) for number in range(1, 40)]
+    teacher = CrossEncoderTeacher(cross_encoder_onnx_path, batch_size=4)
+    undisturbed = score_pairs(teacher, pairs, show_progress=False)
+    forward, calls = teacher._engine._forward, []
+
+    def dies(rows: Any) -> Any:
+        calls.append(len(rows))
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return forward(rows)
+
+    monkeypatch.setattr(teacher._engine, "_forward", dies)
+    with ScoreStore(":memory:") as store:
+        with pytest.raises(KeyboardInterrupt):
+            score_pairs(teacher, pairs, store=store, show_progress=False)
+        assert store.count() == 16
+        assert score_pairs(teacher, pairs, store=store, show_progress=False).tobytes() == undisturbed.tobytes()
+        assert sum(calls[5:]) == len(pairs) - 16
