@@ -23,7 +23,7 @@ from st_wkl.data.provenance import count_truncated, python_call
 from st_wkl.data.report import TeacherReport, report_on_lists
 from st_wkl.data.score_store import ScoreStore, default_store_path
 from st_wkl.data.scoring import ScoringEstimate, estimate_scoring
-from st_wkl.data.selection import Selection
+from st_wkl.data.selection import Selection, own_document, shared_judgements
 from st_wkl.data.teachers import CrossEncoderTeacher, Teacher
 from st_wkl.text import near_texts
 
@@ -267,12 +267,22 @@ class DistillationDatasetBuilder:
     def _pools(self, candidates: Candidates, dropped: dict[str, int]) -> list[Pool]:
         """Return what is to be scored for each query: its positives, and its negatives as far as they matter."""
         query_ids, judgements = self._judgements(dropped)
+        judgements, twins = shared_judgements(self.collection.queries, judgements)
+        if twins:
+            warnings.warn(
+                f"{twins:,} queries of split {self.split!r} of {self.collection.name!r} have the words of another one "
+                "and share its judgements: what answers one is no negative of the other.",
+                stacklevel=3,
+            )
         pools = []
         for query_id in query_ids:
-            hits = list(dict.fromkeys(hit.document_id for hit in candidates.get(query_id, ())))
+            found = dict.fromkeys(hit.document_id for hit in candidates.get(query_id, ()))
+            own = own_document(self.collection, query_id)
+            hits = [document_id for document_id in found if document_id not in own]
+            dropped["own_documents"] += len(found) - len(hits)
             pool = make_pool(
                 query_id,
-                judgements.get(query_id, {}),
+                {key: gain for key, gain in judgements.get(query_id, {}).items() if key not in own},
                 hits,
                 self.collection.documents,
                 self.selection,

@@ -199,10 +199,20 @@ def bm25_candidates(
     tokens = tokenizer.tokenize(texts, update_vocab=False, **options)
     searchable = [(query_id, known) for query_id, known in zip(queries, tokens, strict=True) if known]
     document_ids = list(collection.documents)
-    found = _search(documents, vocabulary, [known for _, known in searchable], top_k, k1, b, show_progress)
+    found = _search(
+        documents,
+        vocabulary,
+        [known for _, known in searchable],
+        top_k + collection.leaves_out_own,
+        k1,
+        b,
+        show_progress,
+    )
     for (query_id, _), (places, scores) in zip(searchable, found, strict=True):
         # Asked for k documents, bm25s returns k, those without any word of the query with a score of 0.
-        order = [place for place in np.lexsort((places, -scores)) if scores[place] > 0]
+        own = query_id if collection.leaves_out_own else None
+        hits = [place for place in np.lexsort((places, -scores)) if scores[place] > 0]
+        order = [place for place in hits if document_ids[places[place]] != own][:top_k]
         candidates[query_id] = [
             Candidate(document_ids[places[place]], float(scores[place]), rank, name)
             for rank, place in enumerate(order, 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from st_wkl.data._reading import Qrels, config_names, document_text, download, read_beir, read_mteb, whole_gains
+from st_wkl.text import plain_text
 
 __all__ = ["Collection", "Missing", "document_text"]
 
@@ -32,6 +33,9 @@ class Collection:
         qrels: `{split: {query_id: {document_id: gain}}}`; a gain of 0 means judged and not relevant.
         missing: What to do about judgements of documents or queries that the collection does not hold: `"raise"`
             an error (default, since it usually means that files do not belong together), or `"drop"` them, counted.
+        ignore_identical_ids: Whether a query's own document, the one of its id, is left out of its candidates, its
+            training list and its results, as MTEB's tasks of that name do. `None`: if most queries are documents of the
+            same id and text, as in collections of arguments or of duplicate questions; that is said once.
 
     Raises:
         TypeError: An id or a text is not a `str`.
@@ -53,6 +57,7 @@ class Collection:
     queries: dict[str, str]
     qrels: Qrels = field(default_factory=dict)
     missing: InitVar[Missing] = "raise"
+    ignore_identical_ids: bool | None = None
 
     def __post_init__(self, missing: Missing) -> None:
         """Validate, and normalise the gains to `int`."""
@@ -104,7 +109,29 @@ class Collection:
             for query_id in sorted(self.qrels[split]):
                 for document_id, gain in sorted(self.qrels[split][query_id].items()):
                     add(query_id, document_id, str(gain))
+        if self.leaves_out_own:
+            add("ignore_identical_ids")  # other lists and other scores
         return digest.hexdigest()
+
+    @cached_property
+    def leaves_out_own(self) -> bool:
+        """Whether the document of a query's own id is left out, see `ignore_identical_ids`."""
+        if self.ignore_identical_ids is not None:
+            return self.ignore_identical_ids
+        own = sum(map(self.is_own, self.queries))
+        if 2 * own <= len(self.queries):
+            return False
+        warnings.warn(
+            f"{own:,} of {len(self.queries):,} queries of {self.name!r} are documents of the same id and text. "
+            "A query's own document is left out of its candidates, its list and its results, as MTEB does; "
+            "Collection(..., ignore_identical_ids=False) keeps it.",
+            stacklevel=2,
+        )
+        return True
+
+    def is_own(self, query_id: str) -> bool:
+        """Return whether a query is a document of the same id and text."""
+        return plain_text(self.documents.get(query_id, "")) == plain_text(self.queries[query_id])
 
     def judgements(self, split: str) -> dict[str, dict[str, int]]:
         """Return `{query_id: {document_id: gain}}` of one split.

@@ -103,7 +103,7 @@ def retriever_candidates(
         for start in range(0, len(texts), _QUERIES_AT_ONCE)
     ]
     device = blocks[0][0].device
-    best = [_Best(len(block), top_k, device) for block in blocks]
+    best = [_Best(len(block), top_k + collection.leaves_out_own, device) for block in blocks]
     size = _TOKEN_SHARD if encoder.kind == "multi-vector" else _SHARD
     with tqdm(total=len(document_ids), desc=name, unit=" documents", disable=not show_progress) as bar:
         for start in range(0, len(document_ids), size):
@@ -119,10 +119,12 @@ def retriever_candidates(
     # A sparse retriever that shares no term gives 0; a document without any token that counts gets −∞.
     floor = 0.0 if encoder.kind == "sparse" else -math.inf
     lists = (row for found in best for row in found.lists(floor))
-    return {
-        query_id: [Candidate(document_ids[place], score, rank, source) for rank, (place, score) in enumerate(row, 1)]
-        for query_id, row in zip(queries, lists, strict=True)
-    }
+    candidates: Candidates = {}
+    for query_id, row in zip(queries, lists, strict=True):
+        own = query_id if collection.leaves_out_own else None
+        hits = [(document_ids[place], score) for place, score in row if document_ids[place] != own][:top_k]
+        candidates[query_id] = [Candidate(key, score, rank, source) for rank, (key, score) in enumerate(hits, 1)]
+    return candidates
 
 
 def exact_top_k(queries: Tensor, documents: Tensor, k: int) -> tuple[Tensor, Tensor]:

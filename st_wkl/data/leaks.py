@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import unicodedata
 import warnings
@@ -216,7 +217,7 @@ def document_disjoint(
                 f"documents are relevant in split {test if split == train else train!r} too.",
                 stacklevel=2,
             )
-    return Collection(f"{collection.name}-document-disjoint", collection.documents, collection.queries, qrels)
+    return dataclasses.replace(collection, name=f"{collection.name}-document-disjoint", qrels=qrels, missing="raise")
 
 
 def _draw(key: str, seed: int) -> float:

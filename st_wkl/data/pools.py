@@ -19,6 +19,7 @@ DROPPED = (
     "leaked_positives",
     "empty_documents",
     "unusable_documents",
+    "own_documents",
     *DUPLICATES,
     "further_positives",
     "false_negatives",

@@ -7,11 +7,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from st_wkl.text import jaccard, plain_text, text_words
+
+if TYPE_CHECKING:
+    from st_wkl.data.collection import Collection
 
 Choice = Literal["top", "random", "quantiles"]
 Reference = Literal["best", "worst"]
@@ -232,6 +235,50 @@ def duplicates(
             versions.append(key)
         seen.add(plain)
     return copies, versions, repeated
+
+
+def own_document(collection: Collection, query_id: str) -> set[str]:
+    """Return the id of a query's own document, which is no negative of it and no result for it, in a set; or none.
+
+    Where the collection leaves such documents out, by its option or since most of its queries are documents, the id
+    decides; elsewhere the text has to be the query's, too.
+    """
+    recognised = collection.ignore_identical_ids is None and collection.is_own(query_id)
+    return {query_id} if collection.leaves_out_own or recognised else set()
+
+
+def shared_judgements(
+    queries: Mapping[str, str], judgements: Mapping[str, Mapping[str, int]]
+) -> tuple[dict[str, dict[str, int]], int]:
+    """Give queries of the same words the same judgements: what answers one is no negative of the other.
+
+    Args:
+        queries: `{query_id: text}`; case, white space and Unicode's ways of writing one letter do not count.
+        judgements: `{query_id: {document_id: gain}}`.
+
+    Returns:
+        The judgements, where each document has its largest gain of any of the queries, or one below 0 if there is one
+        (TREC's "do not use"); and the number of queries that have learnt something.
+
+    Example:
+        >>> shared_judgements({"a": "Who purrs?", "b": "who  purrs?"}, {"a": {"d1": 1}, "b": {"d2": 2}})
+        ({'a': {'d1': 1, 'd2': 2}, 'b': {'d2': 2, 'd1': 1}}, 2)
+    """
+    twins: dict[str, list[str]] = defaultdict(list)
+    for query_id in judgements:
+        twins[plain_text(queries[query_id])].append(query_id)
+    shared = {query_id: dict(judged) for query_id, judged in judgements.items()}
+    for query_ids in twins.values():
+        if len(query_ids) > 1:
+            gains: dict[str, list[int]] = defaultdict(list)
+            for query_id in query_ids:
+                for document_id, gain in judgements[query_id].items():
+                    gains[document_id].append(gain)
+            best = {document_id: min(found) if min(found) < 0 else max(found) for document_id, found in gains.items()}
+            for query_id in query_ids:
+                order = {**judgements[query_id], **best}
+                shared[query_id] = {document_id: best[document_id] for document_id in order}
+    return shared, sum(shared[query_id] != dict(judged) for query_id, judged in judgements.items())
 
 
 def _is_near(unique: frozenset[str], by_size: Mapping[int, list[frozenset[str]]], near: float) -> bool:

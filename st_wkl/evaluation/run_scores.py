@@ -64,6 +64,8 @@ def evaluate_run(
     """
     found = checked_run(run, name)
     check_known(found, collection.queries, collection.documents, f"collection {collection.name}", name)
+    if collection.leaves_out_own:
+        found = {query: {key: score for key, score in hits.items() if key != query} for query, hits in found.items()}
     qrels = relevant_qrels(collection, split)
     if query_ids is not None:
         qrels = _only(qrels, list(query_ids), f"split {split!r} of {collection.name}")

@@ -44,6 +44,7 @@ class CollectionTask(AbsTaskRetrieval):
         self.collection = collection
         self.split = split
         self.qrels = relevant_qrels(collection, split)
+        self.ignore_identical_ids = collection.leaves_out_own
         self.metadata = TaskMetadata(
             name=collection.name,
             description=f"The collection {collection.name}",

@@ -263,7 +263,8 @@ def _texts(corpus: Any) -> dict[str, str]:
 def _collection(name: str, documents: dict[str, str], queries: Any) -> Collection:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of documents without text, of which the caller's own collection has warned
-        return Collection(name, documents, dict(zip(queries["id"], queries["text"], strict=True)))
+        texts = dict(zip(queries["id"], queries["text"], strict=True))
+        return Collection(name, documents, texts, ignore_identical_ids=False)  # that is the task's to say
 
 
 def _stem(path: Path) -> str:

@@ -60,6 +60,7 @@ class GradedEvaluator(BaseEvaluator):
             large collection cheap. A relevant document that is no candidate counts as missed.
         name: Prefix of the metrics.
         batch_size: Texts, or pairs of a cross-encoder, per forward pass.
+        ignore_identical_ids: Leave the document of a query's own id out of its results, see `Collection`.
 
     Raises:
         TypeError: If the judgements of a query are no mapping, or an id is no text.
@@ -83,6 +84,7 @@ class GradedEvaluator(BaseEvaluator):
         candidates: Mapping[str, Sequence[str]] | None = None,
         name: str = "dev",
         batch_size: int = 32,
+        ignore_identical_ids: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -105,7 +107,7 @@ class GradedEvaluator(BaseEvaluator):
             if unknown := sorted(listed - documents.keys()):
                 raise ValueError(f"The candidate {unknown[0]!r} is none of the documents ({len(unknown):,} are not).")
             self.documents = {key: text for key, text in self.documents.items() if key in listed}
-        self.name, self.batch_size = name, batch_size
+        self.name, self.batch_size, self.ignore_identical_ids = name, batch_size, ignore_identical_ids
         self.primary_metric = f"{name}_ndcg_at_10"
 
     @classmethod
@@ -152,7 +154,15 @@ class GradedEvaluator(BaseEvaluator):
         lists = None
         if candidates is not None:
             lists = {query: [found.document_id for found in candidates.get(query, ())[:_DEPTH]] for query in qrels}
-        return cls(collection.queries, documents, qrels, candidates=lists, name=split, batch_size=batch_size)
+        return cls(
+            collection.queries,
+            documents,
+            qrels,
+            candidates=lists,
+            name=split,
+            batch_size=batch_size,
+            ignore_identical_ids=collection.leaves_out_own,
+        )
 
     def check(self, student: Student) -> None:
         """Stop before training where this cannot evaluate a student.
@@ -185,6 +195,8 @@ class GradedEvaluator(BaseEvaluator):
                     f"The student's score of document {bad[0]!r} for query {query!r} is {found[bad[0]]}: its weights "
                     "have diverged. Start again with a smaller learning rate."
                 )
+        if self.ignore_identical_ids:
+            run = {query: {key: score for key, score in found.items() if key != query} for query, found in run.items()}
         scores = score_run(self.qrels, run)[0]
         names = ["ndcg_at_10"] if self.candidates is not None else ["ndcg_at_10", "recall_at_100"]
         metrics = {f"{self.name}_{label}": scores[label] for label in names}
@@ -199,7 +211,8 @@ class GradedEvaluator(BaseEvaluator):
     def fingerprint(self) -> str:
         """A hash of everything that decides the metrics."""
         digest = hashlib.blake2b(digest_size=16)
-        for part in (self.queries, self.documents, self.qrels, self.candidates):
+        without_own = [True] if self.ignore_identical_ids else []
+        for part in (self.queries, self.documents, self.qrels, self.candidates, *without_own):
             digest.update(json.dumps(part, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -210,7 +223,7 @@ class GradedEvaluator(BaseEvaluator):
 
     def _search(self, model: Any) -> dict[str, dict[str, float]]:
         """Search all documents exactly; keep the best 100 of each query."""
-        options = self._options(model)
+        options, depth = self._options(model), _DEPTH + self.ignore_identical_ids
         queries = model.encode_query(list(self.queries.values()), **options)
         keys, texts = list(self.documents), list(self.documents.values())
         scores, places = torch.empty(len(self.queries), 0), torch.empty(len(self.queries), 0, dtype=torch.long)
@@ -218,9 +231,9 @@ class GradedEvaluator(BaseEvaluator):
             documents = model.encode_document(texts[start : start + _CHUNK], **options)
             found = model.similarity(queries, documents)
             found = (found.to_dense() if found.is_sparse else found).float().cpu()
-            best, where = found.topk(min(_DEPTH, found.shape[1]), dim=1)
+            best, where = found.topk(min(depth, found.shape[1]), dim=1)
             scores, places = torch.cat([scores, best], dim=1), torch.cat([places, where + start], dim=1)
-            scores, kept = scores.topk(min(_DEPTH, scores.shape[1]), dim=1)
+            scores, kept = scores.topk(min(depth, scores.shape[1]), dim=1)
             places = places.gather(1, kept)
         rows = zip(self.queries, scores.tolist(), places.tolist(), strict=True)
         return {query: {keys[p]: s for p, s in zip(where, found, strict=True)} for query, found, where in rows}
