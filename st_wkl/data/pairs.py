@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from typing import overload
 
 import numpy as np
@@ -70,3 +71,16 @@ class TextPairs(Sequence[Pair]):
             queries, documents = np.divmod(self.keys[start : start + _AT_ONCE], max(1, len(self.documents)))
             for query, document in zip(queries.tolist(), documents.tolist(), strict=True):
                 yield self.queries[query], self.documents[document]
+
+
+def pair_hashes(pairs: Sequence[Pair]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the 128-bit hashes of both texts of each pair; a text that comes again is hashed once."""
+    known: dict[str, bytes] = {}
+
+    def digest(text: str) -> bytes:
+        if text not in known:
+            known[text] = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return known[text]
+
+    for query, document in pairs:
+        yield digest(query), digest(document)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from st_wkl._files import replacing
+from st_wkl._files import expanded, replacing
 
 # Marks exported files and their layout.
 _KEY, _VERSION = b"st_wkl.scores", b"1"
+_TYPES = {"teacher": "string", "query": "fixed_size_binary[16]", "document": "fixed_size_binary[16]", "score": "float"}
 # Rows that are in memory at a time, and one row group of the file.
 BATCH = 50_000
 
@@ -45,7 +46,7 @@ def write_scores(
     types = [pa.string(), *schema.types[1:]]
     count = 0
     with (
-        replacing(Path(path)) as temporary,
+        replacing(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
         tqdm(total=total, desc="export", unit=" scores", disable=not show_progress) as bar,
     ):
@@ -68,24 +69,55 @@ def read_scores(path: str | os.PathLike[str], *, show_progress: bool = True) -> 
         show_progress: Show a bar.
 
     Raises:
-        ValueError: The file is damaged, of another kind, or holds a score that is not finite.
+        ValueError: The file is damaged, of another kind, or holds what no store can hold.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(expanded(path)) as file:
             if (file.schema_arrow.metadata or {}).get(_KEY) != _VERSION:
                 raise ValueError(f"{path} is no export of a score store that this version of st_wkl reads.")
+            schema = file.schema_arrow
+            types = {name: _value_type(schema.field(name).type) for name in schema.names}
+            if types != _TYPES or len(schema.names) != len(_TYPES):
+                raise ValueError(
+                    f"{path} has the columns {_told(types)}, and an export has {_told(_TYPES)}. Nothing is imported: "
+                    "export it again."
+                )
             total = file.metadata.num_rows
             with tqdm(total=total, desc="import", unit=" scores", disable=not show_progress) as bar:
                 for batch in file.iter_batches(BATCH):
                     rows = batch.to_pydict()
-                    if not all(score is not None and math.isfinite(score) for score in rows["score"]):
-                        raise ValueError(
-                            f"{path} holds a score that is not finite. Nothing is imported: export it again."
-                        )
+                    if problem := _problem(rows):
+                        raise ValueError(f"{path} holds {problem}. Nothing is imported: export it again.")
                     yield rows
                     bar.update(len(batch))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}. Fetch or export it again.") from error
+
+
+def _value_type(type_: Any) -> str:
+    """Return a column's type by name, that of its values where they are written once and numbered."""
+    return str(getattr(type_, "value_type", type_))
+
+
+def _told(types: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({type_})" for name, type_ in types.items()) or "none"
+
+
+def _problem(rows: dict[str, list[Any]]) -> str | None:
+    """Return what cannot stand in a store, if there is such a thing."""
+    for name in ("query", "document"):
+        if any(value is None or len(value) != 16 for value in rows[name]):
+            return f"a {name} without a hash of 16 bytes"
+    if not all(score is not None and math.isfinite(score) for score in rows["score"]):
+        return "a score that is not finite"
+    for identity in dict.fromkeys(rows["teacher"]):
+        try:
+            sound = isinstance(json.loads(identity), dict)
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
+            return f"a teacher that is no JSON object: {str(identity)[:80]!r}"
+    return None

@@ -7,18 +7,27 @@ import math
 import os
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from st_wkl._files import cache_folder, set_aside
+from st_wkl._files import cache_folder, expanded, set_aside
 from st_wkl.data.cross_encoder import former_identity
-from st_wkl.data.pairs import Pair
+from st_wkl.data.pairs import Pair, pair_hashes
+from st_wkl.data.score_checks import (
+    differing,
+    has_checks,
+    name_teacher,
+    prepare_checks,
+    read_scores_of,
+    seal,
+    write_scores_of,
+)
 from st_wkl.data.score_files import BATCH, read_scores, write_scores
 
 Identity = Mapping[str, Any]
@@ -35,6 +44,17 @@ CREATE TABLE scores (
     PRIMARY KEY (teacher, query, document)
 ) WITHOUT ROWID;
 """
+
+# By SQLite's code of an error, or by a word of those that have none.
+_AGAIN = "then start again: it continues where it stopped."
+_ANY_REMEDY = f"Check free space, permissions and other processes, {_AGAIN}"
+_REMEDIES: dict[int | str, str] = {
+    "closed": "It was closed, by close() or at the end of its `with` block: keep it open, or open it again.",
+    "thread": "Each thread needs a ScoreStore of its own; they may share the file.",
+    sqlite3.SQLITE_BUSY: f"Another process is writing. Wait for it or stop it, {_AGAIN}",
+    sqlite3.SQLITE_FULL: f"Free some space on the disk, {_AGAIN}",
+    sqlite3.SQLITE_READONLY: f"Give yourself the right to write to the file and its folder, {_AGAIN}",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,7 @@ class ScoreStore:
     or lengths never meet, and ids or file names may change. `put` is one transaction: after a crash or `kill -9` a call
     is there in full or not at all. Several processes may use one file, on one machine; network drives cannot. A file
     that turns out to be damaged is renamed to `<name>.damaged-<n>` at once, so that it is never read in half.
+    The scores of each query have a checksum: those that differ from what was written are not used.
 
     Args:
         path: SQLite file, made if absent (with its folder); `":memory:"` keeps the scores in this process only.
@@ -95,7 +116,7 @@ class ScoreStore:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 60.0) -> None:
-        self.path, self._timeout = str(path), timeout
+        self.path, self._timeout = expanded(path), timeout
         try:
             if self.path != ":memory:":
                 Path(self.path).parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +140,7 @@ class ScoreStore:
                     if not self._one("SELECT count(*) FROM sqlite_master"):
                         for statement in _SCHEMA.split(";"):
                             self._connection.execute(statement)
+                        prepare_checks(self._connection)
                         self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                         self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
                 application, version = self._header()
@@ -152,26 +174,37 @@ class ScoreStore:
                 time.sleep(0.01)
 
     def get(self, identity: Identity, pairs: Sequence[Pair]) -> np.ndarray:
-        """Return the stored scores of `pairs`, float32 of shape (n,), NaN where there is none.
+        """Return the stored scores of `pairs`, float32 of shape (n,), NaN where there is none or its checksum differs.
 
         Args:
             identity: `Teacher.identity` of the teacher.
             pairs: n `(query, document)` texts.
 
         Raises:
-            ScoreStoreError: The file is damaged or stays locked.
+            ScoreStoreError: The file is damaged, closed, or stays locked.
         """
         scores = np.full(len(pairs), np.nan, dtype=np.float32)
-        # One prepared statement for each pair is the fast way (280,000 pairs/s): SQLite answers
-        # `(query, document) IN (VALUES ...)` by walking through all scores of the teacher.
-        statement = "SELECT score FROM scores WHERE teacher = ? AND query = ? AND document = ?"
+        places: dict[bytes, list[tuple[int, bytes]]] = {}
+        wrong = 0
         with self._explained():
             teacher = self._one("SELECT id FROM teachers WHERE identity = ?", _canonical(identity))
-            if teacher is not None:
-                for place, (query, document) in enumerate(_hashes(pairs)):
-                    row = self._connection.execute(statement, (teacher, query, document)).fetchone()
-                    if row is not None:
-                        scores[place] = row[0]
+            if teacher is None:
+                return scores
+            for place, (query, document) in enumerate(pair_hashes(pairs)):
+                places.setdefault(query, []).append((place, document))
+            checked = has_checks(self._connection)
+            for query, asked in places.items():
+                stored, sound = read_scores_of(self._connection, teacher, query, checked=checked)
+                for place, document in asked if sound else ():
+                    scores[place] = stored.get(document, math.nan)
+                wrong += 0 if sound else len(asked)
+        if wrong:
+            warnings.warn(
+                f"{wrong:,} of {len(pairs):,} pairs have scores in the score store {self.path} that are not what was "
+                "written: a checksum differs. They count as not scored and are computed again. Something changes bits "
+                "here: look at the disk and the memory of this machine.",
+                stacklevel=2,
+            )
         return scores
 
     def put(self, identity: Identity, pairs: Sequence[Pair], scores: Sequence[float] | np.ndarray) -> None:
@@ -189,22 +222,19 @@ class ScoreStore:
         values = [float(score) for score in scores]
         if len(values) != len(pairs):
             raise ValueError(f"Got {len(values)} scores for {len(pairs)} pairs.")
-        for (query, document), value in zip(pairs, values, strict=True):
+        for pair, value in zip(pairs, values, strict=True):
             if not math.isfinite(value):
                 raise ValueError(
-                    f"The score of query {query[:80]!r} and document {document[:80]!r} is {value}. "
+                    f"The score of query {pair[0][:80]!r} and document {pair[1][:80]!r} is {value}. "
                     "Only finite scores are stored: a teacher that gives others would ruin the training."
                 )
+        lists: dict[bytes, dict[bytes, float]] = {}
+        for (query, document), value in zip(pair_hashes(pairs), values, strict=True):
+            lists.setdefault(query, {})[document] = value
         with self._explained(), self._transaction():
-            self._connection.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (_canonical(identity),))
-            teacher = self._one("SELECT id FROM teachers WHERE identity = ?", _canonical(identity))
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
-                (
-                    (teacher, query, document, value)
-                    for (query, document), value in zip(_hashes(pairs), values, strict=True)
-                ),
-            )
+            teacher = self._teacher(_canonical(identity))
+            for query, scored in lists.items():
+                write_scores_of(self._connection, teacher, query, scored)
 
     def other_lengths(self, identity: Identity) -> list[dict[str, Any]]:
         """Return the identities of the same teacher with another `max_length`, whose uncut pairs have equal scores."""
@@ -234,15 +264,14 @@ class ScoreStore:
         with self._explained(), self._transaction():
             if former is None:
                 return 0
-            self._connection.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (_canonical(identity),))
-            before = self._connection.total_changes
-            self._connection.execute(
-                "INSERT OR IGNORE INTO scores SELECT new.id, query, document, score FROM scores "
-                "JOIN teachers old ON old.id = scores.teacher AND old.identity = ? "
-                "JOIN teachers new ON new.identity = ?",
-                (_canonical(former), _canonical(identity)),
-            )
-            return self._connection.total_changes - before
+            teacher = self._teacher(_canonical(identity))
+            adopted = self._connection.execute(
+                "INSERT OR IGNORE INTO scores SELECT ?, query, document, score FROM scores "
+                "JOIN teachers old ON old.id = scores.teacher AND old.identity = ?",
+                (teacher, _canonical(former)),
+            ).rowcount
+            seal(self._connection, [teacher])
+            return adopted
 
     def count(self) -> int:
         """Return the number of stored scores, of all teachers."""
@@ -271,15 +300,22 @@ class ScoreStore:
         with self._explained():
             problems = [row[0] for row in self._connection.execute("PRAGMA integrity_check(3)")]
             if problems != ["ok"]:
-                raise sqlite3.DatabaseError(" ".join("; ".join(problems).split()))
+                raise ScoreStoreError(self._damaged(" ".join("; ".join(problems).split())))
             wrong = self._one(
                 "SELECT count(*) FROM scores WHERE length(query) <> 16 OR length(document) <> 16 "
                 "OR typeof(score) <> 'real' OR abs(score) > 3.5e38 OR teacher NOT IN (SELECT id FROM teachers)"
             )
+            different = [] if wrong else list(differing(self._connection))
         if wrong:
             raise ScoreStoreError(
                 f"{wrong:,} entries of the score store {self.path} are none that this package writes. Another program "
                 "has changed the file: move it away, or restore a copy."
+            )
+        if different:
+            raise ScoreStoreError(
+                f"In the score store {self.path}, {len(different):,} parts are not what was written (their checksum "
+                f"differs): {'; '.join(different[:3])}. Look at the disk and the memory of this machine, and restore a "
+                "copy; a build computes the scores of such queries again."
             )
         return self.count()
 
@@ -317,37 +353,32 @@ class ScoreStore:
             ValueError: The file is damaged, of another kind, or holds a score that is not finite.
         """
         with self._explained(), self._transaction():
-            before = self._connection.total_changes
             teachers: dict[str, int] = {}
+            new = 0
             for rows in read_scores(path, show_progress=show_progress):
-                self._insert_new(rows, teachers)
-            # Each new teacher is a change too.
-            return self._connection.total_changes - before - sum(place < 0 for place in teachers.values())
+                for identity in dict.fromkeys(rows["teacher"]):
+                    if identity not in teachers:
+                        teachers[identity] = self._teacher(_canonical(json.loads(identity)))
+                keys = [teachers[identity] for identity in rows["teacher"]]
+                new += self._connection.executemany(
+                    "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)",
+                    zip(keys, rows["query"], rows["document"], rows["score"], strict=True),
+                ).rowcount
+            seal(self._connection, teachers.values())
+            return new
 
-    def _insert_new(self, rows: dict[str, list[Any]], teachers: dict[str, int]) -> None:
-        """Insert what is not there; `teachers` collects ids, negative ones of teachers that are new."""
-        for identity in dict.fromkeys(rows["teacher"]):
-            if identity not in teachers:
-                canonical = _canonical(json.loads(identity))
-                known = self._one("SELECT id FROM teachers WHERE identity = ?", canonical)
-                if known is None:
-                    self._connection.execute("INSERT INTO teachers (identity) VALUES (?)", (canonical,))
-                    known = -self._one("SELECT id FROM teachers WHERE identity = ?", canonical)
-                teachers[identity] = known
-        self._connection.executemany(
-            "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)",
-            zip(
-                (abs(teachers[identity]) for identity in rows["teacher"]),
-                rows["query"],
-                rows["document"],
-                rows["score"],
-                strict=True,
-            ),
-        )
+    def _teacher(self, identity: str) -> int:
+        """Return the number of a teacher, who gets one if there is none, with room for checksums."""
+        prepare_checks(self._connection)
+        self._connection.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (identity,))
+        teacher = int(self._one("SELECT id FROM teachers WHERE identity = ?", identity))
+        name_teacher(self._connection, teacher)
+        return teacher
 
     def close(self) -> None:
         """Close the file. Everything that was put is already safe."""
-        self._connection.close()
+        with self._explained():
+            self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -382,15 +413,19 @@ class ScoreStore:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            raise ScoreStoreError(
-                f"The score store {self.path} cannot be used now: {error}. What was stored before is safe. Check free "
-                "space, permissions and other processes, then start again: it continues where it stopped."
-            ) from error
         except sqlite3.DatabaseError as error:
-            raise ScoreStoreError(self._damaged(error)) from error
+            # Errors of the module itself, such as the use of a closed connection, have no code.
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise ScoreStoreError(self._damaged(error)) from error
+            remedy = next(
+                (text for sign, text in _REMEDIES.items() if sign in (code, *str(error).split())), _ANY_REMEDY
+            )
+            raise ScoreStoreError(
+                f"The score store {self.path} cannot be used now: {error}. What was stored before is safe. {remedy}"
+            ) from error
 
-    def _damaged(self, error: Exception) -> str:
+    def _damaged(self, error: object) -> str:
         """Set a damaged store of ours aside and say so; leave a stranger's file alone."""
         if not _is_ours(self.path):
             return (
@@ -420,16 +455,3 @@ def _is_ours(path: str) -> bool:
 
 def _canonical(identity: Identity) -> str:
     return json.dumps(dict(identity), sort_keys=True, ensure_ascii=False, allow_nan=False)
-
-
-def _hashes(pairs: Sequence[Pair]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the 128-bit hashes of both texts of each pair; a text that comes again is hashed once."""
-    known: dict[str, bytes] = {}
-
-    def digest(text: str) -> bytes:
-        if text not in known:
-            known[text] = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        return known[text]
-
-    for query, document in pairs:
-        yield digest(query), digest(document)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,87 @@ def test_verify_finds_what_no_lookup_meets(tmp_path: Path) -> None:
     assert Path(f"{path}.damaged-1").exists()
 
 
+def test_only_damage_sets_a_store_aside(tmp_path: Path) -> None:
+    """A sound store that was used after close(), or in another thread, was renamed: weeks of work seemed lost."""
+    path = tmp_path / "scores.sqlite3"
+    with ScoreStore(path) as store:
+        store.put(TEACHER, PAIRS, [1.0, 2.0, 3.0])
+        said: list[str] = []
+
+        def elsewhere() -> None:
+            for use in (lambda: store.get(TEACHER, PAIRS), lambda: store.put(TEACHER, PAIRS, [0, 0, 0]), store.close):
+                with pytest.raises(ScoreStoreError) as error:
+                    use()
+                said.append(str(error.value))
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert len(said) == 3
+        assert all("Each thread needs a ScoreStore of its own" in text for text in said)
+        with pytest.raises(ScoreStoreError, match=r"constraint.*stored before is safe"), store._explained():
+            store._connection.execute("INSERT INTO scores SELECT * FROM scores")
+    for use in (lambda: store.get(TEACHER, PAIRS), lambda: store.put(TEACHER, PAIRS, [0, 0, 0]), store.count):
+        with pytest.raises(ScoreStoreError, match=r"was closed.*What was stored|What was stored.*It was closed"):
+            use()
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.sqlite3"]
+    with ScoreStore(path) as store:
+        assert store.get(TEACHER, PAIRS).tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_flipped_bit_is_found_when_it_is_read(tmp_path: Path) -> None:
+    """Other numbers than the teacher's would be trained on: no bit of a score changes unseen, in `get` or `verify`."""
+    pairs = [(f"query {i}", f"document {j}") for i in range(20) for j in range(15)]
+    scores = np.random.default_rng(0).normal(size=len(pairs)).astype(np.float32)
+    with ScoreStore(tmp_path / "sound") as store:
+        store.put(TEACHER, pairs[::-1], scores[::-1])
+    contents, generator = (tmp_path / "sound").read_bytes(), np.random.default_rng(1)
+    found = 0
+    for bit in generator.integers(8 * len(contents), size=150):
+        path = tmp_path / "flipped"
+        changed = bytearray(contents)
+        changed[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(changed)
+        sound = True
+        try:
+            with warnings.catch_warnings(record=True) as said, ScoreStore(path) as store:
+                warnings.simplefilter("always")
+                read = store.get(TEACHER, pairs)
+                # What is no longer found is computed again; what is found is what was written.
+                assert ((read == scores) | np.isnan(read)).all()
+                found += bool(said)
+                sound = bool((read == scores).all())
+                assert store.verify() == len(pairs)
+            assert sound, "verify calls a store sound that lacks a score"
+        except ScoreStoreError:
+            found += 1
+        for file in tmp_path.glob("flipped*"):
+            file.unlink()
+    assert found > 75
+
+
+def test_scores_that_differ_are_computed_again(tmp_path: Path) -> None:
+    """One flipped bit must cost the scores of one query, not the store."""
+    pairs = [*PAIRS, ("query", "third")]
+    with ScoreStore(tmp_path / "scores") as store:
+        store.put(TEACHER, pairs, [1.0, 2.0, 3.0, 4.0])
+        checks = store._connection.execute("SELECT * FROM checks").fetchall()
+        store._connection.execute("UPDATE scores SET score = 9 WHERE score = 2")
+        assert store.get(TEACHER, pairs).tolist() == [1.0, 9.0, 3.0, 4.0], "what another program writes has no checksum"
+        store._connection.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", checks)
+        with pytest.warns(UserWarning, match="3 of 4 pairs have scores .* not what was written"):
+            assert np.isnan(store.get(TEACHER, pairs)).tolist() == [True, True, False, True]
+        with pytest.raises(ScoreStoreError, match="1 parts are not what was written"):
+            store.verify()
+        store.put(TEACHER, PAIRS[:2], [1.0, 2.0])
+        assert store.verify() == 3
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = store.get(TEACHER, pairs)
+    assert found[:3].tolist() == [1.0, 2.0, 3.0]
+    assert np.isnan(found[3])
+
+
 def test_info_counts_each_teacher(tmp_path: Path) -> None:
     """Whoever finds a large file must see what is in it."""
     with ScoreStore(tmp_path / "scores.sqlite3") as store:
@@ -169,11 +251,30 @@ def test_files_that_are_no_export(tmp_path: Path) -> None:
         store.export_parquet(tmp_path / "good", show_progress=False)
         table = pq.read_table(tmp_path / "good")
         nan = pa.array([1.0, float("nan"), 3.0], type=pa.float32())
+        metadata = table.schema.metadata
+        for name, column, values in (
+            ("short", "query", pa.array([b"short"] * 3)),
+            ("none", "document", pa.array([None, b"0" * 16, b"1" * 16], type=pa.binary(16))),
+            ("text", "score", pa.array(["1", "2", "3"])),
+            ("teacher", "teacher", pa.array(["[1]"] * 3)),
+            ("no JSON", "teacher", pa.array(["{"] * 3)),
+        ):
+            wrong = table.set_column(table.column_names.index(column), column, values)
+            pq.write_table(wrong.replace_schema_metadata(metadata), tmp_path / name)
         pq.write_table(table.set_column(3, "score", nan), tmp_path / "nan")
         pq.write_table(table.replace_schema_metadata(None), tmp_path / "other")
         (tmp_path / "cut").write_bytes((tmp_path / "good").read_bytes()[:-20])
     with ScoreStore(tmp_path / "new") as store:
-        for name, message in (("nan", "not finite"), ("other", "is no export"), ("cut", "cannot be read")):
+        for name, message in (
+            ("nan", "not finite"),
+            ("other", "is no export"),
+            ("cut", "cannot be read"),
+            ("short", "query .binary.*Nothing is imported"),
+            ("none", "a document without a hash of 16 bytes"),
+            ("text", "score .string.*Nothing is imported"),
+            ("teacher", "no JSON object"),
+            ("no JSON", "no JSON object"),
+        ):
             with pytest.raises(ValueError, match=message):
                 store.import_parquet(tmp_path / name, show_progress=False)
         assert store.info().teachers == []
