@@ -196,7 +196,7 @@ def run_demo(output_dir: str | Path, *, hub: bool = False, show_progress: bool =
         RuntimeError: If a model cannot be fetched.
         FileExistsError: If the folder holds a demo of another version or source.
     """
-    output = Path(output_dir)
+    output = Path(output_dir).expanduser()
     clock = _Stages(output, {"hub": hub, "seed": SEED})
     with clock("fetch"):
         articles = hub_articles() if hub else squad_articles(fetch(SQUAD) / "dev-v1.1.json")

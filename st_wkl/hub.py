@@ -68,7 +68,7 @@ def push_student(
         >>> push_student("student", "me/student").url  # doctest: +SKIP
         'https://huggingface.co/me/student/commit/…'
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     files = _model_files(folder, trust_remote_code)
     contents = _cleaned(folder, files, repo_id)
     if "adapter_config.json" in files:
@@ -121,7 +121,7 @@ def push_dataset(
         if isinstance(dataset, DistillationDataset):
             folder = dataset.save_to_disk(Path(workspace) / "dataset")
         else:
-            folder = Path(dataset)
+            folder = Path(dataset).expanduser()
             dataset = DistillationDataset.load_from_disk(folder)
         if not private and not dataset.provenance.get("license"):
             logger.warning(

@@ -64,7 +64,7 @@ def load_model(
         for name in ("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder", "CrossEncoder")
     }
     if isinstance(model, str | Path):
-        source = str(model)
+        source = str(Path(model).expanduser()) if str(model).startswith("~") else str(model)
         folder = Path(source)
         name = folder.resolve().name if folder.exists() else source
         options = {} if dtype is None else {"model_kwargs": {"dtype": dtype}}

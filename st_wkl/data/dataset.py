@@ -246,7 +246,7 @@ class DistillationDataset:
         Raises:
             FileExistsError: The folder holds something else.
         """
-        return self._save(Path(folder), "path/to/this/folder")
+        return self._save(Path(folder).expanduser(), "path/to/this/folder")
 
     def _save(self, folder: Path, card_path: str) -> Path:
         from st_wkl.cards.dataset_card import dataset_card
@@ -264,6 +264,8 @@ class DistillationDataset:
                 table = table.select_columns(list(schema))
                 table = table if table.features == schema else table.cast(schema)
                 table.to_parquet(new / f"{name}.parquet")
+            if absent := [name for name in _TABLES if not (new / f"{name}.parquet").is_file()]:
+                raise FileNotFoundError(f"{new} lacks {', '.join(absent)} after all was written. Give another folder.")
             text = json.dumps(self.provenance, indent=2, ensure_ascii=False, allow_nan=False)
             (new / _PROVENANCE).write_text(text + "\n", encoding="utf-8")
             contents = hashlib.blake2b(b"".join(map(_file_digest, sorted(new.iterdir()))), digest_size=16).hexdigest()
@@ -286,7 +288,7 @@ class DistillationDataset:
         import pyarrow.parquet
         from datasets import Dataset
 
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         for name in (*(f"{table}.parquet" for table in _TABLES), _PROVENANCE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
@@ -343,7 +345,7 @@ class DistillationDataset:
         Example:
             >>> dataset = DistillationDataset.from_hub("me/nfcorpus-distillation")  # doctest: +SKIP
         """
-        folder = Path(repo_id_or_folder)
+        folder = Path(repo_id_or_folder).expanduser()
         if folder.is_dir():
             return cls.load_from_disk(folder)
         from st_wkl.data._reading import download

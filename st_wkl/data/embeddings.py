@@ -76,7 +76,7 @@ class Encoder:
                 "dtype": str(next((p.dtype for p in model.parameters()), None)),
             }
             digest = content_hash(key, size=16)
-            self.folder = Path(cache) / digest
+            self.folder = Path(cache).expanduser() / digest
 
     def queries(self, texts: Sequence[str], prompt: str | None) -> Embeddings:
         """Return float32 embeddings on the model's device, sparse ones as dense tensors."""

@@ -61,7 +61,7 @@ class Exposure:
         Raises:
             ValueError: If the file is damaged or of a newer version.
         """
-        path = Path(folder) / EXPOSURE_FILE
+        path = Path(folder).expanduser() / EXPOSURE_FILE
         if not path.is_file():
             return None
         try:

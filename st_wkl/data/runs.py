@@ -52,7 +52,7 @@ def read_run(
     Example:
         >>> candidates = read_run("run.bm25.trec.gz", collection, top_k=50)  # doctest: +SKIP
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     found: dict[str, dict[str, tuple[float, float, str]]] = {}
     dropped, first = 0, ""
     for number, line in numbered_lines(path):
@@ -103,7 +103,7 @@ def write_run(candidates: Candidates, path: str | os.PathLike[str], *, tag: str 
     Example:
         >>> write_run(bm25_candidates(collection), "run.bm25.trec.gz")  # doctest: +SKIP
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     with replacing(path) as temporary, temporary.open("wb") as raw:
         # Without a time stamp, so that equal runs are equal files.
         file: Any = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if path.suffix == ".gz" else raw

@@ -128,7 +128,7 @@ def evaluate(
         exposure,
         first_stage,
         top_k,
-        None if cache is None else Path(cache),
+        None if cache is None else Path(cache).expanduser(),
         batch_size,
         show_progress,
         trust_remote_code,

@@ -139,7 +139,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 def results_file(path: str | Path) -> Path:
     """Return the file that `path` means: itself if it ends in .json, otherwise `results.json` inside it."""
-    path = Path(path)
+    path = Path(path).expanduser()
     return path if path.suffix == ".json" else path / FILE_NAME
 
 

@@ -137,8 +137,8 @@ def _resolve(item: Task, split: str | None) -> list[AbsTask]:
         return _parts(item, split)
     if isinstance(item, Collection):
         return [CollectionTask(item, split or _default_split(item))]
-    if isinstance(item, Path) or Path(item).is_dir():
-        if not Path(item).is_dir():
+    if isinstance(item, Path) or Path(item).expanduser().is_dir():
+        if not Path(item).expanduser().is_dir():
             raise FileNotFoundError(f"{item}: there is no such folder; a BEIR folder holds corpus.jsonl and qrels/")
         return _resolve(Collection.load(item), split)
     if "/" in item:

@@ -96,7 +96,7 @@ def prepare(
     """
     from st_wkl.models import load_model, model_revision
 
-    student, output = Path(student), Path(output)
+    student, output = Path(student).expanduser(), Path(output).expanduser()
     if not student.is_dir():
         raise FileNotFoundError(f"{student}: there is no such folder; pass the folder of the trained student")
     if output.exists() and not (output / _PAGE).is_file() and (output.is_file() or any(output.iterdir())):

@@ -74,7 +74,7 @@ def set_aside(made: Path, output: Path) -> Path | None:
 
 def source_digest(source: str) -> str:
     """Return the hash of a file or folder, or the name of what is elsewhere."""
-    path = Path(source)
+    path = Path(source).expanduser()
     return digest(path) if path.exists() else source
 
 

@@ -30,7 +30,7 @@ class Parts:
 
     def __init__(self, config: RunConfig, *, show_progress: bool) -> None:
         self.config, self.show_progress = config, show_progress
-        self.output = Path(config.output)
+        self.output = Path(config.output).expanduser()
         self.candidates = self.output / "candidates.trec.gz"
         self.dataset = self.output / "dataset"
         self.student = self.output / "student"

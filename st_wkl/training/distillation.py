@@ -166,6 +166,7 @@ def distill(
     if lora and not has_adapter(loaded):
         check_config(loaded, lora)
     trained = loaded.dtype
+    output_dir = output_dir.expanduser()
     args = _arguments(args, loaded, output_dir, lora=adapted)
     made = _make_loss(loss, loaded, dataset, mini_batch_size)
     check_loss(made, loaded)

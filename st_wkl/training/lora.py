@@ -219,7 +219,7 @@ def merge(
     from st_wkl.models import is_trusted, load_model
     from st_wkl.training.record import RECORD_FILE, TrainingRecord
 
-    output, dtype = Path(output), named_dtype(save_dtype or torch.float32)
+    output, dtype = Path(output).expanduser(), named_dtype(save_dtype or torch.float32)
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise FileExistsError(f"{output} is not empty. Choose another folder, or delete it if it may go.")
     # The sum of two weights in half precision is rounded; a model in memory stays as it is.
@@ -228,7 +228,7 @@ def merge(
     trusted = is_trusted(student, trust_remote_code)
     if not has_adapter(student):
         raise ValueError(f"{adapter} carries no adapter; it is merged already, or was trained without lora.")
-    source = None if isinstance(adapter, nn.Module) else Path(adapter)
+    source = None if isinstance(adapter, nn.Module) else Path(adapter).expanduser()
     record = TrainingRecord.load(source) if source is not None and (source / RECORD_FILE).is_file() else None
     check_base(student, record.lora if record else {}, base, trust_remote_code=trusted)
     expected = outputs(student)

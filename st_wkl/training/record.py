@@ -66,7 +66,7 @@ class TrainingRecord:
             FileNotFoundError: If the folder holds no record, so the student was not made by `distill`.
             ValueError: If the record is damaged or of another version.
         """
-        path = Path(folder) / RECORD_FILE
+        path = Path(folder).expanduser() / RECORD_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: only students that `distill` saved carry a record.")
         try:

@@ -105,7 +105,7 @@ def distill_rounds(
     """
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, got {rounds}.")
-    output_dir = Path(output_dir)
+    output_dir = Path(output_dir).expanduser()
     first, name = load_model(student, trust_remote_code=trust_remote_code)
     trusted = is_trusted(first, trust_remote_code)
     if isinstance(first, CrossEncoder):
