@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.data_collator import BaseDataCollator
 
+from st_wkl.functional._scores import LARGEST_SCORE, MASK_VALUES
 from st_wkl.losses.lists import pack
 from st_wkl.model_checks import check_fits
 from st_wkl.models import own_prompt
@@ -145,10 +146,11 @@ def _check(row: dict[str, Any]) -> None:
         if not isinstance(document, str):
             raise ValueError(f"document {place} of the query {query!r} is {document!r}, not a text. Drop it.")
     for place, score in enumerate(row.get(SCORES) or []):
-        if score is None or not math.isfinite(score):
+        if score is None or not math.isfinite(score) or abs(score) > LARGEST_SCORE or score in MASK_VALUES:
             raise ValueError(
                 f"the score of document {place} of the query {query!r} is {score}. One such score makes every weight "
-                "of the student NaN: score the pair again, or drop the document from the list."
+                "of the student NaN: score the pair again, or drop the document from the list. (What masked places are "
+                "filled with is no score.)"
             )
     for place, rank in enumerate(row.get(RANKS) or []):
         if rank is None or not rank >= 1:

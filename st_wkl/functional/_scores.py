@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+# No reranker's score is as large; what is, is what masked places are filled with, like the lowest number of a type.
+LARGEST_SCORE = 1e6
+MASK_VALUES = (-1e4, -65504.0)
 Reduction = Literal["batchmean", "mean", "none"]
 
 
@@ -39,13 +42,16 @@ def prepare(
     student = student_scores.to(dtype)
     teacher = check_shape("teacher_scores", teacher_scores, student).to(dtype)
     mask = torch.ones_like(student, dtype=torch.bool) if mask is None else check_shape("mask", mask, student).bool()
-    bad = mask & ~teacher.isfinite()
+    bad = mask & ~(teacher.isfinite() & (teacher.abs() <= LARGEST_SCORE))
+    for value in MASK_VALUES:
+        bad |= mask & (teacher == value)
     if bool(bad.any()):
         row, column = bad.nonzero()[0].tolist()
         raise ValueError(
             f"teacher_scores[{row}, {column}] is {teacher[row, column].item()} ({int(bad.sum())} such values in this "
             "batch). One of them makes every weight of the student NaN. Score the pair again, drop it from the "
-            "dataset, or set mask to False there to leave the document out."
+            f"dataset, or set mask to False there to leave the document out. Beyond {LARGEST_SCORE:g} and at "
+            f"{' and '.join(f'{value:g}' for value in MASK_VALUES)} it is taken for a mask, not for a score."
         )
     return (
         torch.where(mask, student, 0.0) / student_temperature,

@@ -178,10 +178,11 @@ class CandidateListLoss(StudentLoss):
         return from_columns(labels)
 
     def _check_student(self, scores: Tensor) -> None:
-        if bool(scores.isnan().any()):
-            row = int(scores.isnan().any(dim=1).nonzero()[0])
+        if not bool(scores.isfinite().all()):
+            row = int((~scores.isfinite()).any(dim=1).nonzero()[0])
+            what = "NaN" if bool(scores.isnan().any()) else "infinite"
             raise ValueError(
-                f"{type(self).__name__}: the student's scores in row {row} of this batch are NaN, so its weights have "
-                "diverged. Start again from the last good checkpoint with a smaller learning rate, or train in bf16 "
-                "or fp32 if this was fp16."
+                f"{type(self).__name__}: the student's scores in row {row} of this batch are {what}, so its weights "
+                "have diverged. Start again from the last good checkpoint with a smaller learning rate, or train in "
+                "bf16 or fp32 if this was fp16."
             )

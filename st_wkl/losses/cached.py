@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from sentence_transformers.base.losses import CachedLossMixin, RandContext, has_static_embedding_input
 from sentence_transformers.base.losses.merged_forward import merge_feature_batches
-from sentence_transformers.util import batch_to_device
+from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import Tensor, nn
 
 from st_wkl._compat import create_minibatch
@@ -62,6 +62,8 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
         self.uses_gradient_cache = mini_batch_size is not None
         # Decided now, because the trainer replaces `self.model` by a wrapper of another class.
         self.output = student_output(model)
+        # What the student is used with is what it learns from.
+        self.truncate_dim = getattr(model, "truncate_dim", None) if self.output == "embedding" else None
 
     @abstractmethod
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Any:
@@ -69,7 +71,8 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the parameters for the model card: what `shown` names, and all that differs from its default."""
-        return options_of(self, self.shown)
+        cut = {} if self.truncate_dim is None else {"truncate_dim": self.truncate_dim}
+        return {**options_of(self, self.shown), **cut}
 
     def forward(
         self,
@@ -101,7 +104,7 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
             columns = [batch_to_device(features, self.model.device)]
         columns, merged = _merge_candidates(columns)
         if self.mini_batch_size is None:
-            embeddings = [embed(self.model, features, self.output) for features in columns]
+            embeddings = [self._embed(features) for features in columns]
             return self.compute_loss_from_embeddings(_split_candidates(embeddings, merged), labels)
         pairs = [_sorted_by_length(features) for features in columns]
         batch = _CachedBatch(labels, [inverse for _, inverse in pairs], merged)
@@ -143,7 +146,10 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
         with nullcontext() if random_state is None else random_state, nullcontext() if with_grad else torch.no_grad():
             tensors = [value for value in features.values() if isinstance(value, Tensor)]
             random_state = RandContext(*tensors) if copy_random_state else None
-            return embed(self.model, features, self.output), random_state
+            return self._embed(features), random_state
+
+    def _embed(self, features: dict[str, Any]) -> Tensor:
+        return truncate_embeddings(embed(self.model, features, self.output), self.truncate_dim)
 
 
 def _stacked(labels: list[Tensor], candidates: int) -> Tensor:

@@ -64,7 +64,8 @@ def training_data(
     """Lay a dataset out for a loss. One that learns from pairs gets the teacher's own where no pairwise one was asked.
 
     Raises:
-        ValueError: If there are fewer rows than one batch holds, or lists for a loss that needs columns.
+        ValueError: If no batch comes of the rows, since several processes share them or short batches are dropped, or
+            there are lists for a loss that needs columns.
     """
     lists = takes_lists(loss)
     rows: Any = dataset
@@ -86,11 +87,13 @@ def training_data(
     provenance = getattr(dataset, "provenance", {})
     count = len(rows) if hasattr(rows, "__len__") else None
     batch = args.train_batch_size * args.world_size
-    if count is not None and count < batch:
+    # One process trains a short batch like any other; several would each get a part of it, or none.
+    if count is not None and count < batch and (args.world_size > 1 or args.dataloader_drop_last):
         raise ValueError(
             f"The dataset has {count:,} rows, which do not fill one batch of {batch:,} "
             f"({args.per_device_train_batch_size} per device, {args.world_size} processes). Set "
-            f"per_device_train_batch_size to {max(count // max(args.world_size, 1), 1)} or less, or train on more."
+            f"per_device_train_batch_size to {max(count // max(args.world_size, 1), 1)} or less, as in "
+            "default_arguments(student, output_dir, per_device_train_batch_size=…), or train on more."
         )
     columns = [name for name in rows.column_names or [] if name not in DEFAULT_LABEL_COLUMNS]
     _take_prompts(student, args.prompts, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import logging
 import time
@@ -24,10 +25,11 @@ from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.evaluation.results import package_versions
 from st_wkl.model_checks import check_student
-from st_wkl.models import check_reloads, is_trusted, load_model, prompts_of
+from st_wkl.models import check_reloads, hash_weights, is_trusted, load_model, prompts_of
 from st_wkl.training import checkpoints, dev
 from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
 from st_wkl.training.describe import Describer, differences, told
+from st_wkl.training.guard import FiniteWeightsCallback, check_loss_values, check_weights, say_few_steps, say_unchanged
 from st_wkl.training.identity import run_identity, told_arguments, told_options
 from st_wkl.training.logs import watch
 from st_wkl.training.lora import check_base, check_config, check_reload, has_adapter, prepare, save
@@ -36,7 +38,14 @@ from st_wkl.training.precision import HALF, name_of, named_dtype, to_master
 from st_wkl.training.record import RECORD_FILE, TrainingRecord
 from st_wkl.training.rehearsal import keep_exactly, rehearse
 from st_wkl.training.sharding import WholeCopy, check_sharded
-from st_wkl.training.students import check_loss, default_arguments, kind_of, make_loss
+from st_wkl.training.students import (
+    STATIC_LEARNING_RATE,
+    check_loss,
+    default_arguments,
+    is_static,
+    kind_of,
+    make_loss,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -171,6 +180,7 @@ def distill(
     made = _make_loss(loss, loaded, dataset, mini_batch_size)
     check_loss(made, loaded)
     data = training_data(dataset, made, loaded, args)
+    say_few_steps(args, data.count)
     if data.count is None:
         args.accelerator_config = whole_batches(args)
     if eval is not None:
@@ -215,6 +225,7 @@ def distill(
         evaluator=eval,
         callbacks=callbacks or None,
     )
+    made.register_forward_hook(check_loss_values)
     try:
         _check_trainer(trainer, made, data, checkpoint)
     except ValueError:
@@ -227,10 +238,15 @@ def distill(
         keep_exactly(trainer, trust_remote_code=trust_remote_code)
     whole = WholeCopy(trainer, main=get_rank() == 0) if trainer.is_fsdp_enabled else None
     watch(trainer, made)
+    trainer.add_callback(FiniteWeightsCallback())
+    start_weights = None if whole is not None else hash_weights(loaded)
     scores = {} if eval is None else {"before": dev.score(eval, loaded)}
     history = _train(trainer, checkpoint)
+    if start_weights is not None and start_weights == hash_weights(loaded):
+        say_unchanged(args, trainer.state.global_step)
     if rounded is not None and whole is None:
         loaded.to(rounded)  # what is measured is what is saved
+        check_weights(loaded, args, trainer.state.global_step)
     if eval is not None:
         scores["after"] = dev.score(eval, loaded)
     if whole is not None:
@@ -298,6 +314,15 @@ def _arguments(
             f"args is a {type(args).__name__}, but a {type(student).__name__} is trained with {expected.__name__}."
         )
     args = copy.copy(args) if args is not None else default_arguments(student, output_dir, lora=lora)
+    stock = next(entry.default for entry in dataclasses.fields(args) if entry.name == "learning_rate")
+    if is_static(student) and args.learning_rate == stock:
+        args.learning_rate = STATIC_LEARNING_RATE
+        logger.warning(
+            "learning_rate stands at the trainer's own default of %g, at which a static student does not move: it is "
+            "trained with %g. default_arguments(student, output_dir) has all that suits it.",
+            stock,
+            STATIC_LEARNING_RATE,
+        )
     if launched() > 1 and args.world_size == 1:
         raise ValueError(
             f"There are {launched()} processes, and by these arguments each would train alone and write the same "

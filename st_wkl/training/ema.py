@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sentence_transformers import CrossEncoder
+from sentence_transformers.util import truncate_embeddings
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -139,7 +140,10 @@ class MovingAverageLoss(nn.Module):
     def _mixed(self, columns: list[dict[str, Any]], labels: Tensor | None) -> Tensor:
         loss = self.loss
         # Copies, since some modules write into their features.
-        embeddings = [embed(self.average.model, dict(features), loss.output) for features in columns]
+        embeddings = [
+            truncate_embeddings(embed(self.average.model, dict(features), loss.output), loss.truncate_dim)
+            for features in columns
+        ]
         lists = loss._lists(embeddings, labels)
         own = score_lists(embeddings, lists, loss.similarity_fct) / loss.student_temperature
         scores = (1 - self.weight) * lists.scores + self.weight * loss.teacher_temperature * own.to(lists.scores)

@@ -291,3 +291,15 @@ def check_loss(loss: nn.Module, student: Student) -> None:
             f"{name} was made over another model than the student, so training would not change the student. Make it "
             "with the student, or give a function: loss=lambda student: …"
         )
+    cut = getattr(student, "truncate_dim", None)
+    if cut is not None and not any(isinstance(part, StudentLoss) for part in loss.modules()):
+        logger.warning(
+            "%s trains all dimensions of the student, of which it is used with the first %d (truncate_dim). The losses "
+            "of st_wkl train these only; MatryoshkaLoss trains several such cuts.",
+            name,
+            cut,
+        )
+    if (most := getattr(student, "max_active_dims", None)) is not None:
+        logger.warning(
+            "The student is used with its %d largest dimensions (max_active_dims), and trained with all of them.", most
+        )

@@ -267,7 +267,11 @@ def test_bad_input_is_an_error_before_any_work(
     cross_encoder = make_student("cross-encoder", tiny_bert_path)
     without_scores = datasets.Dataset.from_list(ragged_rows(40)).remove_columns("scores")
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
-        (ValueError, r"7 rows, which do not fill one batch of 32.*per_device_train_batch_size to 7", {"dataset": few}),
+        (
+            ValueError,
+            r"7 rows, which do not fill one batch of 32.*per_device_train_batch_size to 7.*default_arguments",
+            {"dataset": few, "args": default_arguments(cross_encoder, tmp_path / "x", dataloader_drop_last=True)},
+        ),
         (TypeError, "DistillKLDivLoss is a loss for a sentence_transformer", {"loss": DistillKLDivLoss(student)}),
         (ValueError, "over another model than the student", {"loss": WeightedKLDistillationLoss(student)}),
         (ValueError, "'in-batch' on a CrossEncoder|needs embeddings", {"loss": "in-batch"}),
