@@ -15,8 +15,11 @@ from st_wkl.training.describe import differences, told
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+    from sentence_transformers.base.training_args import BaseTrainingArguments
+    from torch import nn
 
     from st_wkl.data.dataset import DistillationDataset
+    from st_wkl.training.describe import Describer
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +106,41 @@ def start_run(folder: Path, identity: dict[str, Any], *, resume: bool) -> Checkp
     if checkpoint is None:
         logger.warning("%s holds no complete checkpoint: training starts again at its first step.", folder)
     return checkpoint
+
+
+def check_resumable(
+    args: BaseTrainingArguments, loss: nn.Module, describe: Describer, dataset: Any, *, resume: bool
+) -> None:
+    """Stop, or say so, where a run that is killed could not go on as if it had not been.
+
+    Raises:
+        ValueError: If resuming is asked for and cannot work.
+    """
+    trained = set() if describe.student is None else {id(weight) for weight in describe.student.parameters()}
+    own = [name for name, weight in loss.named_parameters() if weight.requires_grad and id(weight) not in trained]
+    reasons = []
+    if args.save_only_model and args.save_strategy != "no":
+        reasons.append("save_only_model=True keeps no optimizer in the checkpoints: leave it away")
+    if own:
+        reasons.append(f"checkpoints do not hold the loss's own weights, {own[0]!r} and others: freeze them")
+    if describe.unknown:
+        reasons.append(
+            f"{describe.unknown[0]} is an object that cannot be told from another of its kind: give one with a state "
+            "in plain attributes, or a function"
+        )
+    if reasons and resume:
+        raise ValueError(f"This run cannot be resumed, since {'; '.join(reasons)}, or leave resume away.")
+    if reasons:
+        logger.warning("If this run is stopped, it cannot be resumed, since %s.", "; ".join(reasons))
+    if args.save_strategy == "no":
+        logger.log(
+            logging.WARNING if resume else logging.INFO,
+            "No checkpoints are kept (save_strategy='no'): if this run is stopped, it starts again at its first step.",
+        )
+    if resume and not hasattr(dataset, "__len__") and not hasattr(dataset, "train"):
+        logger.warning(
+            "The rows of an IterableDataset pass once, so whether they are the same as before is not checked."
+        )
 
 
 def write_identity(folder: Path, identity: dict[str, Any]) -> None:

@@ -25,19 +25,19 @@ from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.evaluation.results import package_versions
 from st_wkl.model_checks import check_student
-from st_wkl.models import check_reloads, hash_weights, is_trusted, load_model, prompts_of
+from st_wkl.models import check_reloads, is_trusted, load_model, prompts_of
 from st_wkl.training import checkpoints, dev
 from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
 from st_wkl.training.describe import Describer, differences, told
-from st_wkl.training.guard import FiniteWeightsCallback, check_loss_values, check_weights, say_few_steps, say_unchanged
+from st_wkl.training.fitting import fit
+from st_wkl.training.guard import say_few_steps
 from st_wkl.training.identity import run_identity, told_arguments, told_options
-from st_wkl.training.logs import watch
 from st_wkl.training.lora import check_base, check_config, check_reload, has_adapter, prepare, save
 from st_wkl.training.plot import PLOT_FILE, plot_training
 from st_wkl.training.precision import HALF, name_of, named_dtype, to_master
 from st_wkl.training.record import RECORD_FILE, TrainingRecord
 from st_wkl.training.rehearsal import keep_exactly, rehearse
-from st_wkl.training.sharding import WholeCopy, check_sharded
+from st_wkl.training.sharding import check_sharded
 from st_wkl.training.students import (
     STATIC_LEARNING_RATE,
     check_loss,
@@ -155,8 +155,8 @@ def distill(
     Raises:
         FileExistsError: If `output_dir` holds something already, and it is not this run to be resumed.
         TypeError: If arguments or loss are those of another model class.
-        ValueError: If the dataset has fewer rows than a batch, no row that fits, or unusable scores; if the loss fails
-            on its first rows or was made over another model; if the run to resume had another student, dataset, loss
+        ValueError: If no batch comes of the dataset's rows, or their scores are unusable; if the loss fails on its first
+            rows, was made over another model, or is not finite, nor the weights before they are saved; if the run to resume had another student, dataset, loss
             or arguments; or if processes of `torchrun` would train alone.
 
     Example:
@@ -206,7 +206,7 @@ def distill(
     if resume and (finished := _finished(output_dir, identity, is_trusted(loaded, trust_remote_code))) is not None:
         logger.info("%s is complete: nothing to do.", output_dir)
         return finished
-    _check_resumable(args, made, describe, dataset, resume=resume)
+    checkpoints.check_resumable(args, made, describe, dataset, resume=resume)
     _check_folder(output_dir, work)
     check_reloads(loaded, trust_remote_code)
     checkpoint = checkpoints.start_run(work, identity, resume=resume)
@@ -225,7 +225,6 @@ def distill(
         evaluator=eval,
         callbacks=callbacks or None,
     )
-    made.register_forward_hook(check_loss_values)
     try:
         _check_trainer(trainer, made, data, checkpoint)
     except ValueError:
@@ -236,21 +235,7 @@ def distill(
         checkpoints.write_identity(work, identity)
     if adapted:
         keep_exactly(trainer, trust_remote_code=trust_remote_code)
-    whole = WholeCopy(trainer, main=get_rank() == 0) if trainer.is_fsdp_enabled else None
-    watch(trainer, made)
-    trainer.add_callback(FiniteWeightsCallback())
-    start_weights = None if whole is not None else hash_weights(loaded)
-    scores = {} if eval is None else {"before": dev.score(eval, loaded)}
-    history = _train(trainer, checkpoint)
-    if start_weights is not None and start_weights == hash_weights(loaded):
-        say_unchanged(args, trainer.state.global_step)
-    if rounded is not None and whole is None:
-        loaded.to(rounded)  # what is measured is what is saved
-        check_weights(loaded, args, trainer.state.global_step)
-    if eval is not None:
-        scores["after"] = dev.score(eval, loaded)
-    if whole is not None:
-        loaded = whole.gathered(rounded) or loaded
+    loaded, history, scores = fit(trainer, made, eval, checkpoint, rounded)
     record = TrainingRecord(
         student=name,
         loss=type(made).__name__,
@@ -365,41 +350,6 @@ def _finished(folder: Path, identity: dict[str, Any], trust_remote_code: bool) -
     return Distilled(student, _results([], record), record, folder)
 
 
-def _check_resumable(
-    args: BaseTrainingArguments, loss: nn.Module, describe: Describer, dataset: Any, *, resume: bool
-) -> None:
-    """Stop, or say so, where a run that is killed could not go on as if it had not been.
-
-    Raises:
-        ValueError: If resuming is asked for and cannot work.
-    """
-    trained = set() if describe.student is None else {id(weight) for weight in describe.student.parameters()}
-    own = [name for name, weight in loss.named_parameters() if weight.requires_grad and id(weight) not in trained]
-    reasons = []
-    if args.save_only_model and args.save_strategy != "no":
-        reasons.append("save_only_model=True keeps no optimizer in the checkpoints: leave it away")
-    if own:
-        reasons.append(f"checkpoints do not hold the loss's own weights, {own[0]!r} and others: freeze them")
-    if describe.unknown:
-        reasons.append(
-            f"{describe.unknown[0]} is an object that cannot be told from another of its kind: give one with a state "
-            "in plain attributes, or a function"
-        )
-    if reasons and resume:
-        raise ValueError(f"This run cannot be resumed, since {'; '.join(reasons)}, or leave resume away.")
-    if reasons:
-        logger.warning("If this run is stopped, it cannot be resumed, since %s.", "; ".join(reasons))
-    if args.save_strategy == "no":
-        logger.log(
-            logging.WARNING if resume else logging.INFO,
-            "No checkpoints are kept (save_strategy='no'): if this run is stopped, it starts again at its first step.",
-        )
-    if resume and not hasattr(dataset, "__len__") and not hasattr(dataset, "train"):
-        logger.warning(
-            "The rows of an IterableDataset pass once, so whether they are the same as before is not checked."
-        )
-
-
 def _check_folder(folder: Path, work: Path) -> None:
     """Refuse a folder that holds anything but the unfinished run."""
     if not folder.exists():
@@ -424,23 +374,6 @@ def _check_trainer(
     elif trainer.args.fsdp:
         logger.warning("accelerate leaves FSDP out on this device: every process holds the whole student.")
     try_loss(trainer, loss, data.rows)
-
-
-def _train(trainer: BaseTrainer, checkpoint: checkpoints.Checkpoint | None) -> list[dict[str, Any]]:
-    """Train, or do what is left of it, and return the log."""
-    if checkpoint is None:
-        trainer.train()
-    elif checkpoint.finished:
-        # The trainer would take one more step after the last one, so only the weights are taken.
-        best = checkpoint.state.get("best_model_checkpoint") if trainer.args.load_best_model_at_end else None
-        source = checkpoint.folder if best is None else checkpoint.folder.with_name(Path(best).name)
-        logger.info("Training was complete at step %d.", checkpoint.state["global_step"])
-        trainer._load_from_checkpoint(str(source))
-        return list(checkpoint.state["log_history"])
-    else:
-        logger.info("Going on at step %d of %d.", checkpoint.state["global_step"], checkpoint.state["max_steps"])
-        trainer.train(resume_from_checkpoint=str(checkpoint.folder))
-    return list(trainer.state.log_history)
 
 
 def _save(
