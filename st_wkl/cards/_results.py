@@ -41,7 +41,7 @@ def results_section(results: Mapping[str, Results], told: str | None = None) -> 
     for (task, split, subset), columns in tasks.items():
         parts += [*_task(task, split, subset, columns), *_differences(columns, task == told)]
     if any(scores.per_query for columns in tasks.values() for scores in columns.values()):
-        parts.append("In brackets: 95 % interval of the mean, Student's t over queries.")
+        parts.append("In brackets: 95 % interval of the mean, a bootstrap over queries.")
     if any(len(parts_of(columns)) > 1 for columns in tasks.values()):
         parts.append(_MEANING)
     return "\n\n".join(parts)
@@ -146,6 +146,5 @@ def _mean(scores: TaskScores, ids: list[str]) -> str:
 
 
 def _interval(values: list[float]) -> str:
-    found = paired_difference(values)  # from zero, which is the mean itself
-    low, high = max(0.0, found.low), min(1.0, found.high)
-    return f"<br>[{low:.3f},&nbsp;{high:.3f}]"  # on a line of its own: broken inside, it cannot be read
+    found = paired_difference(values, interval="percentile")  # from zero: the mean itself, which stays within 0 and 1
+    return f"<br>[{found.low:.3f},&nbsp;{found.high:.3f}]"  # on a line of its own: broken inside, it cannot be read
