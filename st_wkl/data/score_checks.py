@@ -32,6 +32,17 @@ _NAME = b""  # in place of a query: of the teacher's identity
 
 Scores = list[tuple[bytes, float]]
 
+# By SQLite's code of an error, or by a word of those that have none.
+_AGAIN = "then start again: it continues where it stopped."
+_ANY_REMEDY = f"Check free space, permissions and other processes, {_AGAIN}"
+_REMEDIES: dict[int | str, str] = {
+    "closed": "It was closed, by close() or at the end of its `with` block: keep it open, or open it again.",
+    "thread": "Each thread needs a ScoreStore of its own; they may share the file.",
+    sqlite3.SQLITE_BUSY: f"Another process is writing. Wait for it or stop it, {_AGAIN}",
+    sqlite3.SQLITE_FULL: f"Free some space on the disk, {_AGAIN}",
+    sqlite3.SQLITE_READONLY: f"Give yourself the right to write to the file and its folder, {_AGAIN}",
+}
+
 
 def prepare_checks(connection: sqlite3.Connection) -> None:
     """Make room for checksums where there is none; the caller has begun a transaction."""
@@ -120,3 +131,9 @@ def _checksum(query: bytes, rows: Scores) -> int:
     except TypeError:
         return -1
     return crc32(documents, crc32(scores.tobytes(), crc32(query)))
+
+
+def remedy(error: sqlite3.DatabaseError) -> str:
+    """Return what to do about an error that is no damage."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    return next((text for sign, text in _REMEDIES.items() if sign in (code, *str(error).split())), _ANY_REMEDY)

@@ -25,6 +25,7 @@ from st_wkl.data.score_checks import (
     name_teacher,
     prepare_checks,
     read_scores_of,
+    remedy,
     seal,
     write_scores_of,
 )
@@ -44,17 +45,6 @@ CREATE TABLE scores (
     PRIMARY KEY (teacher, query, document)
 ) WITHOUT ROWID;
 """
-
-# By SQLite's code of an error, or by a word of those that have none.
-_AGAIN = "then start again: it continues where it stopped."
-_ANY_REMEDY = f"Check free space, permissions and other processes, {_AGAIN}"
-_REMEDIES: dict[int | str, str] = {
-    "closed": "It was closed, by close() or at the end of its `with` block: keep it open, or open it again.",
-    "thread": "Each thread needs a ScoreStore of its own; they may share the file.",
-    sqlite3.SQLITE_BUSY: f"Another process is writing. Wait for it or stop it, {_AGAIN}",
-    sqlite3.SQLITE_FULL: f"Free some space on the disk, {_AGAIN}",
-    sqlite3.SQLITE_READONLY: f"Give yourself the right to write to the file and its folder, {_AGAIN}",
-}
 
 
 @dataclass(frozen=True)
@@ -418,11 +408,9 @@ class ScoreStore:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise ScoreStoreError(self._damaged(error)) from error
-            remedy = next(
-                (text for sign, text in _REMEDIES.items() if sign in (code, *str(error).split())), _ANY_REMEDY
-            )
             raise ScoreStoreError(
-                f"The score store {self.path} cannot be used now: {error}. What was stored before is safe. {remedy}"
+                f"The score store {self.path} cannot be used now: {error}. What was stored before is safe. "
+                f"{remedy(error)}"
             ) from error
 
     def _damaged(self, error: object) -> str:
