@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from st_wkl._versions import check_adapters
 from st_wkl.model_files import hash_files
 
 if TYPE_CHECKING:
@@ -56,8 +57,10 @@ def load_model(
     Raises:
         TypeError: If `model` is none of these.
         ValueError: If it needs code of its own, which is not trusted.
+        ImportError: If it is an adapter, and the installed transformers refuses the installed peft.
     """
     import sentence_transformers
+    from sentence_transformers.util import load_file_path
 
     classes = {
         name: getattr(sentence_transformers, name)
@@ -67,6 +70,7 @@ def load_model(
         source = str(Path(model).expanduser()) if str(model).startswith("~") else str(model)
         folder = Path(source)
         name = folder.resolve().name if folder.exists() else source
+        check_adapters(load_file_path(source, "adapter_config.json"))
         options = {} if dtype is None else {"model_kwargs": {"dtype": dtype}}
         loaded = classes[_saved_class(source, set(classes))](source, trust_remote_code=trust_remote_code, **options)
         return loaded if dtype is None else loaded.to(dtype), name

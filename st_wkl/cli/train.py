@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from st_wkl._processes import is_first
+from st_wkl._versions import check_adapters
 from st_wkl.cli._answers import Answer, JsonOption, QuietOption, TrustOption, answering
 
 # By name here, so that `--help` needs no torch; a test compares them with `st_wkl.training.LOSSES`.
@@ -67,6 +68,7 @@ def train(
 
     if merge and not lora:
         raise ValueError("--merge merges an adapter: add --lora.")
+    check_adapters(lora)
     if patience is not None and dev is None:
         raise ValueError("--patience needs a dev split to look at: add --dev.")
     given = {

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from st_wkl._versions import check_adapters
 from st_wkl.config import RunConfig, check_training_arguments, nearest
 from st_wkl.packaged import named
 
@@ -167,6 +168,7 @@ class Parts:
         """Find what cannot work before anything is done.
 
         Raises:
+            ImportError: If an adapter is to be trained, and the installed transformers refuses the installed peft.
             ValueError: If there is such a thing.
         """
         from st_wkl.evaluation.tasks import resolve_tasks
@@ -175,6 +177,7 @@ class Parts:
         from st_wkl.training.students import kind_of
 
         config = self.config
+        check_adapters(config.lora is not False)
         if config.loss.name is not None and config.loss.name not in LOSSES:
             raise ValueError(f"loss.name: there is no loss {config.loss.name!r}{nearest(config.loss.name, LOSSES)}.")
         self.collection.judgements(config.collection.split)

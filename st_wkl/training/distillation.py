@@ -20,6 +20,7 @@ from torch import nn
 from st_wkl._compat import card_text
 from st_wkl._hashes import content_hash
 from st_wkl._processes import launched
+from st_wkl._versions import check_adapters
 from st_wkl.cards.model_card import write_model_card
 from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
@@ -154,6 +155,7 @@ def distill(
 
     Raises:
         FileExistsError: If `output_dir` holds something already, and it is not this run to be resumed.
+        ImportError: If an adapter is to be trained, and the installed transformers refuses the installed peft.
         TypeError: If arguments or loss are those of another model class.
         ValueError: If no batch comes of the dataset's rows, or their scores are unusable; if the loss fails on its first
             rows, was made over another model, or is not finite, nor the weights before they are saved; if the run to resume had another student, dataset, loss
@@ -165,6 +167,7 @@ def distill(
         >>> distill("minishlab/potion-base-8M", builder.build(), output_dir="my-student").student  # doctest: +SKIP
     """  # noqa: E501
     output_dir = Path(output_dir)
+    check_adapters(lora)
     loaded, found_name, given = _load(student, trust_remote_code)
     name = base_name or (found_name if not isinstance(student, nn.Module) else _name_of(loaded, found_name))
     licence = _licence_of(student, loaded)
