@@ -10,8 +10,9 @@ from torch import Tensor
 
 from st_wkl import functional
 from st_wkl.losses.cached import StudentLoss
-from st_wkl.losses.lists import holds_lists, unpack
+from st_wkl.losses.lists import CandidateLists, columns_without_teacher, holds_lists, unpack
 from st_wkl.losses.options import check_choices
+from st_wkl.losses.scoring import concatenate
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -75,7 +76,8 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
         Args:
             embeddings: One tensor per column, the query first: query, positive, negative_1, …, or query and all
                 documents of the lists.
-            labels: What `ListwiseCollator` made; anything else is ignored.
+            labels: What `ListwiseCollator` made. Of `(B, N)` labels of columns only −inf counts, which leaves a
+                document out.
 
         Returns:
             The mean over negatives, a scalar; 0 if no list has both a positive and a negative.
@@ -84,15 +86,15 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
             ValueError: If there are fewer than three columns, or an embedding has length 0.
         """
         if labels is not None and holds_lists(labels):
-            triples = self._triples(embeddings, labels)
+            lists = unpack(labels)
+        elif len(embeddings) > 2:
+            lists = columns_without_teacher(embeddings, labels)
         else:
-            query, *documents = embeddings
-            if len(documents) < 2:
-                raise ValueError(
-                    "AdaptiveRelevanceMarginLoss expects the columns query, positive, negative_1, … but got "
-                    f"{len(embeddings)}. Add a column of negatives."
-                )
-            triples = [(query, documents[0], negative) for negative in documents[1:]]
+            raise ValueError(
+                "AdaptiveRelevanceMarginLoss expects the columns query, positive, negative_1, … but got "
+                f"{len(embeddings)}. Add a column of negatives."
+            )
+        triples = self._triples(embeddings[0], concatenate(embeddings[1:]), lists)
         losses = [
             len(triple[0])
             * functional.adaptive_relevance_margin(
@@ -104,10 +106,8 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
             return torch.stack([embedding.sum() for embedding in embeddings]).sum() * 0.0
         return torch.stack(losses).sum() / sum(len(triple[0]) for triple in triples)
 
-    def _triples(self, embeddings: list[Tensor], labels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _triples(self, query: Tensor, documents: Tensor, lists: CandidateLists) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Take the k-th negatives of all lists that have one, for each k, with the first positive of each list."""
-        query, documents = embeddings
-        lists = unpack(labels)
         positives = (lists.gains >= self.positive_threshold) & lists.mask
         negatives = lists.mask & ~positives & positives.any(dim=1, keepdim=True)
         first = lists.index.gather(1, positives.int().argmax(dim=1, keepdim=True)).squeeze(1)

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 
+import torch
 from torch import Tensor
 
 from st_wkl.losses.cached import StudentLoss
@@ -61,6 +62,8 @@ class CandidateListLoss(StudentLoss):
     """
 
     shown: ClassVar[tuple[str, ...]] = ("similarity_fct", "student_temperature", "teacher_temperature")
+    # Whether the loss takes a softmax of the teacher's scores, which a small temperature makes 0 for most of them.
+    teacher_softmax: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class CandidateListLoss(StudentLoss):
         self.positive_threshold = positive_threshold
         self.without_positive = without_positive
         self.rows_without_positive = 0
+        self._said: set[str] = set()
         # Whoever watches training is shown the scores of each batch, see `st_wkl.training.logs`.
         self.observer: Callable[[Tensor, CandidateLists], None] | None = None
 
@@ -112,16 +116,19 @@ class CandidateListLoss(StudentLoss):
         Args:
             embeddings: One tensor per column, the query first: query, positive, negative_1, …, or query and all
                 documents of the lists. For a cross-encoder, the scores of all pairs alone.
-            labels: `(B, N)` teacher scores of the N candidate columns, or what `ListwiseCollator` made.
+            labels: `(B, N)` teacher scores of the N candidate columns, or what `ListwiseCollator` made. In columns,
+                −inf leaves a candidate out of its list, for teacher and student: no probability and no gradient.
 
         Returns:
             The loss, a scalar.
 
         Raises:
-            ValueError: If there are fewer than two candidates, if labels are missing, of another shape, or not
-                finite, or if the student's own scores have become NaN.
+            ValueError: If there are fewer than two candidates, if labels are missing, of another shape, NaN or
+                infinite (but for −inf in columns), or if the student's own scores have become NaN.
         """
         lists = self._lists(embeddings, labels)
+        if self.teacher_softmax and "scale" not in self._said:
+            self._check_scale(lists)
         student_scores = score_lists(embeddings, lists, self.similarity_fct)
         self._check_student(student_scores)
         if self.observer is not None and student_scores.requires_grad:
@@ -175,7 +182,38 @@ class CandidateListLoss(StudentLoss):
                 "candidate, the positive's first. Inside MatryoshkaLoss, labels as wide as the embedding dimension are "
                 "cut as if they were embeddings: use another number of candidates, or ListwiseCollator."
             )
-        return from_columns(labels)
+        lists = from_columns(labels)
+        short = int((lists.mask.sum(dim=1) < 2).sum())
+        if short and "short" not in self._said:
+            self._said.add("short")
+            logger.warning(
+                "%s: %d of %d lists of this batch keep fewer than two candidates whose label is not -inf, so there is "
+                "nothing to rank in them: they add no gradient. Said once.",
+                name,
+                short,
+                rows,
+            )
+        return lists
+
+    def _check_scale(self, lists: CandidateLists) -> None:
+        """Say once that the teacher's softmax leaves candidates nothing."""
+        scores = lists.scores.detach()
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~lists.mask, -math.inf)
+        lost = lists.mask & ((scores / self.teacher_temperature).softmax(dim=1) == 0)
+        if bool(lost.any()):
+            self._said.add("scale")
+            spread = float((scores.amax(dim=1, keepdim=True) - scores)[lists.mask].max())
+            logger.warning(
+                "%s: teacher_temperature=%g leaves %d of %d candidates of this batch a teacher's probability of "
+                "exactly 0, so the teacher says nothing about them. The scores of a list are up to %.4g apart: take a "
+                "teacher_temperature above %.3g. Said once.",
+                type(self).__name__,
+                self.teacher_temperature,
+                int(lost.sum()),
+                int(lists.mask.sum()),
+                spread,
+                spread / 100,
+            )
 
     def _check_student(self, scores: Tensor) -> None:
         if not bool(scores.isfinite().all()):

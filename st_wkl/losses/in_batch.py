@@ -18,7 +18,7 @@ from sentence_transformers.util import (
 from torch import Tensor
 
 from st_wkl.losses.cached import StudentLoss
-from st_wkl.losses.lists import CandidateLists, from_columns, holds_lists, unpack
+from st_wkl.losses.lists import CandidateLists, columns_without_teacher, holds_lists, unpack
 from st_wkl.losses.options import check_similarity
 from st_wkl.losses.scoring import BOUNDED_TEMPERATURE, concatenate
 
@@ -109,7 +109,8 @@ class InBatchContrastiveLoss(StudentLoss):
         Args:
             embeddings: One tensor per column, the query first: query, positive, negative_1, …, or query and all
                 documents of the lists.
-            labels: What `ListwiseCollator` made; anything else is ignored, and column 1 is the positive.
+            labels: What `ListwiseCollator` made. Of `(B, N)` labels of columns, where column 1 is the positive, only
+                −inf counts: that document is no negative of its query.
 
         Returns:
             The mean over queries of the mean over their positives, a scalar; 0 if the batch has no positive.
@@ -118,7 +119,7 @@ class InBatchContrastiveLoss(StudentLoss):
         if labels is not None and holds_lists(labels):
             lists = unpack(labels)
         else:
-            lists = from_columns(torch.zeros(len(query), len(embeddings) - 1, device=query.device))
+            lists = columns_without_teacher(embeddings, labels)
         identity = _identities(documents.detach(), lists)
         positives = (lists.gains >= self.positive_threshold) & lists.mask
         own, documents, identity = self._gathered(documents, identity)
@@ -132,6 +133,11 @@ class InBatchContrastiveLoss(StudentLoss):
         if not self.own_negatives:
             list_rows, list_places = lists.mask.nonzero(as_tuple=True)
             excluded[list_rows, own[lists.index[list_rows, list_places]]] = True
+        if lists.identity is None and not bool(lists.mask.all()):  # what a label of -inf leaves out, and its copies
+            list_rows, list_places = (~lists.mask).nonzero(as_tuple=True)
+            left_out = identity[own[lists.index[list_rows, list_places]]]
+            copies = (left_out.unsqueeze(1) == identity).to(scores.dtype)
+            excluded |= torch.zeros_like(scores).index_add(0, list_rows, copies) > 0
         negatives = scores.masked_fill(excluded, -torch.inf).logsumexp(dim=1)
         positive_scores = scores[rows, columns]
         losses = torch.logaddexp(positive_scores, negatives[rows]) - positive_scores

@@ -121,9 +121,22 @@ def unpack(labels: Tensor) -> CandidateLists:
 
 
 def from_columns(scores: Tensor) -> CandidateLists:
-    """Read `(B, N)` teacher scores of the columns positive, negative_1, …, whose embeddings stand one after another."""
+    """Read `(B, N)` teacher scores of the columns positive, negative_1, …, whose embeddings stand one after another.
+
+    A score of −inf leaves the document out of its list, as it does upstream: columns have no other way to say it. In
+    packed lists it stays an error, since a list leaves a document out by not holding it.
+    """
     rows, candidates = scores.shape
     places = torch.arange(rows * candidates, device=scores.device).view(candidates, rows).T
     gains = torch.zeros_like(scores, dtype=torch.float32)
     gains[:, 0] = 1.0
-    return CandidateLists(scores, gains, places, torch.ones_like(places, dtype=torch.bool), None)
+    return CandidateLists(scores, gains, places, ~scores.isneginf(), None)
+
+
+def columns_without_teacher(embeddings: Sequence[Tensor], labels: Tensor | None) -> CandidateLists:
+    """Read columns for a loss that needs no teacher: of labels, only the −inf that leave a document out count."""
+    shape = (len(embeddings[0]), len(embeddings) - 1)
+    scores = torch.zeros(shape, device=embeddings[0].device)
+    if labels is not None and labels.shape == shape:
+        scores = scores.masked_fill(labels.isneginf(), -torch.inf)
+    return from_columns(scores)

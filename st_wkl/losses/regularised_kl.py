@@ -41,6 +41,7 @@ class RegularisedKLDistillLoss(CandidateListLoss):
     """
 
     shown = ("beta", *CandidateListLoss.shown)
+    teacher_softmax = True
 
     def __init__(self, model: Student, beta: float = 0.02, **options: Unpack[ListLossOptions]) -> None:
         super().__init__(model, **options)

@@ -79,6 +79,7 @@ class WeightedKLDistillationLoss(CandidateListLoss):
     """
 
     shown = ("gamma", "alpha", *CandidateListLoss.shown, "detach_weights", "reduction")
+    teacher_softmax = True
 
     def __init__(
         self,

@@ -17,12 +17,22 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
-from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MatryoshkaLoss
+from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MarginMSELoss, MatryoshkaLoss
 from sentence_transformers.util import pairwise_cos_sim, pairwise_dot_score
 from torch import Tensor
 
 from st_wkl.functional import margin_kl, weighted_kl
-from st_wkl.losses import InBatchContrastiveLoss, MarginKL, WeightedKLDistillationLoss
+from st_wkl.losses import (
+    AdaptiveRelevanceMarginLoss,
+    InBatchContrastiveLoss,
+    ListContrastiveLoss,
+    MarginKL,
+    MarginMSEDistillLoss,
+    PearsonDistillLoss,
+    RankNetDistillLoss,
+    RegularisedKLDistillLoss,
+    WeightedKLDistillationLoss,
+)
 from st_wkl.losses.base import CandidateListLoss
 
 LOSSES = [WeightedKLDistillationLoss, MarginKL]
@@ -183,7 +193,7 @@ def test_config_is_json_and_nothing_is_learned(
     assert dict(loss.named_children()).keys() == {"model"}
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("loss_class", LOSSES)
 def test_bad_label_in_a_later_batch_stops_the_run(
     loss_class: type[CandidateListLoss], bad: float, student: SentenceTransformer, tmp_path: Path
@@ -192,6 +202,94 @@ def test_bad_label_in_a_later_batch_stops_the_run(
     with pytest.raises(ValueError, match=r"teacher_scores\[\d, 1\] is"):
         train(student, loss_class(student), rows(bad=bad), tmp_path, dataloader_drop_last=False)
     assert all(torch.isfinite(parameter).all() for parameter in student.parameters())
+
+
+EXCLUDING = [
+    WeightedKLDistillationLoss,
+    RegularisedKLDistillLoss,
+    MarginKL,
+    MarginMSEDistillLoss,
+    RankNetDistillLoss,
+    PearsonDistillLoss,
+    ListContrastiveLoss,
+    AdaptiveRelevanceMarginLoss,
+    InBatchContrastiveLoss,
+]
+
+
+@pytest.mark.parametrize("loss_class", EXCLUDING)
+def test_a_label_of_minus_infinity_leaves_the_candidate_out(loss_class: Any, student: SentenceTransformer) -> None:
+    """Upstream's users mark a candidate as excluded by -inf: no value, no gradient and no probability may know it."""
+    # Weights that are taken as constants have another gradient than the value has.
+    loss = loss_class(student, **({"detach_weights": False} if loss_class is WeightedKLDistillationLoss else {}))
+    vectors = [vector.detach().double().requires_grad_() for vector in embeddings(4)]
+    labels = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    fewer, labels[:, 2] = labels[:, [0, 1, 3]], -math.inf
+    value = loss.compute_loss_from_embeddings(vectors, labels)
+    kept = [vectors[column] for column in (0, 1, 2, 4)]
+    if loss_class is InBatchContrastiveLoss:  # a negative of the other queries all the same: excluded for its own only
+        away = [torch.tensor([row]) for row in range(4)]
+        value = sum(loss.compute_loss_from_embeddings([v[row] for v in vectors], labels[row]) for row in away)
+        wanted = sum(loss.compute_loss_from_embeddings([v[row] for v in kept], fewer[row]) for row in away)
+    else:
+        wanted = loss.compute_loss_from_embeddings(kept, fewer)
+    torch.testing.assert_close(value, wanted, rtol=1e-12, atol=1e-12)
+    gradients = torch.autograd.grad(value, vectors, allow_unused=True)
+    assert gradients[3] is None or not gradients[3].any()
+    for mine, other in zip([gradients[i] for i in (0, 1, 2, 4)], torch.autograd.grad(wanted, kept), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda *v: loss.compute_loss_from_embeddings(list(v), labels), vectors)
+
+
+def test_excluded_candidates_equal_upstream_without_them(student: SentenceTransformer) -> None:
+    """Rows that leave out different candidates: each is what upstream makes of it without the column."""
+    vectors = embeddings()
+    labels = torch.tensor([[2.0, -math.inf, 0.5], [1.0, 0.0, -math.inf], [3.0, 1.0, -1.0], [0.0, -math.inf, 2.0]])
+    options: Any = {"similarity_fct": pairwise_dot_score, "student_temperature": 1.0}
+    for ours, theirs in (
+        (WeightedKLDistillationLoss(student, gamma=0, alpha=0, **options), DistillKLDivLoss(student)),
+        (MarginMSEDistillLoss(student, **options), MarginMSELoss(student)),
+    ):
+        rows = []
+        for row in range(4):
+            columns = labels[row].isfinite().nonzero().flatten().tolist()
+            kept = [vectors[0][[row]], *(vectors[column + 1][[row]] for column in columns)]
+            rows.append(theirs.compute_loss_from_embeddings(kept, labels[[row]][:, columns]))
+        value, wanted = ours.compute_loss_from_embeddings(vectors, labels), torch.stack(rows).mean()
+        torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-6)
+        for mine, other in zip(torch.autograd.grad(value, vectors), torch.autograd.grad(wanted, vectors), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss_class", EXCLUDING)
+def test_lists_with_nothing_or_one_left_are_survived_and_said(
+    loss_class: Any, student: SentenceTransformer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A softmax over nothing is NaN, and a row that teaches nothing must not go unsaid."""
+    loss, vectors = loss_class(student), embeddings()
+    labels = torch.tensor([[-math.inf] * 3, [1.0, -math.inf, -math.inf], [1.0, 0.0, 2.0], [0.0, 1.0, -math.inf]])
+    for _ in range(2):
+        value = loss.compute_loss_from_embeddings(vectors, labels)
+        assert torch.isfinite(value)
+        assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(value, vectors))
+    if isinstance(loss, CandidateListLoss):
+        assert caplog.text.count("2 of 4 lists of this batch keep fewer than two candidates") == 1
+
+
+def test_a_teacher_temperature_that_silences_candidates_is_said_once(
+    student: SentenceTransformer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At probability 0 a candidate teaches nothing, at a loss that looks right; upstream says so, too."""
+    labels = torch.tensor([[300.0, 1.0, 0.0]] * 4)
+    loss = WeightedKLDistillationLoss(student, gamma=0, alpha=0)
+    for _ in range(2):
+        loss.compute_loss_from_embeddings(embeddings(), labels)
+    assert caplog.text.count("teacher_temperature=1 leaves 8 of 12 candidates") == 1
+    assert "take a teacher_temperature above 3." in caplog.text
+    caplog.clear()
+    gentle = WeightedKLDistillationLoss(student, gamma=0, alpha=0, teacher_temperature=3.5)
+    gentle.compute_loss_from_embeddings(embeddings(), labels)
+    assert "probability" not in caplog.text
 
 
 def test_diverged_student_stops_the_run(student: SentenceTransformer) -> None:
