@@ -244,6 +244,7 @@ def _without_samples(text: str, folder: Path) -> str:
     """Return a card without training texts, unless `write_model_card` wrote it and was asked to keep them."""
     from huggingface_hub import ModelCard
 
+    from st_wkl.cards._front_matter import with_changes
     from st_wkl.cards._texts import with_usage, without_training_texts
     from st_wkl.cards.model_card import BEGIN
 
@@ -253,9 +254,10 @@ def _without_samples(text: str, folder: Path) -> str:
     if new == text and not re.search(r"^widget:", text, re.MULTILINE):
         return text
     logger.warning("the samples of the training data are left out of the card: they may not be ours to pass on")
-    card = ModelCard(with_usage(new, folder), ignore_metadata_errors=True)
+    card = ModelCard(text, ignore_metadata_errors=True)
+    card.text = with_usage(without_training_texts(card.text), folder)
     card.data.widget = None  # type: ignore[attr-defined]
-    return str(card)
+    return with_changes(text, card)
 
 
 def _clean_json(text: str, folder: Path, path: Path) -> str:
@@ -280,6 +282,7 @@ def _adapter(folder: Path, contents: Mapping[str, bytes], base_model: str | None
     """Return the adapter's configuration and card with a base model that others can load."""
     from huggingface_hub import ModelCard
 
+    from st_wkl.cards._front_matter import with_changes
     from st_wkl.cards._texts import is_hub_id
 
     original = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -298,5 +301,5 @@ def _adapter(folder: Path, contents: Mapping[str, bytes], base_model: str | None
         text = contents.get("README.md", (folder / "README.md").read_bytes()).decode("utf-8-sig")
         card = ModelCard(text, ignore_metadata_errors=True)
         card.data.base_model, card.data.base_model_relation = base, "adapter"  # type: ignore[attr-defined]
-        changed["README.md"] = str(card).encode()
+        changed["README.md"] = with_changes(text, card).encode()
     return changed

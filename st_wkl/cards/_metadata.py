@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from st_wkl.training.record import TrainingRecord
 
 # Marks our entries in the model-index, so that writing the card again replaces them and leaves others alone.
-_SOURCE, _SOURCE_URL = "st-wkl", "https://pypi.org/project/st-wkl/"
+SOURCE, _SOURCE_URL = "st-wkl", "https://pypi.org/project/st-wkl/"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OURS = "# Written by st_wkl.\n"
 _PIPELINES = {
@@ -59,7 +59,7 @@ def fill_front_matter(
         data.license = licence.id
         if licence.name:
             data.license_name = licence.name
-    foreign = [entry for entry in data.eval_results or [] if entry.source_name != _SOURCE]
+    foreign = [entry for entry in data.eval_results or [] if entry.source_name != SOURCE]
     entries = foreign + (_model_index(after) if after else [])
     data.eval_results = entries or None
     if entries:
@@ -96,7 +96,7 @@ def _entries(scores: TaskScores, dataset: str, results: Results) -> Iterator[Eva
         "dataset_revision": scores.dataset_revision,
         "date": results.created,
         "source_url": _SOURCE_URL,
-        "source_name": _SOURCE,
+        "source_name": SOURCE,
         "notes": f"{METRIC_LABELS.get(scores.main_metric, scores.main_metric)} times 100, through MTEB",
     }
     yield EvalResultEntry(task_id=scores.task, **common)
@@ -139,7 +139,7 @@ def _model_index(results: Results) -> list[EvalResult]:
                 metric_type=metric,
                 metric_name=f"{METRIC_LABELS.get(metric, metric)} (0 to 100)",
                 metric_value=round(100 * float(scores.metrics[metric]), 5),
-                source_name=_SOURCE,
+                source_name=SOURCE,
                 source_url=_SOURCE_URL,
             )
             for metric in metrics

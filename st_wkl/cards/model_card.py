@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from st_wkl._files import write_text
-from st_wkl.cards._metadata import adapter_settings, fill_front_matter, name_of, write_eval_results
+from st_wkl.cards._front_matter import with_changes
+from st_wkl.cards._metadata import SOURCE, adapter_settings, fill_front_matter, name_of, write_eval_results
 from st_wkl.cards._results import compared_task, parts_of, results_section
 from st_wkl.cards._texts import is_hub_id, model_class, usage, with_usage, without_local_paths, without_training_texts
 from st_wkl.cards._weights import check_results, marker
@@ -83,7 +84,7 @@ def write_model_card(
     if comparison is not None:
         compared_task(comparison, results)
     path = folder / "README.md"
-    card = _read_card(path, title=folder.resolve().name)
+    written, card = read_card(path, title=folder.resolve().name)
     after = results.get("after") or (next(iter(results.values())) if len(results) == 1 else None)
     if after is not None:
         check_results(folder, after, trust_remote_code=trust_remote_code)
@@ -107,7 +108,7 @@ def write_model_card(
         card.data.widget = None  # type: ignore[attr-defined]
     card.text = _with_block(card.text, block, path)
     fill_front_matter(card, folder, record, after, licence)
-    content = without_local_paths(str(card), folder)
+    content = without_local_paths(with_changes(written, card, SOURCE), folder)
     ModelCard(content)  # what the Hub cannot read must not replace what it can
     write_text(path, content)
     if after is not None:
@@ -122,16 +123,16 @@ def _licences(record: TrainingRecord | None, stated: Mapping[str, str | None] | 
     return {**known, **(stated or {})}
 
 
-def _read_card(path: Path, title: str) -> ModelCard:
-    """Return the card in `path`, or say in which line it is broken."""
-    if not path.exists():
-        return ModelCard(f"---\nlibrary_name: sentence-transformers\n---\n\n# {title}\n")
-    content = path.read_bytes().decode("utf-8-sig")  # bytes, as text mode would change the line endings
+def read_card(path: Path, title: str) -> tuple[str, ModelCard]:
+    """Return the card in `path`, as it is written and as it is read, or say in which line it is broken."""
+    content = f"---\nlibrary_name: sentence-transformers\n---\n\n# {title}\n"
+    if path.exists():
+        content = path.read_bytes().decode("utf-8-sig")  # bytes, as text mode would change the line endings
     remedy = "correct it, or delete the file and save the model again"
     if content.lstrip().startswith("---") and not REGEX_YAML_BLOCK.search(content):
         raise ValueError(f"{path}:1: the front matter that begins here has no closing ---; {remedy}")
     try:
-        return ModelCard(content)
+        return content, ModelCard(content)
     except yaml.MarkedYAMLError as error:
         line = (error.problem_mark.line if error.problem_mark else 0) + 2  # counted from 0, after the opening ---
         raise ValueError(f"{path}:{line}: the front matter is not valid YAML ({error.problem}); {remedy}") from error

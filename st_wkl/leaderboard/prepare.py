@@ -161,10 +161,10 @@ def _write(output: Path, meta: ModelMeta, sources: list[str | Path], weights: st
 
 def _card_license(student: Path) -> str:
     """Return the licence that the student's card names."""
-    from st_wkl.cards.model_card import _read_card
+    from st_wkl.cards.model_card import read_card
 
     path = student / "README.md"
-    found = _read_card(path, student.name).data.to_dict().get("license")
+    found = read_card(path, student.name)[1].data.to_dict().get("license")
     if not found:
         raise ValueError(f"{path} names no licence, which MTEB asks for; add one there or pass license= (--license)")
     if found == "other":

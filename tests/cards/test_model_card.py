@@ -186,6 +186,68 @@ def test_the_owners_words_stay(folder: Path) -> None:
     assert [m["value"] for m in data["model-index"][0]["results"][0]["metrics"]] == [90.0, 90.0]
 
 
+OWNER = """# ours, by hand
+version: 1.10
+thumbnail: no
+released: 2024-01-02
+language: &lang [en, "no"]  # both
+same: *lang
+octal: 010
+tags:   # searched by these
+  - 'legal'
+  - 1.10  # a tag all the same
+# the next one is checked by a lawyer
+license: "mit"
+datasets: [ "a/b",
+  'c/d' ]   # two
+model-index:
+- name: theirs   # not the folder
+  results:
+  # by hand
+  - task: {type: sts}
+    dataset: {name: STS, type: sts, revision: 1e10}
+    metrics: [{type: spearman, value: 0.80}]
+  more: yes
+description: |
+  # no comment
+  text
+"""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_the_owners_front_matter_stays_to_the_letter(folder: Path, newline: str) -> None:
+    """YAML that is read and written again turns 1.10 into 1.1, `no` into false, and loses every comment."""
+    path = folder / "README.md"
+    path.write_bytes(f"---\n{OWNER}---\n\n# Mine\n".replace("\n", newline).encode())
+    for _ in range(2):
+        write_model_card(folder, record=record(student="x/y"), **ALL)
+    text = path.read_bytes().decode()
+    assert newline == "\n" or "\n" not in text.replace("\r\n", "")
+    for line in OWNER.splitlines():
+        assert f"{newline}{line.removesuffix(chr(39) + 'c/d' + chr(39) + ' ]   # two')}" in text
+    order = [text.index(newline + line) for line in OWNER.splitlines() if "c/d" not in line]
+    assert order == sorted(order)
+    data = front_matter(path)
+    assert data["tags"] == ["legal", 1.1, "st-wkl", "knowledge-distillation", "loss:WeightedKLDistillationLoss"]
+    kinds = [result["task"]["type"] for result in data["model-index"][0]["results"]]
+    assert kinds == ["sts", "information-retrieval"]
+    assert data["base_model"] == "x/y"
+    write_model_card(folder, record=None, results={})
+    assert [r["task"]["type"] for r in front_matter(path)["model-index"][0]["results"]] == ["sts"]
+
+
+def test_a_change_that_an_anchor_would_carry_on_is_refused(folder: Path) -> None:
+    """What is added to our list must not appear in the owner's other key, nor the card be broken."""
+    path = folder / "README.md"
+    path.write_text("---\ntags: &t [legal]\nkeywords: *t\n---\n\n# Mine\n")
+    with pytest.raises(ValueError, match=r"change what stands at keywords\. If an anchor"):
+        write_model_card(folder, record=record(), **ALL)
+    path.write_text("---\nkeywords: &t [legal]\ntags: *t\n---\n\n# Mine\n")
+    write_model_card(folder, record=record(), **ALL)
+    assert "keywords: &t [legal]" in path.read_text()
+    assert front_matter(path)["tags"][0] == "legal"
+
+
 def test_results_of_others_stay_in_the_model_index(folder: Path) -> None:
     """An evaluator's entries in the model-index are not ours to delete."""
     path = folder / "README.md"
