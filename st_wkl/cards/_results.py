@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from st_wkl.evaluation.compare import Comparison, paired_difference
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
-from st_wkl.evaluation.tables import markdown_cell, markdown_table
+from st_wkl.evaluation.tables import markdown_cell, markdown_code, markdown_table
 
 _PARTS = {SHARED: "with a seen document", UNSEEN: "with none seen"}
 # Of means that were rounded to 5 decimals on both sides.
@@ -94,7 +94,7 @@ def parts_of(columns: Mapping[str, TaskScores]) -> dict[str, list[str]]:
 
 def _task(task: str, split: str, subset: str, columns: Mapping[str, TaskScores]) -> Iterator[str]:
     counts = sorted({len(scores.per_query) for scores in columns.values() if scores.per_query})
-    about = [f"split `{split}`", *([] if subset == "default" else [f"subset `{subset}`"])]
+    about = [f"split {markdown_code(split)}", *([] if subset == "default" else [f"subset {markdown_code(subset)}"])]
     about += [f"{' or '.join(f'{count:,}' for count in counts)} queries"] if counts else []
     groups = parts_of(columns)
     if len(groups) == 1:  # which is all of them, so a row of its own would say the same again

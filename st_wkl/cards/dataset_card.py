@@ -12,7 +12,7 @@ import yaml
 from st_wkl.cards._texts import is_hub_id, without_local_paths
 from st_wkl.cards.model_card import _listed
 from st_wkl.data.report import TeacherReport
-from st_wkl.evaluation.tables import markdown_cell
+from st_wkl.evaluation.tables import markdown_block, markdown_cell, markdown_text
 
 if TYPE_CHECKING:
     from st_wkl.data.dataset import DistillationDataset
@@ -57,7 +57,7 @@ def dataset_card(dataset: DistillationDataset, *, contents: str, path: str = "pa
     ]
     made = "\n".join(f"| {name} | {markdown_cell(value)} |" for name, value in _made(provenance) if value)
     parts = [
-        f"# {collection}, scored by {teacher}",
+        f"# {markdown_text(collection)}, scored by {markdown_text(teacher)}",
         f"{len(dataset.train):,} candidate lists over {len(dataset.documents):,} documents for ranking distillation, "
         "with the raw scores of the teacher. Made with st_wkl.",
         _COLUMNS + (_PREFERENCES if "preferences" in dataset.train.column_names else ""),
@@ -68,7 +68,7 @@ def dataset_card(dataset: DistillationDataset, *, contents: str, path: str = "pa
     if provenance.get("command"):
         command = str(provenance["command"]).strip()
         language = "python" if command.startswith("Distillation") else "bash"
-        parts += ["## How to make it again", f"```{language}\n{command}\n```"]
+        parts += ["## How to make it again", markdown_block(language, command)]
     parts += ["## How to use it", _USE.replace("PATH", path)]
     front = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     text = "\n\n".join(parts)
@@ -145,7 +145,8 @@ def _leaks(provenance: Mapping[str, Any]) -> str:
     if not leaks:
         return ""
     return (
-        f"## Compared with {leaks['test']}\n\n{leaks['queries_with_shared_documents']:,} of {leaks['test_queries']:,} "
+        f"## Compared with {markdown_text(str(leaks['test']))}\n\n"
+        f"{leaks['queries_with_shared_documents']:,} of {leaks['test_queries']:,} "
         f"test queries have a relevant document that is a positive here ({leaks['share_of_judgements']:.1%} of the "
         f"relevant judgements); {leaks['equal_queries']:,} are queries of this dataset too, {leaks['near_queries']:,} "
         "nearly one. Results on that split say little about other documents, as far as these numbers are not 0."

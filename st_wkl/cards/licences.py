@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from st_wkl.evaluation.tables import markdown_code
+
 # Ids of the Hub, by what they ask of somebody who passes the student on.
 _FREE = ("cc0-1.0", "unlicense", "0bsd", "pddl", "wtfpl")
 _CREDIT = (
@@ -58,7 +60,9 @@ def licence_of(parts: Mapping[str, str | None]) -> Licence:
         True
     """
     stated = {part: licence.strip().lower() if licence else None for part, licence in parts.items()}
-    listed = ", ".join(f"{part}: {f'`{licence}`' if licence else 'not known'}" for part, licence in stated.items())
+    listed = ", ".join(
+        f"{part}: {markdown_code(licence) if licence else 'not known'}" for part, licence in stated.items()
+    )
     listed = f"{listed[:1].upper()}{listed[1:]}."
     caution = "This is a summary and no legal advice; look at the licences themselves."
     known = {licence for licence in stated.values() if licence}
@@ -72,7 +76,9 @@ def licence_of(parts: Mapping[str, str | None]) -> Licence:
         why = f"The licence of the {missing} is not known, so none is claimed for this model."
         return Licence(None, None, f"{listed} {why}{hint} {caution}")
     if odd := sorted(known - _RANK.keys()):
-        why = f"{', '.join(f'`{licence}`' for licence in odd)}: see its own terms, which hold for this model too."
+        why = (
+            f"{', '.join(markdown_code(licence) for licence in odd)}: see its own terms, which hold for this model too."
+        )
         return Licence("other", odd[0], f"{listed} {why} {caution}")
     strictest = max(known, key=_RANK.__getitem__)
     demanding = known & _ASKS_THE_SAME

@@ -21,7 +21,7 @@ from st_wkl.cards._weights import check_results, marker
 from st_wkl.cards.licences import Licence, licence_of
 from st_wkl.evaluation.compare import Comparison
 from st_wkl.evaluation.results import Results
-from st_wkl.evaluation.tables import markdown_cell
+from st_wkl.evaluation.tables import markdown_block, markdown_cell, markdown_code, markdown_text
 
 if TYPE_CHECKING:
     from st_wkl.training.record import TrainingRecord
@@ -176,7 +176,7 @@ def _block(
     text: str,
 ) -> str:
     """Return the block with its markers; `text` is the rest of the card, whose citations are not repeated."""
-    parts = [BEGIN, "## Distillation"]
+    parts = ["## Distillation"]
     if record is not None:
         parts += _about_training(record, folder)
     if "## Usage" not in text:
@@ -186,22 +186,24 @@ def _block(
         parts += ["### Results", results_section(results, told=task)]
     if comparison is not None:
         parts.append(
-            f"Difference{f' on {task}' if task else ''}, after − before: {comparison}. The interval is Student's "
-            "t over queries, p comes from a paired randomisation test."
+            f"Difference{f' on {markdown_text(task)}' if task else ''}, after − before: {comparison}. The interval is a "
+            "bootstrap over queries, p comes from a paired randomisation test."
         )
     parts += list(notes)
     parts += ["### Limits", "\n".join(f"- {limit}" for limit in _limits(folder, record, results, comparison))]
     if licence is not None:
         parts += ["### Licence", licence.why]
         if stated and stated != licence.id:
-            parts.append(f"The owner of this card states `{stated}`.")
+            parts.append(f"The owner of this card states {markdown_code(stated)}.")
     if command:
-        parts += ["### How to reproduce", f"```bash\n{command.strip()}\n```"]
+        parts += ["### How to reproduce", markdown_block("bash", command)]
     if record is not None and record.loss_citation:
         keys = re.findall(r"@\w+\{([^,\s]+),", record.loss_citation)
         if not keys or any(key not in text for key in keys):
-            parts += [f"### Citation of {record.loss}", f"```bibtex\n{record.loss_citation.strip()}\n```"]
-    return "\n\n".join([*parts, END])
+            parts += [f"### Citation of {record.loss}", markdown_block("bibtex", record.loss_citation)]
+    # A name that holds the marker would end the block, and no card could be written over it.
+    text = "\n\n".join(parts).replace("<!-- st-wkl:", "<! -- st-wkl:")
+    return f"{BEGIN}\n\n{text}\n\n{END}"
 
 
 def _limits(
@@ -210,7 +212,7 @@ def _limits(
     """Yield what the numbers do not say, as far as it can be known."""
     tasks = list(dict.fromkeys(scores.task for entry in results.values() for scores in entry.tasks))
     if tasks:
-        listed = ", ".join(tasks[:5]) + (f" and {len(tasks) - 5} more" if len(tasks) > 5 else "")
+        listed = ", ".join(map(markdown_text, tasks[:5])) + (f" and {len(tasks) - 5} more" if len(tasks) > 5 else "")
         yield f"Measured on {listed} only; other domains, languages and lengths of text were not looked at."
     else:
         yield "Nothing has been measured yet: how well this model retrieves is not known."
@@ -218,9 +220,10 @@ def _limits(
         columns = {n: scores for n, entry in results.items() for scores in entry.tasks if scores.task == task}
         count = min((len(scores.per_query) for scores in columns.values() if scores.per_query), default=0)
         if shared := len(parts_of(columns).get("shared", [])):
-            yield f"{task}: {shared:,} of {count:,} test queries ask for documents that training has shown."
+            asked = f"{shared:,} of {count:,} test queries"
+            yield f"{markdown_text(task)}: {asked} ask for documents that training has shown."
         if 0 < count < 100:
-            yield f"{task}: {count} queries are few; look at the intervals."
+            yield f"{markdown_text(task)}: {count} queries are few; look at the intervals."
     if comparison is not None and comparison.low <= 0 <= comparison.high:
         yield "The difference between before and after may be chance: its interval holds 0."
     if record is not None and "precision_at_1" in (record.dataset.get("report") or {}):
@@ -263,9 +266,9 @@ def _about_training(record: TrainingRecord, folder: Path) -> list[str]:
     lines = [f"| {name} | {markdown_cell(value)} |" for name, value in rows if value]
     table = "\n".join(["| | |", "| :-- | :-- |", *lines])
     return [
-        f"This model is `{record.student}`, taught with `{record.loss}` to rank documents as the "
-        f"{record.teacher.get('kind') or 'teacher'} `{teacher}` does, on queries of `{collection}`. It was made with "
-        "st_wkl on top of sentence-transformers.",
+        f"This model is {markdown_code(record.student)}, taught with {markdown_code(record.loss)} to rank documents as "
+        f"the {markdown_text(str(record.teacher.get('kind') or 'teacher'))} {markdown_code(teacher)} does, on queries "
+        f"of {markdown_code(collection)}. It was made with st_wkl on top of sentence-transformers.",
         table,
     ]
 
@@ -277,7 +280,9 @@ def _about_adapter(record: TrainingRecord) -> str:
         return ""
     what = "merged into" if lora.get("merged") else "on"
     rank = f"rank `{lora['rank']}`, alpha `{lora['alpha']}`"
-    return f"{what} `{record.student}`: {rank}, {lora['trainable']:,} weights trained ({lora['share']:.2%})"
+    return (
+        f"{what} {markdown_code(record.student)}: {rank}, {lora['trainable']:,} weights trained ({lora['share']:.2%})"
+    )
 
 
 def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:
@@ -285,14 +290,17 @@ def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:
     counts, report = provenance.get("counts") or {}, provenance.get("report") or {}
     sources = (provenance.get("candidates") or {}).get("sources") or {}
     dropped = {what: number for what, number in (provenance.get("dropped") or {}).items() if number}
-    parts = [_linked(collection, "datasets/") + (f", split `{provenance['split']}`" if "split" in provenance else "")]
+    parts = [
+        _linked(collection, "datasets/")
+        + (f", split {markdown_code(provenance['split'])}" if "split" in provenance else "")
+    ]
     parts += [f"{counts[what]:,} {what}" for what in ("queries", "documents") if what in counts]
     if "pairs" in counts:
         parts.append(f"{counts['pairs']:,} scored pairs")
     if sources:
         parts.append(f"candidates of {', '.join(sources)}")
     if provenance.get("license"):
-        parts.append(f"licence `{provenance['license']}`")
+        parts.append(f"licence {markdown_code(provenance['license'])}")
     if "num_negatives" in provenance:
         parts.append(f"up to {provenance['num_negatives']} negatives a query")
     if "precision_at_1" in report:
@@ -308,12 +316,12 @@ def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:
 
 def _listed(name: str | None, settings: Mapping[str, Any]) -> str:
     """Return `name` and the settings as one line of text."""
-    items = [f"{key} `{value}`" for key, value in _flat(settings) if value != name]
+    items = [f"{key} {markdown_code(value)}" for key, value in _flat(settings) if value != name]
     return ": ".join(part for part in (_linked(name) if name else "", ", ".join(items)) if part)
 
 
 def _linked(name: str, kind: str = "") -> str:
-    return f"[`{name}`](https://huggingface.co/{kind}{name})" if is_hub_id(name) else f"`{name}`"
+    return f"[`{name}`](https://huggingface.co/{kind}{name})" if is_hub_id(name) else markdown_code(name)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

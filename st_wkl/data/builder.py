@@ -303,14 +303,18 @@ class DistillationDatasetBuilder:
 
     def _say_dropped(self, kept: int, dropped: Mapping[str, int]) -> None:
         total = len(self.query_ids)
-        lost = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in dropped.items() if count)
+        found = {what.replace("_", " "): count for what, count in dropped.items() if count}
+        lost = ", ".join(f"{what}: {count:,}" for what, count in found.items())
         if not kept:
             raise ValueError(
                 f"None of {total:,} queries of split {self.split!r} of {self.collection.name!r} can be used: {lost}. "
                 "A query needs a document with a gain above 0 and a candidate that is none of these."
             )
         if lost:
-            warnings.warn(f"{total - kept:,} of {total:,} queries are dropped; in all: {lost}.", stacklevel=3)
+            what = (
+                f"{total - kept:,} of {total:,} queries are dropped" if kept < total else f"All {total:,} queries stay"
+            )
+            warnings.warn(f"{what}. Left out: {lost}.", stacklevel=3)
 
     def _preferences(self, rows: Sequence[Row], show_progress: bool) -> tuple[list[Any] | None, dict[str, Any]]:
         if self.pairwise is None:

@@ -27,6 +27,7 @@ from st_wkl.model_files import (
 )
 from st_wkl.models import identity as model_identity
 from st_wkl.models import model_state
+from st_wkl.packaged import named
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -44,7 +45,8 @@ class CrossEncoderTeacher:
     and a student that is trained on them learns little; hence the activation is always the identity here.
 
     Args:
-        model: Hub id, folder, or a loaded `CrossEncoder` (for a dtype, quantisation or several devices of your own).
+        model: Hub id, folder, `packaged:` name, or a loaded `CrossEncoder` (for a dtype, quantisation or several
+            devices of your own).
         backend: `"torch"`, `"onnx"` (extra `onnx`; a folder or repository with model.onnx or onnx/model.onnx and
             tokenizer.json, run by onnxruntime directly), `"openvino"` (extra `openvino`; openvino_model.xml, or
             the same ONNX file, run by OpenVINO in float32), or `"auto"`: ONNX for a folder with nothing else.
@@ -114,7 +116,7 @@ class CrossEncoderTeacher:
             commit, settings = f"blake2b:{known['weights']}", known["settings"]
             self._engine = TorchEngine(model, batch_tokens, batch_size, prompt)
         else:
-            model = expanded(model)
+            model = named(expanded(model))[0]
             folder = Path(model)
             if not folder.is_dir() and (str(model).count("/") > 1 or str(model).startswith((".", "/", "~"))):
                 raise FileNotFoundError(f"There is no folder {model}. Give a folder with a cross-encoder or a Hub id.")

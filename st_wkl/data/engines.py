@@ -9,10 +9,12 @@ import json
 import multiprocessing
 import os
 import pickle
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -66,6 +68,7 @@ def score_chunks(
                 raise
             yield place, scores
     elif engine == "pool":
+        _check_main(teacher)
         yield from _pool(_pickled(teacher), chunks, workers or 2)
     else:
         yield from _ray(_pickled(teacher), chunks, workers)
@@ -145,6 +148,35 @@ def _start_worker(teacher: bytes, threads: int) -> None:
 
 def _score_in_worker(chunk: list[Pair]) -> np.ndarray:
     return np.asarray(_worker_teacher.score(chunk), dtype=np.float32)
+
+
+def _check_main(teacher: Teacher) -> None:
+    """Refuse a pool that cannot start: its processes run the program's file again, before their own work.
+
+    Raises:
+        RuntimeError: There is no such file, or all of it would be run again, the pool included.
+        TypeError: The teacher is defined where other processes cannot see it.
+    """
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None and type(teacher).__module__ == "__main__":
+        raise TypeError(
+            f'engine="pool" starts processes that cannot see {type(teacher).__name__}, which was defined at a prompt '
+            'or in a notebook. Define it in a module, or use engine="process".'
+        )
+    if file is None or getattr(main, "__spec__", None) is not None:
+        return
+    path = Path(file)
+    if not path.is_file():
+        why = f"there is none: this program came from {path.name}"
+    elif path.suffix == ".py" and "__name__" not in path.read_text(encoding="utf-8", errors="replace"):
+        why = f"{path.name} would start pools without end"
+    else:
+        return
+    raise RuntimeError(
+        f'engine="pool" starts processes that run the program\'s file again, and {why}. Put what it does under '
+        '`if __name__ == "__main__":` in a file and run that, or use engine="process".'
+    )
 
 
 def _pool(teacher: bytes, chunks: Sequence[list[Pair]], workers: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -38,6 +38,9 @@ def stated_license(model: str | os.PathLike[str]) -> str | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    from st_wkl.packaged import named
+
+    model = named(str(model))[0]
     card = Path(model) / "README.md"
     if not Path(model).is_dir():
         try:

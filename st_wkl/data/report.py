@@ -234,7 +234,7 @@ def plot_report(dataset: DistillationDataset, path: str | os.PathLike[str]) -> P
     teacher = dataset.provenance.get("teacher", {})
     teacher = teacher.get("model", "teacher") if isinstance(teacher, dict) else "teacher"
     collection = dataset.provenance.get("collection", {}).get("name", "dataset")
-    figure.suptitle(f"{Path(str(teacher)).name} on {collection}, {report.lists:,} lists")
+    figure.suptitle(f"{Path(str(teacher)).name} on {collection}, {report.lists:,} lists", parse_math=False)
     path = Path(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format=path.suffix.lstrip(".") or "png")

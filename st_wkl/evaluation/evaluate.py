@@ -328,8 +328,9 @@ def _carried_exposure(model: str) -> Exposure | None:
     from sentence_transformers.util import load_file_path
 
     from st_wkl.data.exposure import EXPOSURE_FILE, Exposure
+    from st_wkl.packaged import named
 
-    path = load_file_path(model, EXPOSURE_FILE)
+    path = load_file_path(named(model)[0], EXPOSURE_FILE)
     return None if path is None else Exposure.load(Path(path).parent)
 
 

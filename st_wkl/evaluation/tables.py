@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -85,5 +86,24 @@ def markdown_table(lines: Iterable[Iterable[str]]) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Return `text` so that it stays inside one cell of a markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """Return `text` so that it stays inside one cell of a markdown table, and as text."""
+    return re.sub(r"(?<!\\)\|", r"\\|", markdown_text(text))
+
+
+def markdown_text(text: str) -> str:
+    """Return `text`, such as a name from a file, as one line that is no HTML, whatever it holds."""
+    return re.sub(r"(?<!\\)<", r"\\<", " ".join(text.split()))
+
+
+def markdown_code(text: object) -> str:
+    """Return a name or value as code on one line, whatever it holds."""
+    line = " ".join(str(text).split())
+    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    space = " " if line[:1] == "`" or line[-1:] == "`" else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def markdown_block(language: str, text: str) -> str:
+    """Return lines of code as a block that they cannot end."""
+    fence = "`" * max(3, max(map(len, re.findall("`+", text)), default=0) + 1)
+    return f"{fence}{language}\n{text.strip()}\n{fence}"

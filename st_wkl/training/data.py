@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +66,11 @@ def training_data(
     """Lay a dataset out for a loss. One that learns from pairs gets the teacher's own where no pairwise one was asked.
 
     Raises:
+        TypeError: If the dataset or one of its columns is of another kind.
         ValueError: If no batch comes of the rows, since several processes share them or short batches are dropped, or
             there are lists for a loss that needs columns.
     """
+    check_dataset(dataset)
     lists = takes_lists(loss)
     rows: Any = dataset
     if hasattr(dataset, "to_lists"):
@@ -108,6 +112,55 @@ def training_data(
     apart = any(getattr(first, name, None) for name in ("query_length", "document_length", "query_expansion"))
     apart = apart or any(isinstance(module, Router) for module in student.children())
     return TrainingData(rows, None, count, provenance, prompts or None, sides if apart else None)
+
+
+def check_dataset(dataset: Any) -> None:
+    """Stop at what is no dataset of one split in a layout that is known.
+
+    Raises:
+        TypeError: With what was given, and what to give.
+    """
+    if hasattr(dataset, "to_lists"):
+        return
+    if isinstance(dataset, Mapping):
+        first = next(iter(dataset), "train")
+        remedy = f"Pass one split, such as dataset[{first!r}]."
+    elif isinstance(dataset, str | os.PathLike):
+        remedy = f"Load it first: DistillationDataset.load_from_disk({str(dataset)!r}), or .from_hub of a Hub id."
+    elif isinstance(dataset, list | tuple):
+        remedy = "Make one of the rows: datasets.Dataset.from_list(rows)."
+    else:
+        remedy = ""
+    if remedy or not hasattr(dataset, "column_names"):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}; it has to be a DistillationDataset, or a datasets.Dataset or "
+            f"IterableDataset of one split. {remedy}".rstrip()
+        )
+    if not (features := dataset.features):
+        return  # of an iterable dataset that does not say
+    lists = {name: getattr(feature.feature, "dtype", "") for name, feature in features.items() if _is_list(feature)}
+    known = {"query", DOCUMENTS, *DEFAULT_LABEL_COLUMNS, "pairs", "ranks"}
+    for name, dtype in lists.items():
+        if name in known or (DOCUMENTS in features and (dtype == "string" or "scores" in features)):
+            continue
+        if name == "document_ids":
+            raise TypeError("The dataset holds ids, no texts. DistillationDataset(train, queries, documents) has both.")
+        right = DOCUMENTS if dtype == "string" else "scores" if DOCUMENTS in features else "label"
+        raise TypeError(
+            f"The column {name!r} holds lists of {dtype or 'parts'}, and that name is not known. Rows are either "
+            "query, documents, scores, labels (lists), or query, positive, negative_1, …, label (columns). If it is "
+            f"{right!r}: dataset.rename_column({name!r}, {right!r}); else remove it."
+        )
+    if DOCUMENTS in features and "query" not in features:
+        others = [name for name in features if name not in known]
+        raise TypeError(
+            f"Rows of lists need a column 'query'; there are {', '.join(features)}."
+            + (f" dataset.rename_column({others[0]!r}, 'query')?" if others else "")
+        )
+
+
+def _is_list(feature: Any) -> bool:
+    return hasattr(feature, "feature") and not isinstance(feature, dict)
 
 
 def _take_prompts(student: Student, given: Any, columns: list[str]) -> None:

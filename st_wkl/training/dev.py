@@ -63,7 +63,7 @@ class GradedEvaluator(BaseEvaluator):
         ignore_identical_ids: Leave the document of a query's own id out of its results, see `Collection`.
 
     Raises:
-        TypeError: If the judgements of a query are no mapping, or an id is no text.
+        TypeError: If the judgements of a query are no mapping, or a text, a candidate or an id is no text.
         ValueError: If no query has a relevant document, an id has no text, or a gain is no whole number that trec_eval
             can hold.
 
@@ -99,9 +99,20 @@ class GradedEvaluator(BaseEvaluator):
         if absent := [query for query in self.qrels if query not in queries]:
             raise ValueError(f"The judged query {absent[0]!r} has no text ({len(absent):,} of {len(self.qrels):,}).")
         self.queries = {query: queries[query] for query in self.qrels}
+        for what, texts in (("query", self.queries), ("document", documents)):
+            for key, text in texts.items():
+                if not isinstance(text, str):
+                    raise TypeError(f"The text of {what} {key!r} is a {type(text).__name__}, {text!r}; give a str.")
         self.documents = {key: text for key, text in documents.items() if text.strip()}
         self.candidates: dict[str, list[str]] | None = None
         if candidates is not None:
+            for query in self.qrels:
+                found = candidates.get(query, ())
+                if isinstance(found, str) or not all(isinstance(key, str) for key in found):
+                    raise TypeError(
+                        f"The candidates of query {query!r} have to be document ids, got {found!r:.200}. "
+                        "GradedEvaluator.of(collection, candidates=…) takes what bm25_candidates returns."
+                    )
             self.candidates = {query: list(candidates.get(query, ())) for query in self.qrels}
             listed = {key for keys in self.candidates.values() for key in keys}
             if unknown := sorted(listed - documents.keys()):

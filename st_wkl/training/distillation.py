@@ -28,7 +28,7 @@ from st_wkl.evaluation.results import package_versions
 from st_wkl.model_checks import check_student
 from st_wkl.models import check_reloads, is_trusted, load_model, prompts_of
 from st_wkl.training import checkpoints, dev
-from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
+from st_wkl.training.data import TrainingData, check_dataset, training_data, try_loss, whole_batches
 from st_wkl.training.describe import Describer, differences, told
 from st_wkl.training.fitting import fit
 from st_wkl.training.guard import say_few_steps
@@ -121,8 +121,8 @@ def distill(
       `st_wkl.training.sharding.check_sharded`. Other processes than the first return the student in shards.
 
     Args:
-        student: A `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`, or its Hub id or
-            folder. A model that is given is changed by training.
+        student: A `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`, or its Hub id,
+            folder or `packaged:` name. A model that is given is changed by training.
         dataset: What `DistillationDatasetBuilder.build` returned. Losses of this package are trained on its full lists
             of any length, through `ListwiseCollator`; upstream's on its columns. Or a `datasets.Dataset` or
             `IterableDataset` in either layout.
@@ -156,9 +156,10 @@ def distill(
     Raises:
         FileExistsError: If `output_dir` holds something already, and it is not this run to be resumed.
         ImportError: If an adapter is to be trained, and the installed transformers refuses the installed peft.
-        TypeError: If arguments or loss are those of another model class.
+        TypeError: If arguments or loss are those of another model class, or the dataset is none.
         ValueError: If no batch comes of the dataset's rows, or their scores are unusable; if the loss fails on its first
-            rows, was made over another model, or is not finite, nor the weights before they are saved; if the run to resume had another student, dataset, loss
+            rows, was made over another model, or is not finite, nor the weights before they are saved; if the run to
+            resume had another student, dataset, loss
             or arguments; or if processes of `torchrun` would train alone.
 
     Example:
@@ -167,6 +168,7 @@ def distill(
         >>> distill("minishlab/potion-base-8M", builder.build(), output_dir="my-student").student  # doctest: +SKIP
     """  # noqa: E501
     output_dir = Path(output_dir)
+    check_dataset(dataset)
     check_adapters(lora)
     loaded, found_name, given = _load(student, trust_remote_code)
     name = base_name or (found_name if not isinstance(student, nn.Module) else _name_of(loaded, found_name))

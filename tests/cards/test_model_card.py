@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -234,6 +235,26 @@ def test_the_owners_front_matter_stays_to_the_letter(folder: Path, newline: str)
     assert data["base_model"] == "x/y"
     write_model_card(folder, record=None, results={})
     assert [r["task"]["type"] for r in front_matter(path)["model-index"][0]["results"]] == ["sts"]
+
+
+def test_names_from_files_stay_names(folder: Path) -> None:
+    """A collection's folder or a label may be called anything; it must not become HTML, a column or the card's end."""
+    name = "<script>alert(1)</script>|a\n\n# b `c` " + END
+    entry = results(name, 0.7, task=name, split=name, subset=name)
+    made = record(
+        student=name, loss=name, teacher={"model": name, "kind": name}, dataset={"collection": {"name": name}}
+    )
+    licences = {"student": name, "teacher": None}
+    for _ in range(2):
+        options: Any = {"results": {"before": entry, name: entry}, "command": f"echo ```{name}", "licences": licences}
+        text = write_model_card(folder, record=made, **options).read_text()
+    assert text.count(BEGIN) == text.count(END) == 1
+    block = text[text.index(BEGIN) : text.index(END)]
+    html = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table").render(block)
+    assert "<script" not in html
+    assert html.count("<h1") == 0
+    rows = [line for line in block.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} <= {3, 4}
 
 
 def test_a_change_that_an_anchor_would_carry_on_is_refused(folder: Path) -> None:

@@ -111,13 +111,23 @@ def test_only_used_texts_are_kept() -> None:
     assert dataset.train[0]["document_ids"] == ["bird", "cat", "dog"], "a repeated candidate is one document"
 
 
+def test_what_is_left_out_of_lists_is_no_dropped_query() -> None:
+    """With "0 of 1 queries are dropped; in all: 1 repeated candidates" it reads like a loss of queries."""
+    candidates = ranked(q2="cat bird dog cat")
+    builder = DistillationDatasetBuilder(
+        collection(), LengthTeacher(), query_ids=["q2"], candidates=candidates, store=":memory:"
+    )
+    with pytest.warns(UserWarning, match=r"^All 1 queries stay\. Left out: [a-z ]+: 1\.$"):
+        builder.build(show_progress=False)
+
+
 def test_dropped_queries_are_counted() -> None:
     """A third of the training set may vanish here; the count is printed and travels with the dataset."""
     candidates = ranked(q1="cat dog", q2="bird")
     builder = DistillationDatasetBuilder(
         collection(), LengthTeacher(), query_ids=["q1", "q2", "q3", "q4"], candidates=candidates, store=":memory:"
     )
-    message = "3 of 4 queries are dropped; in all: 1 queries without positive, 1 queries without candidate, 1 queries "
+    message = "3 of 4 queries are dropped. Left out: queries without positive: 1, queries without candidate: 1, "
     with pytest.warns(UserWarning, match=message):
         dataset = builder.build(show_progress=False)
     assert dataset.train["query_id"] == ["q1"]

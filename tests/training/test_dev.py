@@ -196,3 +196,19 @@ def test_losses_without_lists_log_nothing() -> None:
     callback.on_log(None, None, None, logs=logs)  # type: ignore[arg-type]
     assert logs == {"loss": 1.0}
     assert plot_training([{"train_runtime": 3.0}], "never-written.png") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"queries": {"q": None}}, "text of query 'q' is a NoneType"),
+        ({"documents": {"a": 3.5}}, "text of document 'a' is a float, 3.5"),
+        ({"candidates": {"q": "a"}}, "candidates of query 'q' have to be document ids, got 'a'"),
+        ({"candidates": {"q": [1, 2]}}, r"candidates of query 'q' have to be document ids, got \[1, 2\]"),
+    ],
+)
+def test_odd_types_name_the_query(changes: dict[str, Any], message: str) -> None:
+    """An AttributeError of a None among thousands of texts says nothing of where it stands."""
+    given: dict[str, Any] = {"queries": {"q": "who"}, "documents": {"a": "cats"}, "qrels": {"q": {"a": 1}}, **changes}
+    with pytest.raises(TypeError, match=message):
+        GradedEvaluator(**given)
