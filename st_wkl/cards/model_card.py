@@ -185,8 +185,9 @@ def _block(
     if any(entry.tasks for entry in results.values()):
         parts += ["### Results", results_section(results, told=task)]
     if comparison is not None:
+        where = f" on {markdown_text(task)}" if task else ""
         parts.append(
-            f"Difference{f' on {markdown_text(task)}' if task else ''}, after − before: {comparison}. The interval is a "
+            f"Difference{where}, after − before: {comparison}. The interval is a "
             "bootstrap over queries, p comes from a paired randomisation test."
         )
     parts += list(notes)
