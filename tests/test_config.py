@@ -109,3 +109,59 @@ def test_files_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             RunConfig.load(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("collection.limit", -90, "is -90; it has to be 1 or more"),
+        ("collection.limit", 0, "is 0; it has to be 1 or more"),
+        ("candidates.top_k", -1, "is -1; it has to be 1 or more"),
+        ("candidates.num_negatives", 0, "is 0; it has to be 1 or more"),
+        ("evaluation.batch_size", -1, "is -1; it has to be 1 or more"),
+        ("teacher.max_length", 10**9, "is 1000000000; it has to be from 8 to 131,072"),
+        ("teacher.max_length", 1, "is 1; it has to be from 8"),
+        ("selection.relative_margin", ".nan", "relative_margin"),
+        ("selection.seed", -1, "is -1; it has to be from 0"),
+        ("loss.in_batch", -1, "it has to be 0 or more"),
+        ("training.seed", -1, "is -1; it has to be from 0"),
+        ("training.gradient_accumulation_steps", 0, "is 0; it has to be 1 or more"),
+        ("training.learning_rate", ".inf", "is inf; it has to be"),
+        ("training.max_grad_norm", ".nan", "is nan; it has to be"),
+        ("training.eval_strategy", "steps", "there is no `dev`"),
+        ("training.push_to_hub", True, "sends nothing to the Hub.*`st-wkl push"),
+        ("training.hub_model_id", "a/b", "sends nothing to the Hub"),
+        ("training.hub_token", "secret", "sends nothing to the Hub"),
+    ],
+)
+def test_values_that_no_run_can_have_are_refused_at_the_start(
+    key: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    """They were found after the teacher's hours, or were slices that trained on 10 of 100 queries."""
+    parts: dict[str, Any] = {"collection": {"source": "c"}, "teacher": {"model": "t"}, "student": {"model": "s"}}
+    values = {"output": "out", **parts}
+    group, name = key.split(".")
+    values[group] = {**values.get(group, {}), name: yaml.safe_load(str(value))}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    for refused in (
+        lambda: RunConfig.from_dict(values),
+        lambda: RunConfig.load(path),
+        lambda: RunConfig.from_dict({"output": "out", **parts}).override([f"{key}={value}"]),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            refused()
+        assert name in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+def test_keys_that_stand_twice_and_other_encodings_are_named(tmp_path: Path) -> None:
+    """Of two equal keys YAML takes the last without a word; a latin-1 file ended in a UnicodeDecodeError."""
+    path = tmp_path / "run.yaml"
+    path.write_text("output: a\ncollection:\n  source: x\n  limit: 3\n  limit: 30\n")
+    with pytest.raises(ValueError, match=r"run\.yaml: line 5: the key 'limit' stands in line 4 already"):
+        RunConfig.load(path)
+    for encoding in ("latin-1", "utf-16"):
+        path.write_bytes("output: a\n# für\n".encode(encoding))
+        with pytest.raises(ValueError, match=r"run\.yaml: line \d is not UTF-8"):
+            RunConfig.load(path)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from st_wkl.evaluation.compare import Comparison, paired_difference
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
-from st_wkl.evaluation.tables import markdown_cell, markdown_code, markdown_table
+from st_wkl.evaluation.tables import markdown_code, markdown_table, markdown_text
 
 _PARTS = {SHARED: "with a seen document", UNSEEN: "with none seen"}
 # Of means that were rounded to 5 decimals on both sides.
@@ -100,8 +100,8 @@ def _task(task: str, split: str, subset: str, columns: Mapping[str, TaskScores])
     if len(groups) == 1:  # which is all of them, so a row of its own would say the same again
         about.append(f"all {_PARTS[next(iter(groups))]}")
         groups = {}
-    yield f"**{markdown_cell(task)}** ({', '.join(about)})"
-    header = ["", *columns]
+    yield f"**{markdown_text(task)}** ({', '.join(about)})"
+    header = ["", *map(markdown_text, columns)]
     lines = [header, [":--", *["--:"] * len(columns)]]
     metrics = [m for m in METRIC_LABELS if any(m in scores.metrics for scores in columns.values())]
     metrics += sorted({scores.main_metric for scores in columns.values()} - set(metrics))

@@ -125,7 +125,7 @@ def _licences(record: TrainingRecord | None, stated: Mapping[str, str | None] | 
 
 def read_card(path: Path, title: str) -> tuple[str, ModelCard]:
     """Return the card in `path`, as it is written and as it is read, or say in which line it is broken."""
-    content = f"---\nlibrary_name: sentence-transformers\n---\n\n# {title}\n"
+    content = f"---\nlibrary_name: sentence-transformers\n---\n\n# {markdown_text(title)}\n"
     if path.exists():
         content = path.read_bytes().decode("utf-8-sig")  # bytes, as text mode would change the line endings
     remedy = "correct it, or delete the file and save the model again"
@@ -201,7 +201,7 @@ def _block(
     if record is not None and record.loss_citation:
         keys = re.findall(r"@\w+\{([^,\s]+),", record.loss_citation)
         if not keys or any(key not in text for key in keys):
-            parts += [f"### Citation of {record.loss}", markdown_block("bibtex", record.loss_citation)]
+            parts += [f"### Citation of {markdown_text(record.loss)}", markdown_block("bibtex", record.loss_citation)]
     # A name that holds the marker would end the block, and no card could be written over it.
     text = "\n\n".join(parts).replace("<!-- st-wkl:", "<! -- st-wkl:")
     return f"{BEGIN}\n\n{text}\n\n{END}"
@@ -299,7 +299,7 @@ def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:
     if "pairs" in counts:
         parts.append(f"{counts['pairs']:,} scored pairs")
     if sources:
-        parts.append(f"candidates of {', '.join(sources)}")
+        parts.append(f"candidates of {', '.join(map(markdown_text, sources))}")
     if provenance.get("license"):
         parts.append(f"licence {markdown_code(provenance['license'])}")
     if "num_negatives" in provenance:

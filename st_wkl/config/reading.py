@@ -9,6 +9,8 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import yaml
+
 T = TypeVar("T")
 # YAML 1.1 wants a dot and a sign in 1.0e-3; what people write is 1e-3.
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
@@ -23,6 +25,37 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """
     found = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.6)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def load_yaml(content: bytes) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        ValueError: If it is no UTF-8, no YAML, or names a key twice, of which YAML would take the last.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {line} is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+    try:
+        _check_keys(yaml.compose(text, Loader=yaml.SafeLoader))
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"this is not valid YAML: {error}") from error
+
+
+def _check_keys(node: Any) -> None:
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+                raise ValueError(f"line {line}: the key {key.value!r} stands in line {lines[key.value]} already.")
+            _check_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(value)
 
 
 def check_training_arguments(values: Mapping[str, Any], arguments: type) -> None:

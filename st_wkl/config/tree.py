@@ -11,7 +11,8 @@ from typing import Any, Literal
 import yaml
 
 from st_wkl._files import write_text
-from st_wkl.config.reading import nearest, read
+from st_wkl.config.ranges import check_ranges
+from st_wkl.config.reading import load_yaml, nearest, read
 
 FORMAT = 1
 
@@ -215,7 +216,9 @@ class RunConfig:
                 f"The configuration has format {version!r}, and this version of st-wkl reads {FORMAT}. Upgrade st-wkl, "
                 "or write the configuration anew with `st-wkl init`."
             )
-        return read(cls, values, "")
+        config = read(cls, values, "")
+        check_ranges(config.to_dict())
+        return config
 
     @classmethod
     def load(cls, path: str | Path) -> RunConfig:
@@ -224,13 +227,7 @@ class RunConfig:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist. `st-wkl init {path}` writes one to start from.")
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not written in UTF-8 ({error}). Save it as UTF-8.") from error
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
-        try:
-            return cls.from_dict(values)
+            return cls.from_dict(load_yaml(path.read_bytes()))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import defaultdict
@@ -82,8 +83,8 @@ class BM25:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.k1 < 0 or not 0 <= self.b <= 1:
-            raise ValueError(f"BM25 needs k1 of 0 or more and b from 0 to 1, got k1={self.k1}, b={self.b}.")
+        if not 0 <= self.k1 < math.inf or not 0 <= self.b <= 1:
+            raise ValueError(f"BM25 needs a finite k1 of 0 or more and b from 0 to 1, got k1={self.k1}, b={self.b}.")
 
     @property
     def name(self) -> str:

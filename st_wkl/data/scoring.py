@@ -72,6 +72,8 @@ def score_pairs(
     """
     plan = _Plan.make(teacher, pairs, store)
     unique, scores = plan.pairs, plan.scores
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be 1 or more, got {chunk_size}.")
     chunks = _Chunks(unique, np.isnan(scores), chunk_size)
     cut_before = getattr(teacher, "truncated_pairs", 0)
     missing = np.isnan(scores)

@@ -46,7 +46,7 @@ def results_table(results: Mapping[str, Results]) -> str:
         subset = "" if scores.subset == "default" else f", {scores.subset}"
         values = [f"{scores.metrics[m]:.4f}" if m in scores.metrics else "" for m in columns]
         queries = str(len(scores.per_query)) if scores.per_query else ""
-        line = [f"{scores.task} ({scores.split}{subset})", label, queries, *values]
+        line = [markdown_text(f"{scores.task} ({scores.split}{subset})"), markdown_text(label), queries, *values]
         line[place:place] = [_part_cell(scores, parts.get(group, [])) for group in shown]
         lines.append(line)
     return markdown_table(lines)
@@ -86,8 +86,8 @@ def markdown_table(lines: Iterable[Iterable[str]]) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Return `text` so that it stays inside one cell of a markdown table, and as text."""
-    return re.sub(r"(?<!\\)\|", r"\\|", markdown_text(text))
+    """Return `text` so that it stays inside one cell of a markdown table."""
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
 
 
 def markdown_text(text: str) -> str:

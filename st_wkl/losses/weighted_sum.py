@@ -68,8 +68,10 @@ class WeightedSumLoss(StudentLoss):
         if not terms:
             raise ValueError("WeightedSumLoss needs at least one (weight, loss) term.")
         for weight, loss in terms:
-            if not math.isfinite(weight):
-                raise ValueError(f"the weight of {type(loss).__name__} is {weight}; it must be a finite number.")
+            if not 0 <= weight < math.inf:
+                raise ValueError(
+                    f"the weight of {type(loss).__name__} is {weight}; it must be a finite number of 0 or more."
+                )
             if not hasattr(loss, "compute_loss_from_embeddings"):
                 raise TypeError(
                     f"{type(loss).__name__} cannot be a term of WeightedSumLoss: it has no method "

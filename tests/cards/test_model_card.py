@@ -247,7 +247,7 @@ def test_names_from_files_stay_names(folder: Path) -> None:
     licences = {"student": name, "teacher": None}
     for _ in range(2):
         options: Any = {"results": {"before": entry, name: entry}, "command": f"echo ```{name}", "licences": licences}
-        text = write_model_card(folder, record=made, **options).read_text()
+        text = ModelCard(write_model_card(folder, record=made, **options).read_text()).text
     assert text.count(BEGIN) == text.count(END) == 1
     block = text[text.index(BEGIN) : text.index(END)]
     html = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table").render(block)
