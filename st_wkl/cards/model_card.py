@@ -187,8 +187,8 @@ def _block(
     if comparison is not None:
         where = f" on {markdown_text(task)}" if task else ""
         parts.append(
-            f"Difference{where}, after − before: {comparison}. The interval is a "
-            "bootstrap over queries, p comes from a paired randomisation test."
+            f"Difference{where}, after − before: {comparison}. The interval is "
+            "Student's t over queries, p comes from a paired randomisation test."
         )
     parts += list(notes)
     parts += ["### Limits", "\n".join(f"- {limit}" for limit in _limits(folder, record, results, comparison))]
