@@ -69,8 +69,8 @@ def load_model(
         for name in ("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder", "CrossEncoder")
     }
     if isinstance(model, str | Path):
-            source, name = named(str(model))
-            check_adapters(load_file_path(source, "adapter_config.json"))
+        source, name = named(str(model))
+        check_adapters(load_file_path(source, "adapter_config.json"))
         options = {} if dtype is None else {"model_kwargs": {"dtype": dtype}}
         loaded = classes[_saved_class(source, set(classes))](source, trust_remote_code=trust_remote_code, **options)
         return loaded if dtype is None else loaded.to(dtype), name

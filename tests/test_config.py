@@ -119,7 +119,7 @@ def test_files_that_cannot_be_read_are_told_apart(tmp_path: Path) -> None:
         ("candidates.top_k", -1, "is -1; it has to be 1 or more"),
         ("candidates.num_negatives", 0, "is 0; it has to be 1 or more"),
         ("evaluation.batch_size", -1, "is -1; it has to be 1 or more"),
-        ("teacher.max_length", 10**9, "is 1000000000; it has to be from 8 to 131,072"),
+        ("teacher.max_length", 10**9, "is 1000000000; it has to be from 8 to 1,000,000"),
         ("teacher.max_length", 1, "is 1; it has to be from 8"),
         ("selection.relative_margin", ".nan", "relative_margin"),
         ("selection.seed", -1, "is -1; it has to be from 0"),

@@ -13,7 +13,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "collection.limit": (1, None),
     "candidates.top_k": (1, None),
     "candidates.num_negatives": (1, None),
-    "teacher.max_length": (8, 131_072),  # marks, and a token of either text
+    "teacher.max_length": (8, 1_000_000),  # as the teacher has it
     "selection.seed": (0, 2**32 - 1),
     "loss.in_batch": (0, None),
     "loss.mini_batch_size": (1, None),
