@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_PART = ".part"
 
 
 def cache_folder() -> Path:
@@ -38,22 +43,121 @@ def expanded(source: str | os.PathLike[str]) -> str:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends without an error.
 
-    A reader sees the old file or the new one, never half of it, and a full disk leaves the old one as it was.
+    A reader sees the old file or the new one, never half of it, whether the process is killed, the disk is full or the
+    power fails. What a killed process left of the same file is removed.
     """
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    _remove_abandoned(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
     temporary = Path(name)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # tells that somebody is at work on it, however that one ends
         yield temporary
         # mkstemp makes files that only the owner may read; results and cards are meant to be shared.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a new folder that takes the place of `folder` when the block ends without an error; as `replacing` does."""
+    folder = Path(folder).expanduser()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
+    workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=_PART))
+    handle = os.open(workspace, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        (new := workspace / "new").mkdir()
+        yield new
+        sync_tree(new)
+        if folder.exists():
+            os.replace(folder, workspace / "old")
+        os.replace(new, folder)
+        sync(folder.parent)
+    finally:
+        os.close(handle)
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until a folder is on the disk with all that is in it."""
+    for path in (folder, *folder.rglob("*")):
+        sync(path)
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Tell whether a folder holds nothing but what a killed process left of a file, or is not there."""
+    return not folder.exists() or (folder.is_dir() and all(_is_part(path) for path in folder.iterdir()))
+
+
+@contextmanager
+def owned(output: str | Path) -> Iterator[None]:
+    """Make sure that this process is the only one at work on an output, be it a file or a folder.
+
+    Raises:
+        FileExistsError: If another one is, with its process id.
+    """
+    output = Path(output).expanduser().absolute()
+    missing = [folder for folder in output.parents if not folder.exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    path = output.parent / f".{output.name}.lock"
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the system however the process ends
+        except OSError:
+            who = os.read(handle, 100).decode(errors="replace").strip()
+            os.close(handle)
+            raise FileExistsError(
+                f"Another process is at work in {output}{f' (process {who})' if who else ''}. Wait for it, or stop it."
+            ) from None
+        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+            break
+        os.close(handle)  # of one that has just ended and removed it
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+        for folder in missing:
+            with suppress(OSError):  # holds what was made meanwhile
+                folder.rmdir()
+
+
+def _is_part(path: Path) -> bool:
+    return (path.name.startswith(".") and path.name.endswith(_PART)) or path.name == ".lock"  # of earlier versions
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left beside a file or folder that they were writing."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_PART}"):
+        with suppress(OSError):
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(handle)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

@@ -90,6 +90,7 @@ def build(
     """
     from dataclasses import asdict
 
+    from st_wkl._files import owned
     from st_wkl.data.builder import DistillationDatasetBuilder
     from st_wkl.data.collection import Collection
     from st_wkl.data.report import plot_report
@@ -136,9 +137,10 @@ def build(
     if dry_run:
         estimate = builder.estimate(show_progress=not quiet)
         return {**asdict(estimate), "hours": estimate.hours}, str(estimate)
-    dataset = builder.build(show_progress=not quiet)
-    dataset.provenance["command"] = invocation(context)
-    dataset.save_to_disk(output)
+    with owned(output):
+        dataset = builder.build(show_progress=not quiet)
+        dataset.provenance["command"] = invocation(context)
+        dataset.save_to_disk(output)
     if plot is not None:
         plot_report(dataset, plot)
     counts = dataset.provenance["counts"]

@@ -47,7 +47,9 @@ def train(
     dev: Annotated[str | None, typer.Option(help="Collection whose dev split chooses the best checkpoint.")] = None,
     dev_split: Annotated[str, typer.Option(help="Split of --dev; not the one that is reported.")] = "dev",
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many evaluations without gain.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was stopped in OUTPUT.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Goes without saying: the same command goes on.", hidden=True)
+    ] = False,
     epochs: Annotated[float, typer.Option(help="Passes over the dataset.")] = 3.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Queries per step and process.")] = 32,
     learning_rate: Annotated[float | None, typer.Option(help="Default: by model class, see `distill`.")] = None,
@@ -62,10 +64,13 @@ def train(
 ) -> Answer:
     """Train a student on a distillation dataset and save it with its card and the record of its making.
 
+    Stopped at any moment, the same command goes on at its last checkpoint; a complete student is left as it is.
+
     On several GPUs or machines: `torchrun --nproc-per-node 2 -m st_wkl train …`.
     """
     from dataclasses import asdict
 
+    del resume  # of earlier versions
     if merge and not lora:
         raise ValueError("--merge merges an adapter: add --lora.")
     check_adapters(lora)
@@ -111,17 +116,24 @@ def train(
         lora=lora,
         eval=None if dev is None else _evaluator(model, dev, dev_split),
         callbacks=_callbacks(patience),
-        resume=resume,
+        resume=True,
         base_name=name,
         trust_remote_code=trust_remote_code,
         save_dtype=None if merge else save_dtype,
     ).record
-    if merge and is_first():
+    if merge and is_first() and not _is_merged(output, record):
         merge_adapter(folder, output, trust_remote_code=trust_remote_code, save_dtype=save_dtype)
     lines = [f"The student is in {output}, trained in {record.seconds:.0f} s."]
     if record.dev:
         lines.append(f"nDCG@10 on the dev split: {record.dev['before']:.4f} before, {record.dev['after']:.4f} after.")
     return asdict(record), "\n".join(lines)
+
+
+def _is_merged(output: Path, record: Any) -> bool:
+    """Tell whether a folder holds this very student, merged before."""
+    from st_wkl.training.record import RECORD_FILE, TrainingRecord
+
+    return (output / RECORD_FILE).is_file() and TrainingRecord.load(output).run == record.run
 
 
 def _parameters(settings: list[str]) -> dict[str, Any]:

@@ -7,13 +7,13 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from st_wkl._files import replacing_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -253,11 +253,7 @@ class DistillationDataset:
 
         if folder.exists() and not (folder / _PROVENANCE).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} holds something other than a distillation dataset. Give another folder.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            new, old = workspace / "new", workspace / "old"
-            new.mkdir()
+        with replacing_folder(folder) as new:
             for name in _TABLES:
                 table = getattr(self, name).with_format(None)
                 schema = features(name, preferences=_PREFERENCES in table.column_names)
@@ -270,11 +266,6 @@ class DistillationDataset:
             (new / _PROVENANCE).write_text(text + "\n", encoding="utf-8")
             contents = hashlib.blake2b(b"".join(map(_file_digest, sorted(new.iterdir()))), digest_size=16).hexdigest()
             (new / "README.md").write_text(dataset_card(self, contents=contents, path=card_path), encoding="utf-8")
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(new, folder)
-        finally:
-            shutil.rmtree(workspace, ignore_errors=True)
         return folder
 
     @classmethod

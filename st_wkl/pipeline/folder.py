@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from st_wkl._files import write_text
+from st_wkl._files import holds_nothing, owned, write_text
 
 RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
 
@@ -29,24 +28,19 @@ def claimed(output: Path, who: Mapping[str, str]) -> Iterator[None]:
         FileExistsError: If it holds something else or another run, or is in use.
     """
     path = output / RUN_FILE
-    found = read_json(path)
-    if output.exists() and not found and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} holds something that is no run of st-wkl. Set another output.")
-    if found and (other := {key: found.get(key) for key in who if found.get(key) != who[key]}):
-        told = ", ".join(f"{key} {value!r}" for key, value in other.items())
-        raise FileExistsError(
-            f"{output} holds another run, with {told}. Set another output, or delete that one if it may go."
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as lock:
-        try:
-            # Given back by the system however the process ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FileExistsError(f"Another process is at work in {output}. Wait for it, or stop it.") from None
+    with owned(output):
+        found = read_json(path)
+        if not found and not holds_nothing(output):
+            raise FileExistsError(f"{output} holds something that is no run of st-wkl. Set another output.")
+        if found and (other := {key: found.get(key) for key in who if found.get(key) != who[key]}):
+            told = ", ".join(f"{key} {value!r}" for key, value in other.items())
+            raise FileExistsError(
+                f"{output} holds another run, with {told}. Set another output, or delete that one if it may go."
+            )
+        (output / ".lock").unlink(missing_ok=True)  # where earlier versions had it
         if not found:
             write_text(path, json.dumps({"st-wkl": 1, **who}, indent=2) + "\n")
-        for left in output.glob(".dataset.*"):  # of a process that was killed while it wrote
+        for left in output.glob(".dataset.*"):  # of a process of an earlier version that was killed while it wrote
             shutil.rmtree(left, ignore_errors=True)
         yield
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_wkl._files import write_text
+from st_wkl._files import holds_nothing, write_text
 from st_wkl.training.describe import differences, told
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def start_run(folder: Path, identity: dict[str, Any], *, resume: bool) -> Checkp
         FileExistsError: If the folder holds something that is no run, or a run that nobody asked to resume.
         ValueError: If the run there is of another student, dataset, loss or arguments; the message says of which.
     """
-    if not folder.exists() or not any(folder.iterdir()):
+    if holds_nothing(folder):
         return None
     path = folder / IDENTITY_FILE
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import torch
 import transformers
@@ -18,8 +19,9 @@ from sentence_transformers.util import get_rank
 from torch import nn
 
 from st_wkl._compat import card_text
+from st_wkl._files import holds_nothing, owned, sync_tree
 from st_wkl._hashes import content_hash
-from st_wkl._processes import launched
+from st_wkl._processes import is_first, launched
 from st_wkl._versions import check_adapters
 from st_wkl.cards.model_card import write_model_card
 from st_wkl.data.exposure import Exposure
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
 
 logger = logging.getLogger(__name__)
+_P = ParamSpec("_P")
 
 CHECKPOINTS = "checkpoints"
 
@@ -82,6 +85,18 @@ class Distilled:
     folder: Path
 
 
+def _alone(train: Callable[_P, Distilled]) -> Callable[_P, Distilled]:
+    """Let one run at a time train into a folder; under `torchrun` the first process speaks for all."""
+
+    @functools.wraps(train)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> Distilled:
+        with owned(str(kwargs["output_dir"])) if is_first() else contextlib.nullcontext():
+            return train(*args, **kwargs)
+
+    return run
+
+
+@_alone
 def distill(
     student: str | Path | Student,
     dataset: DistillationDataset | Dataset | IterableDataset,
@@ -154,7 +169,8 @@ def distill(
         `st_wkl.cards.model_card.write_model_card`.
 
     Raises:
-        FileExistsError: If `output_dir` holds something already, and it is not this run to be resumed.
+        FileExistsError: If `output_dir` holds something already, and it is not this run to be resumed, or another process
+            is at work in it.
         ImportError: If an adapter is to be trained, and the installed transformers refuses the installed peft.
         TypeError: If arguments or loss are those of another model class, or the dataset is none.
         ValueError: If no batch comes of the dataset's rows, or their scores are unusable; if the loss fails on its first
@@ -349,6 +365,8 @@ def _finished(folder: Path, identity: dict[str, Any], trust_remote_code: bool) -
             f"{folder} holds a student that was trained from another student, dataset, loss or arguments "
             f"({told(found)}). Choose another folder, or delete it if it may go."
         )
+    if is_first():
+        checkpoints.remove(folder / CHECKPOINTS)  # of a process that was killed while it did
     # An adapter would be rounded to what its base model is stored in.
     dtype = named_dtype(record.precision["saved"]) if record.precision else None
     student: Any = load_model(folder, trust_remote_code=trust_remote_code, dtype=dtype)[0]
@@ -359,7 +377,11 @@ def _check_folder(folder: Path, work: Path) -> None:
     """Refuse a folder that holds anything but the unfinished run."""
     if not folder.exists():
         return
-    ours = (work / checkpoints.IDENTITY_FILE).is_file() and not (folder / RECORD_FILE).exists()
+    # The trainer makes the folder of checkpoints before this package writes whose they are.
+    begun = (
+        [path.name for path in folder.iterdir()] == [work.name] and holds_nothing(work) if folder.is_dir() else False
+    )
+    ours = begun or ((work / checkpoints.IDENTITY_FILE).is_file() and not (folder / RECORD_FILE).exists())
     if not folder.is_dir() or (any(folder.iterdir()) and not ours):
         raise FileExistsError(f"{folder} is not empty. Choose another folder, or delete it if it may go.")
 
@@ -397,6 +419,7 @@ def _save(
     if hasattr(dataset, "provenance"):
         Exposure.of(dataset).save(folder)
     _plot(history, folder / PLOT_FILE)
+    sync_tree(folder)
     record.save(folder)
 
 

@@ -11,7 +11,6 @@ import copy
 import hashlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from st_wkl._files import replacing
+from st_wkl._files import owned, replacing, replacing_folder
 from st_wkl.training.lora_config import (
     adapter_of,
     check_config,
@@ -233,10 +232,7 @@ def merge(
     check_base(student, record.lora if record else {}, base, trust_remote_code=trusted)
     expected = outputs(student)
     merged = merged_in_place(student)
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with owned(output), replacing_folder(output) as unfinished:
         merged.save_pretrained(str(unfinished))
         if (found := difference(expected, outputs(load_model(unfinished, trust_remote_code=trusted)[0]))) > TOLERANCE:
             raise RuntimeError(f"The merged model differs from the adapter's by up to {found:.2g}; nothing is kept.")
@@ -245,11 +241,6 @@ def merge(
         if record is not None and source is not None:
             record.precision = {**record.precision, "saved": name_of(dtype)}
             _take_along(source, unfinished, record)
-        if output.exists():
-            output.rmdir()
-        os.replace(unfinished, output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return output
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import CrossEncoder
 
+from st_wkl._files import sync, sync_tree
 from st_wkl._hashes import content_hash
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.collection import Collection
@@ -154,7 +155,9 @@ def _into(folder: Path, make: Callable[[Path], object]) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     folder.parent.mkdir(parents=True, exist_ok=True)
     make(unfinished)
+    sync_tree(unfinished)
     os.replace(unfinished, folder)
+    sync(folder.parent)
 
 
 def _check_same(

@@ -1,0 +1,126 @@
+"""Outputs of processes that are killed at any file operation, and of two processes at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+from st_wkl import distill
+from st_wkl._files import holds_nothing, owned, replacing, replacing_folder, write_text
+from st_wkl.data.dataset import DistillationDataset
+from tests.training.conftest import arguments, dataset  # noqa: F401 - a fixture
+
+_OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
+
+
+def in_child(work: Any, folder: Path, kill_at: int | None = None) -> int:
+    """Do some work in a process that is killed at its n-th file operation under a folder."""
+    count = folder.parent.with_suffix(".count")
+    if pid := os.fork():
+        status = os.waitpid(pid, 0)[1]
+        assert status == (0 if kill_at is None else signal.SIGKILL), status
+        return int(count.read_text())
+    done = 0
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal done
+        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if (writes or event in _OPERATIONS) and str(folder) in " ".join(map(str, args)):
+            done += 1
+            if done == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        torch.set_num_threads(1)
+        count.write_text("0")
+        sys.addaudithook(watch)
+        work()
+        count.write_text(str(done))
+        os._exit(0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(7)
+
+
+def test_a_training_killed_at_any_file_operation_goes_on(
+    static_student_path: Path,
+    dataset: DistillationDataset,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Three places needed a person: before it is written whose a folder is, and while checkpoints are removed."""
+
+    def train(output: Path) -> None:
+        student = SentenceTransformer(str(static_student_path), device="cpu")
+        args = arguments(student, tmp_path, max_steps=4, save_steps=2, use_cpu=True)
+        distill(student, dataset, args=args, output_dir=output, resume=True)
+
+    def state(output: Path) -> set[str]:
+        return {str(path.relative_to(output)) for path in output.rglob("*")}
+
+    total = in_child(lambda: train(tmp_path / "whole" / "s"), tmp_path / "whole" / "s")
+    assert total > 20
+    expected = load_file(tmp_path / "whole" / "s" / "model.safetensors")
+    for point in sorted({1, 2, 3, 4, 5, 6, *range(7, total, max(1, total // 6)), total - 1, total}):
+        output = tmp_path / str(point) / "s"
+        in_child(lambda: train(output), output, point)  # noqa: B023 - is called at once
+        in_child(lambda: train(output), output)  # noqa: B023
+        found = load_file(output / "model.safetensors")
+        assert all((found[name] == value).all() for name, value in expected.items()), point
+        assert state(output) == state(tmp_path / "whole" / "s"), point
+        assert [path.name for path in output.parent.iterdir()] == ["s"], point
+
+
+def hold(output: Path, ready: Any, end: Any) -> None:
+    with owned(output):
+        ready.set()
+        end.wait(60)
+
+
+def test_a_second_process_is_told_of_the_first(tmp_path: Path) -> None:
+    """Two trainings into one folder both finished, or one died of a file that the other had replaced."""
+    context = multiprocessing.get_context("fork")
+    ready, end = context.Event(), context.Event()
+    output = tmp_path / "made" / "by" / "it"
+    process = context.Process(target=hold, args=(output, ready, end))
+    process.start()
+    assert ready.wait(60)
+    with pytest.raises(FileExistsError, match=rf"at work in .*it \(process {process.pid}\)"), owned(output):
+        pass
+    end.set()
+    process.join()
+    assert list(tmp_path.iterdir()) == [], "nothing is left of it, not even its parents"
+    with owned(output):
+        output.mkdir()
+    assert output.is_dir()
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Temporary files of killed processes lay beside the results for good; those of a living one stay."""
+    (tmp_path / ".results.json.abc.part").write_text("half")
+    (tmp_path / ".results.abc.part").mkdir()
+    with replacing(tmp_path / "results.json") as living:
+        write_text(tmp_path / "results.json", "whole")
+        assert living.is_file()
+        living.write_text("later")
+    assert (tmp_path / "results.json").read_text() == "later"
+    with replacing_folder(tmp_path / "results") as new:
+        (new / "table").write_text("1")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["results", "results.json", "table"]
+    with pytest.raises(RuntimeError, match="full"), replacing_folder(tmp_path / "results"):
+        raise RuntimeError("full")
+    assert (tmp_path / "results" / "table").read_text() == "1"
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".run.json.abc.part").touch()
+    assert holds_nothing(tmp_path / "begun")
+    assert not holds_nothing(tmp_path / "results")
