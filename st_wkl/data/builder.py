@@ -304,17 +304,17 @@ class DistillationDatasetBuilder:
     def _say_dropped(self, kept: int, dropped: Mapping[str, int]) -> None:
         total = len(self.query_ids)
         found = {what.replace("_", " "): count for what, count in dropped.items() if count}
-        lost = ", ".join(f"{what}: {count:,}" for what, count in found.items())
+        lost = ", ".join(f"{count:,} {what}" for what, count in found.items())
         if not kept:
             raise ValueError(
                 f"None of {total:,} queries of split {self.split!r} of {self.collection.name!r} can be used: {lost}. "
                 "A query needs a document with a gain above 0 and a candidate that is none of these."
             )
         if lost:
-            what = (
-                f"{total - kept:,} of {total:,} queries are dropped" if kept < total else f"All {total:,} queries stay"
-            )
-            warnings.warn(f"{what}. Left out: {lost}.", stacklevel=3)
+            said = f"{total - kept:,} of {total:,} queries are dropped; in all: {lost}."
+            if kept == total:
+                said = f"All {total:,} queries stay. Left out of their lists: {lost}."
+            warnings.warn(said, stacklevel=3)
 
     def _preferences(self, rows: Sequence[Row], show_progress: bool) -> tuple[list[Any] | None, dict[str, Any]]:
         if self.pairwise is None:

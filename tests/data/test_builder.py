@@ -114,7 +114,7 @@ def test_only_used_texts_are_kept() -> None:
 def test_what_is_left_out_of_lists_is_no_dropped_query() -> None:
     """With "0 of 1 queries are dropped; in all: 1 repeated candidates" it reads like a loss of queries."""
     builder = DistillationDatasetBuilder(collection(), LengthTeacher(), query_ids=["q2"], store=":memory:")
-    with pytest.warns(UserWarning, match=r"^All 1 queries stay\. Left out: repeated documents: 3\.$"):
+    with pytest.warns(UserWarning, match=r"^All 1 queries stay\. Left out of their lists: 3 repeated documents\.$"):
         builder._say_dropped(1, {"repeated_documents": 3, "empty_documents": 0})
 
 
@@ -124,7 +124,7 @@ def test_dropped_queries_are_counted() -> None:
     builder = DistillationDatasetBuilder(
         collection(), LengthTeacher(), query_ids=["q1", "q2", "q3", "q4"], candidates=candidates, store=":memory:"
     )
-    message = "3 of 4 queries are dropped. Left out: queries without positive: 1, queries without candidate: 1, "
+    message = "3 of 4 queries are dropped; in all: 1 queries without positive, 1 queries without candidate, 1 queries "
     with pytest.warns(UserWarning, match=message):
         dataset = builder.build(show_progress=False)
     assert dataset.train["query_id"] == ["q1"]
