@@ -1,46 +1,275 @@
-"""A pool of processes that cannot start must say why, before a pair is scored."""
+"""Engines: the same scores from this process, a pool and Ray; one writer; errors that name the pair."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import re
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-SCRIPT = """
-import numpy as np
-from st_wkl.data.engines import score_chunks
-class Teacher:
-    def score(self, pairs):
-        return np.zeros(len(pairs), dtype=np.float32)
-def main():
-    print(len(list(score_chunks(Teacher(), [[("a", "b")]], engine="pool", workers=1))))
-"""
+from st_wkl.data.engines import Engine
+from st_wkl.data.score_store import ScoreStore
+from st_wkl.data.scoring import estimate_scoring, score_pairs
+from st_wkl.data.teachers import CrossEncoderTeacher
+from tests.data.test_scoring import BatchTeacher, make_pairs
+
+CULPRIT = ("query 3", "red cat 45")
+WORKERS: tuple[Engine, ...] = ("pool", "ray")
 
 
-@pytest.mark.parametrize(
-    ("way", "end", "message"),
-    [
-        ("file", "main()", "script.py would start pools without end"),
-        ("stdin", "main()", "there is none: this program came from <stdin>"),
-        ("-c", "main()", "cannot see Teacher, which was defined at a prompt"),
-        ("file", "if __name__ == '__main__':\n    main()", ""),
-    ],
-)
-def test_a_pool_without_a_main_guard_says_so(way: str, end: str, message: str, tmp_path: Path) -> None:
-    """The message that a worker died, or memory ended, sends people to look for memory."""
-    program = SCRIPT + end
-    path = tmp_path / "script.py"
-    path.write_text(program)
-    command = [sys.executable, *({"file": [str(path)], "-c": ["-c", program]}.get(way, []))]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        command, input=program if way == "stdin" else "", capture_output=True, text=True, env=environment, check=False
+class ProcessTeacher:
+    """A teacher that can be sent to workers, says in which process it ran, and fails at one pair in a chosen way."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault = fault
+
+    @property
+    def identity(self) -> dict[str, str | int | float | None]:
+        """Name it."""
+        return {"model": "process-teacher"}
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Score by length, or by process."""
+        if self.fault == "pid":
+            return np.full(len(pairs), os.getpid(), dtype=np.float32)
+        scores = np.array([len(query) + 2 * len(document) for query, document in pairs], dtype=np.float32)
+        if CULPRIT in pairs:
+            if self.fault == "raise":
+                raise OverflowError("too hot")
+            if self.fault == "die":
+                os._exit(3)
+            if self.fault == "short":
+                return scores[:-1]
+            if self.fault == "nan":
+                scores[list(pairs).index(CULPRIT)] = np.nan
+        return scores
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """Start a Ray of two processor cores, or skip."""
+    pytest.importorskip("ray")
+    import ray
+    import ray.data
+
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=100_000_000,
+        runtime_env={"env_vars": {"PYTHONPATH": paths}},
     )
-    if message:
-        assert message in done.stderr
-        assert 'engine="process"' in done.stderr
-    else:
-        assert done.stdout == "1\n", done.stderr
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Return an engine, started where it needs that."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
+    return request.param
+
+
+each_engine = pytest.mark.parametrize("engine", WORKERS, indirect=True)
+
+
+@each_engine
+def test_same_scores_other_processes_one_writer(engine: Engine, tmp_path: Path) -> None:
+    """Workers score, this process writes: chunks come back in any order and still land at their pairs."""
+    pairs = make_pairs(90)
+    expected = score_pairs(ProcessTeacher(), pairs, show_progress=False)
+    with ScoreStore(tmp_path / "scores") as store:
+        found = score_pairs(
+            ProcessTeacher(), pairs, store=store, engine=engine, workers=2, chunk_size=8, show_progress=False
+        )
+        assert store.count() == 90
+        assert store.get(ProcessTeacher().identity, pairs).tobytes() == expected.tobytes()
+    assert found.tobytes() == expected.tobytes()
+    ids = score_pairs(ProcessTeacher("pid"), pairs, engine=engine, chunk_size=8, show_progress=False)
+    assert os.getpid() not in ids
+
+
+@each_engine
+@pytest.mark.parametrize("fault", ["raise", "short", "nan"])
+def test_errors_of_workers_name_the_pair(engine: Engine, fault: str) -> None:
+    """A traceback from another machine that does not say which text it choked on is worth nothing."""
+    pairs = [*make_pairs(60), CULPRIT]
+    named = {"raise": "A worker failed at .*too hot", "short": "scores of shape", "nan": "returned nan for"}[fault]
+    with ScoreStore(":memory:") as store:
+        with pytest.raises((RuntimeError, ValueError), match=named) as error:
+            score_pairs(
+                ProcessTeacher(fault), pairs, store=store, engine=engine, workers=1, chunk_size=1, show_progress=False
+            )
+        assert repr(CULPRIT[1]) in str(error.value)
+        assert np.isnan(store.get(ProcessTeacher().identity, [CULPRIT])[0])
+
+
+def test_a_dead_worker_is_an_error_and_loses_nothing() -> None:
+    """Out of memory kills a process without a word; waiting for it for ever would be worse than the loss."""
+    pairs = [*make_pairs(60), CULPRIT]
+    with ScoreStore(":memory:") as store:
+        with pytest.raises(RuntimeError, match=r"A worker died at or near .* pairs, the first of which is query"):
+            score_pairs(
+                ProcessTeacher("die"), pairs, store=store, engine="pool", workers=1, chunk_size=1, show_progress=False
+            )
+        kept = store.count()
+        assert kept > 0
+        score_pairs(ProcessTeacher(), pairs, store=store, chunk_size=1, show_progress=False)
+        assert store.count() == 61
+
+
+def test_real_teacher_in_a_pool(cross_encoder_onnx_path: Path) -> None:
+    """A session of onnxruntime cannot travel; the teacher is made again in each worker, from the same files."""
+    teacher = CrossEncoderTeacher(cross_encoder_onnx_path, max_length=32)
+    pairs = make_pairs(24)
+    here = score_pairs(teacher, pairs, show_progress=False, chunk_size=8)
+    there = score_pairs(teacher, pairs, show_progress=False, chunk_size=8, engine="pool", workers=2)
+    assert np.abs(here - there).max() < 1e-4
+
+
+def test_errors_here_name_the_pair() -> None:
+    """The original error is kept, with a note."""
+    with pytest.raises(OverflowError) as error:
+        score_pairs(ProcessTeacher("raise"), [*make_pairs(20), CULPRIT], chunk_size=1, show_progress=False)
+    assert repr(CULPRIT[1]) in error.value.__notes__[0]
+
+
+def test_what_cannot_travel_is_refused_at_once() -> None:
+    """A local function cannot be pickled: that is said before any process starts."""
+
+    class Local(ProcessTeacher):
+        pass
+
+    with pytest.raises(TypeError, match=r"Local cannot be sent to other processes.*engine='process'"):
+        score_pairs(Local(), make_pairs(3), engine="pool", show_progress=False)
+    with pytest.raises(ValueError, match='engine must be "process", "pool" or "ray"'):
+        score_pairs(Local(), make_pairs(3), engine="spark", show_progress=False)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="workers must be positive"):
+        score_pairs(Local(), make_pairs(3), engine="pool", workers=0, show_progress=False)
+
+
+def test_a_changed_model_is_found_by_the_worker(cross_encoder_onnx_path: Path, tmp_path: Path) -> None:
+    """A folder that is overwritten while workers start would mix two teachers under one identity."""
+    import pickle
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(cross_encoder_onnx_path, folder)
+    travelling = pickle.dumps(CrossEncoderTeacher(folder))
+    with (folder / "tokenizer.json").open("a", encoding="utf-8") as file:
+        file.write("\n")
+    with pytest.raises(ValueError, match=r"The worker loaded .* but the teacher is"):
+        pickle.loads(travelling)
+
+
+def test_two_threads_on_one_store(tmp_path: Path) -> None:
+    """Each thread opens the file; both end with all scores."""
+    pairs, failures = make_pairs(200), []
+
+    def run() -> None:
+        try:
+            with ScoreStore(tmp_path / "scores") as store:
+                score_pairs(ProcessTeacher(), pairs, store=store, show_progress=False, chunk_size=8)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    with ScoreStore(tmp_path / "scores") as store:
+        assert store.count() == 200
+
+
+def test_two_threads_on_one_real_teacher(cross_encoder_onnx_path: Path) -> None:
+    """Remembered token ids of one call must not end up in the other's."""
+    teacher = CrossEncoderTeacher(cross_encoder_onnx_path, batch_size=1, max_length=32)
+    jobs = [make_pairs(16, seed=seed) for seed in range(2)]
+    expected = [score_pairs(teacher, pairs, show_progress=False) for pairs in jobs]
+    found: dict[int, np.ndarray] = {}
+    threads = [
+        threading.Thread(target=lambda at=at: found.update({at: score_pairs(teacher, jobs[at], show_progress=False)}))
+        for at in (0, 1)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[at].tobytes() for at in (0, 1)] == [scores.tobytes() for scores in expected]
+
+
+def test_extreme_texts(cross_encoder_onnx_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Empty texts, lone surrogates and a million characters: a score or a named error, and the cut is counted."""
+    teacher = CrossEncoderTeacher(cross_encoder_onnx_path, max_length=32)
+    pairs = [("", ""), ("cat", " "), ("cat", "a\x00b"), ("cat", "dog " * 250_000)]
+    assert np.isfinite(score_pairs(teacher, pairs, show_progress=False)).all()
+    assert "1 of 4 pairs were longer" in caplog.text
+
+
+def test_sorted_by_tokens_across_queries(cross_encoder_onnx_path: Path) -> None:
+    """Characters mislead: a chemical name has many tokens, a plain sentence of the same length few."""
+    teacher = CrossEncoderTeacher(cross_encoder_onnx_path)
+    calls: list[list[tuple[str, str]]] = []
+    honest = teacher.score
+    teacher.score = lambda pairs: calls.append(list(pairs)) or honest(pairs)  # type: ignore[method-assign, func-returns-value]
+    pairs = [
+        (f"q{n}", text) for n, text in enumerate(["x9z8k7q6w5" * 3, "information retrieval understanding", "a"] * 4)
+    ]
+    score_pairs(teacher, pairs, show_progress=False, chunk_size=4)
+    flat = [pair for call in calls for pair in call]
+    lengths = teacher.token_lengths(flat)
+    assert lengths is not None
+    assert list(lengths) == sorted(lengths, reverse=True)
+    assert flat[0][1] == "x9z8k7q6w5" * 3
+
+
+def test_cut_pairs_are_counted_over_all_pairs_of_a_resumed_run(
+    cross_encoder_onnx_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The number goes into the dataset's record, and must not depend on where the first run was stopped."""
+    teacher = CrossEncoderTeacher(cross_encoder_onnx_path, max_length=16)
+    pairs = [("cat", "dog " * count) for count in range(1, 25)]
+    with ScoreStore(":memory:") as store:
+        score_pairs(teacher, pairs[12:], store=store, show_progress=False, chunk_size=4)
+        caplog.clear()
+        score_pairs(teacher, pairs, store=store, show_progress=False, chunk_size=4)
+    assert "12 of 24 pairs were longer" in caplog.text
+
+
+def test_estimate_counts_everything(cross_encoder_onnx_path: Path) -> None:
+    """Pairs, tokens and hours before a week of work starts; and nothing is written."""
+    teacher = CrossEncoderTeacher(cross_encoder_onnx_path, max_length=16)
+    pairs = [("cat", "dog " * count) for count in range(1, 25)]
+    with ScoreStore(":memory:") as store:
+        score_pairs(teacher, pairs[:4], store=store, show_progress=False)
+        estimate = estimate_scoring(teacher, pairs * 2, store=store, sample_size=5)
+        assert store.count() == 4
+        everything = estimate_scoring(teacher, pairs[:4], store=store)
+    assert (estimate.pairs, estimate.different_pairs, estimate.known, estimate.to_score) == (48, 24, 4, 20)
+    # [CLS] cat [SEP] dog … [SEP]: 4 tokens and the dogs, cut at 16.
+    assert estimate.tokens == sum(min(16, 4 + count) for count in range(5, 25))
+    assert estimate.truncated == 12
+    assert estimate.sampled == 5
+    assert estimate.hours is not None
+    assert estimate.hours > 0
+    assert re.search(r"48 pairs, 24 of them different\n.*20 to score\n.* 12 pairs are longer.*\nabout", str(estimate))
+    assert (everything.to_score, everything.tokens, everything.seconds) == (0, 0, 0.0)
+
+
+def test_estimate_without_tokens() -> None:
+    """A teacher that only has the two members is estimated by characters."""
+    estimate = estimate_scoring(BatchTeacher(), make_pairs(30), sample_size=10)
+    assert (estimate.tokens, estimate.truncated, estimate.sampled) == (None, None, 10)
+    assert estimate.seconds is not None
+    assert estimate_scoring(BatchTeacher(), make_pairs(30), sample_size=0).seconds is None
+    assert estimate_scoring(BatchTeacher(), []).seconds == 0.0
