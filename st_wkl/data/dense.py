@@ -92,8 +92,8 @@ def retriever_candidates(
         raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")
     source = Path(model) if isinstance(model, os.PathLike) else model
     retriever, name = load_model(source, trust_remote_code=trust_remote_code)
-    check_complete(retriever, "first stage")
     encoder = Encoder(retriever, document_prompt, batch_size, cache, revision)
+    check_complete(retriever, "first stage")
     document_ids = [document_id for document_id, text in collection.documents.items() if text.strip()]
     if not queries or not document_ids:
         return {query_id: [] for query_id in queries}

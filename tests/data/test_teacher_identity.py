@@ -152,7 +152,7 @@ def test_files_that_say_nothing_new_keep_a_folders_key(tmp_path: Path) -> None:
         ("sentence_bert_config.json", '{"processing_kwargs": {"text": {"add_special_tokens": false}}}'),
         ("config_sentence_transformers.json", '{"keep_in_fp32_modules": ["0.model.classifier"]}'),
         ("special_tokens_map.json", '{"sep_token": "[CLS]"}'),
-        ("added_tokens.json", '{"st_wkl": 111}'),
+        ("added_tokens.json", '{"a": 5}'),
         ("chat_template.jinja", "{{ messages }}"),
         ("modeling_own.py", "x = 1"),
         ("anything.json", "{}"),

@@ -177,7 +177,7 @@ def identity(args: Any, student: Any, dataset: DistillationDataset, **changes: A
     from st_wkl.training.data import training_data
 
     loss = changes.pop("loss", None) or MarginKL(student)
-    parts: dict[str, Any] = {"lora": False, "evaluator": None, "callbacks": [], **changes}
+    parts: dict[str, Any] = {"lora": False, "evaluator": None, "callbacks": [], "save_dtype": None, **changes}
     data = training_data(dataset, loss, student, args)
     return run_identity(
         student=student, dataset=dataset, data=data, loss=loss, args=args, describe=Describer(student), **parts
