@@ -358,6 +358,11 @@ def _unusual_tokenizer(module: Any, *, first: bool) -> list[Any]:
         for name in ("padding_side", "truncation_side", "model_input_names", "split_special_tokens", "chat_template")
         if (value := getattr(tokenizer, name, None)) not in (getattr(kind, name, None), None, False)
     }
+    # A tokenizer of transformers gets both anew with every call; a static model's has them for good.
+    if not hasattr(tokenizer, "backend_tokenizer") and (
+        getattr(tokenizer, "truncation", None) or getattr(tokenizer, "padding", None)
+    ):
+        found["lengths"] = [tokenizer.truncation, tokenizer.padding]
     if getattr(module, "query_expansion", None):
         found["mask_token"] = getattr(tokenizer, "mask_token", None)
         if found["mask_token"] == "[MASK]":

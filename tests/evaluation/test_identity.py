@@ -177,3 +177,13 @@ def test_what_is_no_model_is_refused() -> None:
     wrong: Any = torch.nn.Linear(2, 2)
     with pytest.raises(TypeError, match="SentenceTransformer, SparseEncoder"):
         load_model(wrong)
+
+
+def test_a_static_models_truncation_counts(static_student_path: Path) -> None:
+    """Nobody sets it anew with every call, as transformers does: a text that is cut has another embedding."""
+    model = SentenceTransformer(str(static_student_path), device="cpu")
+    revision = model_revision(model)
+    model[0].tokenizer.enable_truncation(2)
+    cut = model_revision(model)
+    model[0].tokenizer.no_truncation()
+    assert cut != revision == model_revision(model)
