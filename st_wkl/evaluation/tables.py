@@ -97,7 +97,7 @@ def markdown_text(text: str) -> str:
 
 def markdown_code(text: object) -> str:
     """Return a name or value as code on one line, whatever it holds."""
-    line = " ".join(str(text).split())
+    line = " ".join(str(text).splitlines())  # spaces stay: a prompt often ends with one
     fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
     space = " " if line[:1] == "`" or line[-1:] == "`" else ""
     return f"{fence}{space}{line}{space}{fence}"

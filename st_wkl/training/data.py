@@ -136,8 +136,8 @@ def check_dataset(dataset: Any) -> None:
             f"dataset is a {type(dataset).__name__}; it has to be a DistillationDataset, or a datasets.Dataset or "
             f"IterableDataset of one split. {remedy}".rstrip()
         )
-    if not (features := dataset.features):
-        return  # of an iterable dataset that does not say
+    if not (features := dataset.features) or (getattr(dataset, "format", None) or {}).get("type") == "custom":
+        return  # an iterable dataset that does not say, or rows that a transform makes as they are read
     lists = {name: getattr(feature.feature, "dtype", "") for name, feature in features.items() if _is_list(feature)}
     known = {"query", DOCUMENTS, *DEFAULT_LABEL_COLUMNS, "pairs", "ranks"}
     for name, dtype in lists.items():
