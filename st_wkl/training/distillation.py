@@ -184,8 +184,8 @@ def distill(
         >>> distill("minishlab/potion-base-8M", builder.build(), output_dir="my-student").student  # doctest: +SKIP
     """  # noqa: E501
     output_dir = Path(output_dir)
-    check_dataset(dataset)
     check_adapters(lora)
+    check_dataset(dataset)
     loaded, found_name, given = _load(student, trust_remote_code)
     name = base_name or (found_name if not isinstance(student, nn.Module) else _name_of(loaded, found_name))
     licence = _licence_of(student, loaded)
