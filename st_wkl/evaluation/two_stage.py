@@ -55,13 +55,19 @@ class BM25Search:
 
     Args:
         bm25: The parameters.
-        task: A task whose data are loaded: the name is the one that BM25 has over its documents.
+        task: A task whose data are loaded: the name is the one that BM25 has over its documents. Without it, `bm25.name`.
         show_progress: Show bars.
     """
 
-    def __init__(self, bm25: BM25, task: AbsTaskRetrieval, *, show_progress: bool = True) -> None:
-        corpora = (data["corpus"] for splits in task.dataset.values() for data in splits.values())
-        self.name = bm25.name_over(text for corpus in corpora for text in _texts(corpus).values())
+    def __init__(
+        self,
+        bm25: BM25 = BM25(),  # noqa: B008 - it is frozen
+        task: AbsTaskRetrieval | None = None,
+        *,
+        show_progress: bool = True,
+    ) -> None:
+        splits = () if task is None else (data for splits in task.dataset.values() for data in splits.values())
+        self.name = bm25.name_over(text for data in splits for text in _texts(data["corpus"]).values())
         self.bm25, self.show_progress = bm25, show_progress
         digest = content_hash([self.name, bm25_settings(bm25), ANALYSER, version("bm25s")])
         self.mteb_model_meta = ModelMeta.create_empty(overwrites={"name": f"local/{self.name}", "revision": digest})

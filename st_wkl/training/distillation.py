@@ -229,7 +229,8 @@ def distill(
         return finished
     checkpoints.check_resumable(args, made, describe, dataset, resume=resume)
     _check_folder(output_dir, work)
-    check_reloads(loaded, trust_remote_code)
+    if is_first():
+        check_reloads(loaded, trust_remote_code)
     checkpoint = checkpoints.start_run(work, identity, resume=resume)
     _wait()  # the trainer of a quicker process would make the folder that this one has yet to look at
     start = time.perf_counter()
@@ -306,7 +307,8 @@ def _rounding(save_dtype: str | torch.dtype | None, *, adapted: bool) -> torch.d
 def _adapt(student: Student, lora: bool | LoraConfig, trust_remote_code: bool) -> dict[str, Any]:
     """Put an adapter on, and try whether it can be kept."""
     adapter = prepare(student, lora or True)
-    rehearse(student, trust_remote_code=trust_remote_code)
+    if is_first():  # the others have the same adapter, and transformers lets one process save
+        rehearse(student, trust_remote_code=trust_remote_code)
     return adapter
 
 

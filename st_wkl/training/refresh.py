@@ -281,13 +281,16 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
-def mine(builder: DistillationDatasetBuilder, model: Any, *, show_progress: bool = True) -> Any:
+def mine(
+    builder: DistillationDatasetBuilder, model: Any, *, show_progress: bool = True, trust_remote_code: bool = False
+) -> Any:
     """Find the candidates of a builder's queries with a student, as deep as the builder would ask BM25.
 
     Args:
         builder: The builder.
         model: A retriever, or a folder of one.
         show_progress: Show a bar.
+        trust_remote_code: Run code of the folder's own when it is loaded.
 
     Returns:
         `{query_id: candidates, best first}`.
@@ -297,7 +300,14 @@ def mine(builder: DistillationDatasetBuilder, model: Any, *, show_progress: bool
     # Enough even if every positive and a few copies stand before the negatives.
     depth = builder.selection.pool(builder.num_negatives) + 5
     depth += max((len(positives[query_id]) for query_id in query_ids), default=0)
-    return retriever_candidates(builder.collection, model, query_ids, top_k=depth, show_progress=show_progress)
+    return retriever_candidates(
+        builder.collection,
+        model,
+        query_ids,
+        top_k=depth,
+        show_progress=show_progress,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def student_ranks_in(

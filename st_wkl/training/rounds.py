@@ -125,9 +125,9 @@ def distill_rounds(
             _check_same(dataset, builder, made, folder)
         else:
             if number > 1:
-                builder.candidates = mine(
-                    builder, load_model(done[-1].student, trust_remote_code=trusted)[0], show_progress=show_progress
-                )
+                # By its folder, after which the candidates' source is called.
+                found = mine(builder, done[-1].student, show_progress=show_progress, trust_remote_code=trusted)
+                builder.candidates = found
             dataset = builder.build(show_progress=show_progress)
             dataset.provenance["round"] = made
             dataset.save_to_disk(folder / "dataset")
