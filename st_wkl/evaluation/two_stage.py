@@ -55,7 +55,7 @@ class BM25Search:
 
     Args:
         bm25: The parameters.
-        task: A task whose data are loaded: the name is the one that BM25 has over its documents. Without it, `bm25.name`.
+        task: A task whose data are loaded: the name is the one that BM25 has over its documents; `bm25.name` without.
         show_progress: Show bars.
     """
 
