@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 _ONE_BY_ONE = 64
 # How the learned tables of positions are called; rotary and relative ones have none.
 _POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
-_NO_LIMIT = 1_000_000
+# Tokenizers without a limit of their own say 1e30; no reranker reads this many tokens on purpose.
+NO_LIMIT = 1_000_000
 
 
 def check_fits(model: Any, max_length: int | None = None) -> None:
@@ -47,7 +48,7 @@ def check_fits(model: Any, max_length: int | None = None) -> None:
             "at the first longer text.",
             _called(model),
             places,
-            "none" if found is None or found > _NO_LIMIT else found,
+            "none" if found is None or found > NO_LIMIT else found,
         )
         model.max_seq_length = places
     for module in model.modules():  # late interaction has a length of its own for each side

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from st_wkl.data.selection import Selection
+from st_wkl.model_checks import NO_LIMIT
 
 # Smallest and largest value of a key by its path; None is no bound. A count below 1 would be a slice from the end.
 _RANGES: dict[str, tuple[float, float | None]] = {
     "collection.limit": (1, None),
     "candidates.top_k": (1, None),
     "candidates.num_negatives": (1, None),
-    "teacher.max_length": (8, 1_000_000),  # as the teacher has it
+    "teacher.max_length": (8, NO_LIMIT),
     "selection.seed": (0, 2**32 - 1),
     "loss.in_batch": (0, None),
     "loss.mini_batch_size": (1, None),

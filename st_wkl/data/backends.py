@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from st_wkl.model_checks import NO_LIMIT
+
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
     from tokenizers import Encoding, Tokenizer
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FALLBACK_LENGTH = 512
-# Tokenizers without a limit of their own say 1e30; no reranker reads this many tokens on purpose.
-NO_LIMIT = 1_000_000
 # On a CPU the activations of a batch should stay in its cache: 2,048 tokens of a small model are about 12 MB, and
 # larger batches were slower, down to 1,024 with int8 weights. Fixed numbers, not fractions of the cores at hand: the
 # same run on another machine has the same batches. A GPU wants many rows.
