@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,8 +17,11 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from st_wkl import Collection, compare
 from st_wkl.config import RunConfig
+from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.dataset import DistillationDataset
+from st_wkl.data.dense import retriever_candidates
 from st_wkl.data.exposure import Exposure
+from st_wkl.data.pairwise import preferences
 from st_wkl.data.runs import read_run
 from st_wkl.data.score_store import ScoreStore
 from st_wkl.data.teachers import CrossEncoderTeacher
@@ -26,10 +30,13 @@ from st_wkl.models import hash_weights, model_revision
 from st_wkl.pipeline import run
 from st_wkl.text import text_hash
 from st_wkl.training import TrainingRecord, checkpoints, default_arguments, distill
+from st_wkl.training.refresh import RefreshCandidatesCallback
 
 FORMATS = Path(__file__).parent / "formats"
-# Of names and bytes of all files.
+ANIMALS = FORMATS / "animals"
+# Of names and bytes of all files, those of `animals` apart.
 CONTENTS = "3011e71d5bf8d711b4524c61098d6208"
+CONTENTS_ANIMALS = "8fa40c17afe50764756258494c646ab9"
 TEACHER = {
     "kind": "cross-encoder",
     "model": "teacher",
@@ -61,10 +68,12 @@ def stored_pairs(collection: Collection, dataset: DistillationDataset) -> list[t
 
 def test_the_artefacts_are_those_of_their_time():
     """An artefact that is written anew by today's code pins nothing."""
-    digest = hashlib.blake2b(digest_size=16)
+    first, animals = (hashlib.blake2b(digest_size=16) for _ in range(2))
     for file in sorted(file for file in FORMATS.rglob("*") if file.is_file()):
+        digest = animals if file.is_relative_to(ANIMALS) else first
         digest.update(file.relative_to(FORMATS).as_posix().encode() + file.read_bytes())
-    assert digest.hexdigest() == CONTENTS
+    assert first.hexdigest() == CONTENTS
+    assert animals.hexdigest() == CONTENTS_ANIMALS
 
 
 def test_a_store_gives_the_scores_of_a_folder(home):
@@ -180,3 +189,72 @@ def test_a_stopped_training_of_format_1_is_not_taken_for_another(home):
     with pytest.raises(ValueError, match="another version of st-wkl"):
         distill("student-start", dataset, "kl", args, output_dir="stopped", resume=True)
     assert Path("stopped/checkpoints/run.json").read_bytes() == (FORMATS / "stopped/checkpoints/run.json").read_bytes()
+
+
+@pytest.fixture
+def animals(tmp_path, monkeypatch) -> Path:
+    """A copy of what a run with several sources, a pairwise teacher and a refresh left behind."""
+    copy = tmp_path / "animals"
+    shutil.copytree(ANIMALS, copy)
+    monkeypatch.chdir(copy)
+    return copy
+
+
+def test_answers_of_a_pairwise_teacher_are_found_again(animals):
+    """They cost twice a pointwise teacher's work, and are kept under the teacher's own identity."""
+
+    class Judge:
+        identity: ClassVar = {"kind": "my-judge", "version": 1}
+
+        def prefer(self, *_):
+            pytest.fail("asked again")
+
+    documents, scores = ["dogs bark loudly", "cats eat loudly"], [np.array([2.0, 1.0])]
+    with ScoreStore("scores.sqlite3") as store:
+        _, asked = preferences(Judge(), [("do dogs bark", documents)], scores, store=store, show_progress=False)
+        assert asked.tolist() == [0.75]
+        found = store.get(
+            {**TEACHER, "model": "someone/reranker", "revision": "0" * 40, "max_length": 512},
+            [("do dogs bark", "dogs bark loudly"), ("do dogs bark", ""), ("do dogs", "")],
+        )
+        np.testing.assert_array_equal(found, np.array([3.25, -7.5, np.nan], np.float32))
+
+
+def test_a_dataset_with_preferences_loads():
+    """Which pairs were compared, and with what outcome."""
+    dataset = DistillationDataset.load_from_disk(ANIMALS / "preferences")
+    lists = dataset.to_lists()
+    assert checkpoints.dataset_fingerprint(dataset) == "fcb5763851ab36feadde47c3a3fe1d26"
+    assert dataset.provenance["preferences"]["pairs"] == sum(map(len, lists["pairs"])) > 0
+    assert checkpoints.dataset_fingerprint(DistillationDataset.load_from_disk(ANIMALS / "dataset")) == (
+        "b12194940db208730d6ad0b200f8cb5a"
+    )
+
+
+def test_a_plain_run_file_gives_the_scores_that_were_written():
+    """Scores to the last digit: a tie that is broken another way is another list."""
+    found = read_run(ANIMALS / "bm25.trec", Collection.load(ANIMALS / "animals"))
+    assert [(hit.document_id, hit.score, hit.source) for hit in found["q2"]] == [
+        ("d2", 1.202491044998169, "bm25"),
+        ("d5", 0.49299106001853943, "bm25"),
+    ]
+
+
+def test_embeddings_of_a_corpus_are_found_again(animals, monkeypatch):
+    """Hours of a GPU, kept under the identity of the model and of the texts."""
+    monkeypatch.setattr(SentenceTransformer, "encode_document", lambda *_, **__: pytest.fail("embedded again"))
+    found = retriever_candidates(
+        Collection.load("animals"), "student", ["q4"], top_k=1, cache="embeddings", show_progress=False
+    )
+    assert [hit.document_id for hit in found["q4"]] == ["d4"]
+
+
+def test_lists_of_a_refresh_are_resumed(animals):
+    """They lie in checkpoints, beside the trainer's own files."""
+    collection, teacher = Collection.load("animals"), CrossEncoderTeacher("teacher", max_length=16, device="cpu")
+    builder = DistillationDatasetBuilder(collection, teacher, candidates={})
+    callback = RefreshCandidatesCallback(builder, DistillationDataset.load_from_disk("dataset"))
+    callback.load(Path())
+    row = callback.train_dataset[1]
+    assert row["documents"] == [collection.documents[key] for key in ("d2", "d5", "d4")]
+    assert row["scores"] == [0.7602832317352295, 1.5362545251846313, 0.024837732315063477]
