@@ -5,11 +5,14 @@ from __future__ import annotations
 import fcntl
 import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from st_wkl._hashes import content_hash
 
 _PART = ".part"
 
@@ -39,6 +42,19 @@ def expanded(source: str | os.PathLike[str]) -> str:
     return os.path.expanduser(os.fspath(source))  # noqa: PTH111 - a Path would take the dot from "./here"
 
 
+def file_name(name: str, longest: int = 200) -> str:
+    """Return a name that people gave (of a collection, a task, a model) as the name of one file.
+
+    A plain name stays. One that would be a path, a hidden file or too long for a disk, on which 255 bytes have to hold
+    an ending, too, is changed and gets a hash, so that two names never share a file.
+    """
+    plain = name.encode(errors="replace")
+    if 0 < len(plain) <= longest and not name.startswith(".") and not {"/", "\0"} & set(name):
+        return name
+    kept = re.sub(rb"[^A-Za-z0-9_.-]+", b"_", plain).lstrip(b"._")[: longest - 13].decode()
+    return f"{kept}-{content_hash(name, size=6)}"
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends without an error.
@@ -49,7 +65,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_PART)
     temporary = Path(name)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)  # tells that somebody is at work on it, however that one ends
@@ -72,7 +88,7 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder).expanduser()
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
-    workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=_PART))
+    workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=_PART))
     handle = os.open(workspace, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -118,7 +134,7 @@ def owned(output: str | Path) -> Iterator[None]:
     output = Path(output).expanduser().absolute()
     missing = [folder for folder in output.parents if not folder.exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
-    path = output.parent / f".{output.name}.lock"
+    path = output.parent / f"{_prefix(output)}lock"
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -144,13 +160,18 @@ def owned(output: str | Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def _prefix(path: Path) -> str:
+    """Return how the names of hidden files beside a file or folder begin, for which its own may leave no room."""
+    return f".{path.name if len(os.fsencode(path.name)) <= 200 else content_hash(path.name)}."
+
+
 def _is_part(path: Path) -> bool:
     return (path.name.startswith(".") and path.name.endswith(_PART)) or path.name == ".lock"  # of earlier versions
 
 
 def _remove_abandoned(path: Path) -> None:
     """Remove what killed processes left beside a file or folder that they were writing."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_PART}"):
+    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*{_PART}"):
         with suppress(OSError):
             handle = os.open(left, os.O_RDONLY)
             try:

@@ -124,3 +124,13 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
     (tmp_path / "begun" / ".run.json.abc.part").touch()
     assert holds_nothing(tmp_path / "begun")
     assert not holds_nothing(tmp_path / "results")
+
+
+def test_a_long_name_leaves_room_for_what_is_written_beside_it(tmp_path: Path) -> None:
+    """A name of 250 bytes is one that a disk takes; what is written beside it first must not be longer."""
+    for name in ("n" * 250, "é" * 125):
+        with owned(tmp_path / name), replacing_folder(tmp_path / name) as folder:
+            write_text(folder / name, "kept")
+        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [name]
+        (tmp_path / name / name).unlink()
+        (tmp_path / name).rmdir()

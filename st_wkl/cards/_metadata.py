@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from st_wkl._files import write_text
+from st_wkl._files import file_name, write_text
 from st_wkl.cards._texts import is_hub_id, model_class
 from st_wkl.cards.licences import Licence
 from st_wkl.evaluation.results import Results
@@ -81,7 +81,7 @@ def write_eval_results(folder: Path, after: Results) -> list[Path]:
             tasks.setdefault(scores.task, []).extend(_entries(scores, dataset, after))
     written = []
     for task, entries in tasks.items():
-        path = target / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.yaml"
+        path = target / f"{file_name(re.sub(r'[^A-Za-z0-9_.-]', '_', task))}.yaml"
         if path.exists():
             continue  # somebody else's: MTEB writes files of this name as well
         text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -47,10 +48,7 @@ def check_ranges(config: Mapping[str, Any]) -> None:
     for path, value in _leaves(config):
         group, _, name = path.partition(".")
         if group == "training" and name.startswith(_PUSHES) and value not in (None, False):
-            raise ValueError(
-                f"{path}: a run sends nothing to the Hub, and would make a public repository here. Leave it out; "
-                "`st-wkl push FOLDER REPOSITORY` sends the finished student, private unless you say otherwise."
-            )
+            raise ValueError(pushes(path))
         if path not in _RANGES or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         low, high = _RANGES[path]
@@ -66,6 +64,29 @@ def check_ranges(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"training.eval_strategy is {training['eval_strategy']!r}, and there is no `dev` to evaluate on."
         )
+
+
+def pushes(path: str) -> str:
+    """Say why an argument by which a trainer sends a student to the Hub is refused."""
+    return (
+        f"{path}: a run sends nothing to the Hub, and would make a public repository here. Leave it out; "
+        "`st-wkl push FOLDER REPOSITORY`, or st_wkl.hub.push_student, sends the finished student, private unless you "
+        "say otherwise."
+    )
+
+
+def check_no_pushes(arguments: Any) -> None:
+    """Stop where training arguments would send the student away.
+
+    Args:
+        arguments: Those of a trainer, a dataclass.
+
+    Raises:
+        ValueError: With the argument's name.
+    """
+    for entry in dataclasses.fields(arguments):
+        if entry.name.startswith(_PUSHES) and getattr(arguments, entry.name) not in (None, False, entry.default):
+            raise ValueError(pushes(f"args.{entry.name}"))
 
 
 def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

@@ -243,13 +243,15 @@ def _run_mteb(model: MTEBModels, task: AbsTask, how: _How, folder: Path) -> tupl
     import mteb
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
+    from st_wkl.evaluation.tasks import NamedCache
+
     ranked, results, strategy = isinstance(task, AbsTaskRetrieval), None, "always"
     if how.cache is not None:
         # One folder of rankings for each model, task and dataset: MTEB merges what it finds in a file.
         meta = model.mteb_model_meta
         parts = [str(meta.name), str(meta.revision), task.metadata.name, task.metadata.dataset["revision"], how.top_k]
         folder = how.cache / "rankings" / content_hash([*parts, sorted(task.eval_splits)])[:20]
-        results = mteb.ResultCache(how.cache)
+        results = NamedCache(how.cache)
         if not ranked or (folder / task.prediction_file_name).is_file():
             strategy = "only-missing"
     outcome = mteb.evaluate(

@@ -18,7 +18,9 @@ from mteb.abstasks import AbsTask
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models import ModelMeta
 
+from st_wkl._files import file_name
 from st_wkl.data.collection import Collection
 from st_wkl.evaluation.qrels import relevant_qrels
 
@@ -83,7 +85,20 @@ class CollectionTask(AbsTaskRetrieval):
     @property
     def prediction_file_name(self) -> str:
         """The name of MTEB's prediction file, in one folder even for a collection named like a Hub repository."""
-        return f"{re.sub(r'[^A-Za-z0-9_.-]+', '__', self.metadata.name)}_predictions.json"
+        return f"{file_name(re.sub(r'[^A-Za-z0-9_.-]+', '__', self.metadata.name))}_predictions.json"
+
+
+class NamedCache(mteb.ResultCache):
+    """MTEB's cache, whose files are called after models and tasks, with names that stay inside of it."""
+
+    def get_task_result_path(self, task_name: str, model_name: str | ModelMeta, *args: Any, **kwargs: Any) -> Path:
+        """Return MTEB's path, with each name made one that a file can have."""
+        if isinstance(model_name, ModelMeta):
+            names = {"name": model_name.model_name_as_path(), "revision": str(model_name.revision)}
+            model_name = model_name.model_copy(update={key: file_name(name) for key, name in names.items()})
+        # A collection from the Hub has always been a file in a folder of its organisation.
+        task = "/".join(map(file_name, task_name.split("/")))
+        return super().get_task_result_path(task, model_name, *args, **kwargs)
 
 
 Task: TypeAlias = str | Path | Collection | AbsTask

@@ -21,6 +21,7 @@ import mteb
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.models import ModelMeta
 
+from st_wkl._files import file_name
 from st_wkl._hashes import content_hash
 from st_wkl.data._reading import document_text
 from st_wkl.data.candidates import BM25, bm25_candidates
@@ -146,6 +147,8 @@ def renamed(task: AbsTaskRetrieval, first_stage: str, top_k: int, candidates: An
     digest = content_hash(candidates, size=6)
     task = copy(task)
     source = task.metadata.dataset
+    room = max(40, 200 - len(task.metadata.name.encode()))  # MTEB names files after tasks
+    first_stage = first_stage if len(first_stage) <= room else file_name(first_stage, longest=room)
     task.metadata = task.metadata.model_copy(
         update={
             "name": f"{task.metadata.name}-rerank-{first_stage}-top{top_k}",

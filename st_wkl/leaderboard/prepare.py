@@ -133,7 +133,7 @@ def prepare(
 def _write(output: Path, meta: ModelMeta, sources: list[str | Path], weights: str, notes: list[str]) -> Submission:
     """Write everything to a temporary folder, check it there, and put it in its place."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    workspace = Path(tempfile.mkdtemp(dir=output.parent, prefix=".submission."))
     try:
         new, old = workspace / "new", workspace / "old"
         new.mkdir()

@@ -275,3 +275,29 @@ def test_a_run_of_another_collection_is_refused(run: dict[str, dict[str, float]]
     """Ids that do not match score 0 in every tool, and look like a bad model."""
     with pytest.raises(ValueError, match=message):
         evaluate_run(run, collection(), name="BM25")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../../outside", "/outside", "..", ".hidden", "long" * 62, "组" * 90, "mteb/tiny"],
+    ids=["above", "absolute", "parent", "hidden", "long", "bytes", "hub"],
+)
+def test_names_stay_names_in_a_cache(student: Any, tmp_path: Path, name: str) -> None:
+    """A collection's name comes with its files, and must neither leave the cache nor fail after the work."""
+    cache = tmp_path / "a" / "b" / "cache"
+    first = evaluate(student, collection(name), name=name, cache=cache, show_progress=False)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written
+    assert all(path.is_relative_to(cache) and not path.name.startswith(".") for path in written)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(student), "encode", lambda *_, **__: pytest.fail("it is in the cache"))
+        again = evaluate(student, collection(name), name=name, cache=cache, show_progress=False)
+    assert (again.tasks[0].task, again.tasks[0].per_query) == (name, first.tasks[0].per_query)
+
+
+def test_a_first_stage_of_any_name_can_be_reranked(student: Any, tmp_path: Path) -> None:
+    """MTEB calls files after tasks, whose names say the first stage, such as a run file's of 245 characters."""
+    run = tmp_path / f"{'r' * 240}.trec"
+    run.write_text("".join(f"{query} Q0 d{rank} {rank} {9 - rank} x\n" for query in QUERIES for rank in range(1, 6)))
+    found = evaluate(student, collection("c" * 100), first_stage=run, cache=tmp_path / "cache", show_progress=False)
+    assert len(f"{found.tasks[0].task}_predictions.json") < 255

@@ -335,3 +335,19 @@ def test_damaged_records_are_told_from_missing_ones(tmp_path: Path) -> None:
         (tmp_path / RECORD_FILE).write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match="is damaged or from another version"):
             TrainingRecord.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("push_to_hub", True), ("hub_model_id", "me/student"), ("hub_token", "secret"), ("hub_strategy", "end")],
+)
+def test_training_sends_nothing_to_the_hub(
+    dataset: DistillationDataset, static_student_path: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    """The trainer would make a public repository, and write the token into files that are shared."""
+    student = SentenceTransformer(str(static_student_path))
+    args = arguments(student, tmp_path / "student")
+    setattr(args, name, value)
+    with pytest.raises(ValueError, match=rf"args\.{name}: a run sends nothing to the Hub.*push_student"):
+        distill(student, dataset, args=args, output_dir=tmp_path / "student")
+    assert not any(tmp_path.iterdir())
