@@ -3,6 +3,9 @@
 Seen in sentence-transformers 6.0 to 6.2: `base.losses.gradcache._create_minibatch` slices a batch of features and drops
 the padding that a slice no longer needs; a cached loss of another model class has no public way to do the same.
 
+Seen in sentence-transformers 6.0 to 6.2: `MatryoshkaLoss` and `AdaptiveLayerLoss` put a `ForwardDecorator` in the place
+of a model's `forward` while they call the loss that they wrap; there is no public way for that loss to know.
+
 Seen in sentence-transformers 6.0 to 6.2: `BaseModel._model_card_text`, the README.md that a model was loaded with.
 
 Seen in transformers 5.0 to 5.23: `PretrainedConfig._commit_hash`, the commit of the Hub that a model was loaded from.
@@ -15,8 +18,9 @@ from __future__ import annotations
 from typing import Any
 
 from sentence_transformers.base.losses.gradcache import _create_minibatch as create_minibatch
+from sentence_transformers.sentence_transformer.losses import adaptive_layer, matryoshka
 
-__all__ = ["card_text", "commit_of", "create_minibatch", "version_of"]
+__all__ = ["card_text", "commit_of", "create_minibatch", "version_of", "wrapper_at_work"]
 
 
 def card_text(model: Any) -> str:
@@ -32,3 +36,16 @@ def version_of(tensor: Any) -> int:
 def commit_of(config: Any) -> str | None:
     """Return the commit of the Hub that a configuration was loaded from, None for a folder."""
     return getattr(config, "_commit_hash", None)
+
+
+def wrapper_at_work(model: Any) -> str | None:
+    """Name the wrapper loss that has taken over the forward pass of a model, None if none has."""
+    found = None
+    while model is not None:
+        forward = vars(model).get("forward")
+        while isinstance(forward, (matryoshka.ForwardDecorator, adaptive_layer.ForwardDecorator)):
+            if isinstance(forward, adaptive_layer.ForwardDecorator):
+                return "AdaptiveLayerLoss"
+            found, forward = "MatryoshkaLoss", forward.fn
+        model = getattr(model, "_orig_mod", getattr(model, "module", None))  # compiled, or distributed
+    return found

@@ -70,7 +70,7 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
         self.in_batch = in_batch
         self.positive_threshold = positive_threshold
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
+    def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Compute the loss from the embeddings of a batch.
 
         Args:

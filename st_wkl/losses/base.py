@@ -110,7 +110,7 @@ class CandidateListLoss(StudentLoss):
     ) -> Tensor:
         """Compute the loss from `(B, N)` scores; `positives` and `mask` are boolean `(B, N)`."""
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
+    def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Compute the loss from the embeddings of a batch.
 
         Args:

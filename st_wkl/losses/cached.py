@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from sentence_transformers.base.losses import CachedLossMixin, RandContext, has_static_embedding_input
 from sentence_transformers.base.losses.merged_forward import merge_feature_batches
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import Tensor, nn
 
-from st_wkl._compat import create_minibatch
+from st_wkl._compat import create_minibatch, wrapper_at_work
 from st_wkl.losses.options import options_of
 from st_wkl.losses.scoring import concatenate, embed, pair_features, student_output
+from st_wkl.losses.terms import Terms
 
 if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
@@ -64,10 +66,34 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
         self.output = student_output(model)
         # What the student is used with is what it learns from.
         self.truncate_dim = getattr(model, "truncate_dim", None) if self.output == "embedding" else None
+        self._logged: list[tuple[int, Terms]] = []
 
     @abstractmethod
+    def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Any:
+        """Compute the loss from one tensor per column, the queries' first: a scalar, or `Terms`."""
+
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Any:
-        """Compute the loss from one tensor per column, the queries' first."""
+        """Compute the loss of a batch that was embedded elsewhere, as `SpladeLoss` and other wrappers do.
+
+        Args:
+            embeddings: One tensor per column, the query first: query, positive, negative_1, …, or query and all
+                documents of the lists. For a cross-encoder, the scores of all pairs alone.
+            labels: As `forward` takes them.
+
+        Returns:
+            The loss, a scalar, or a scalar per named term.
+
+        Raises:
+            ValueError: As `forward` does, and if the loss has a gradient cache, which could not act.
+        """
+        if self.mini_batch_size is not None:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name}(mini_batch_size={self.mini_batch_size}) does not embed this batch: what is around it does "
+                f"(SpladeLoss, CSRLoss, …), all at once, so mini_batch_size would do nothing. Make {name} without it; "
+                f"for sparse students, CachedSpladeLoss(…, mini_batch_size={self.mini_batch_size}) has a cache itself."
+            )
+        return self.loss_from_embeddings(embeddings, labels)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the parameters for the model card: what `shown` names, and all that differs from its default."""
@@ -96,6 +122,7 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
         Raises:
             ValueError: If labels are missing, of another shape, or not finite.
         """
+        self._check_wrapper()
         columns = list(sentence_features)
         if isinstance(labels, list):  # what the collator of cross-encoders makes of a column of lists
             labels = _stacked(labels, len(columns) - 1).to(self.model.device)
@@ -105,10 +132,36 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
         columns, merged = _merge_candidates(columns)
         if self.mini_batch_size is None:
             embeddings = [self._embed(features) for features in columns]
-            return self.compute_loss_from_embeddings(_split_candidates(embeddings, merged), labels)
+            return self.loss_from_embeddings(_split_candidates(embeddings, merged), labels)
         pairs = [_sorted_by_length(features) for features in columns]
         batch = _CachedBatch(labels, [inverse for _, inverse in pairs], merged)
-        return self.forward_cached([features for features, _ in pairs], batch)  # type: ignore[arg-type]
+        self._logged.clear()
+        loss = self.forward_cached([features for features, _ in pairs], batch)  # type: ignore[arg-type]
+        return self._with_terms(loss) if self._logged else loss
+
+    def _check_wrapper(self) -> None:
+        """Stop inside of a wrapper that cannot be right around this loss."""
+        name, wrapper = type(self).__name__, wrapper_at_work(self.model)
+        if wrapper is None and self.output != "embedding" and hasattr(self.calculate_loss, "matryoshka_dims"):
+            wrapper = "MatryoshkaLoss"
+        if wrapper is not None and self.output != "embedding":
+            raise ValueError(
+                f"{wrapper} works on one embedding per text, which this student does not have: train it with {name} "
+                "alone."
+            )
+        if wrapper != "AdaptiveLayerLoss":
+            return
+        if any(isinstance(part, SpladePooling) for part in self.model.modules()):
+            raise ValueError(
+                "AdaptiveLayerLoss cannot stand around a loss of a SPLADE student: only its last layer weighs words, "
+                f"and the others would be trained as if they did. Train it with {name} inside SpladeLoss."
+            )
+        if self.mini_batch_size is not None:
+            raise ValueError(
+                f"{name}(mini_batch_size={self.mini_batch_size}) cannot stand inside AdaptiveLayerLoss or "
+                "Matryoshka2dLoss: they hand the layers of one forward pass to the next, and a gradient cache makes "
+                "passes of its own. Make it without mini_batch_size, with smaller batches."
+            )
 
     def calculate_loss(
         self,
@@ -123,14 +176,28 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
             concatenate(chunks) if inverse is None else concatenate(chunks)[inverse]
             for chunks, inverse in zip(reps, batch.inverses, strict=True)
         ]
-        loss = self._total(self.compute_loss_from_embeddings(_split_candidates(embeddings, batch.merged), batch.labels))
+        loss = self.loss_from_embeddings(_split_candidates(embeddings, batch.merged), batch.labels)
+        if isinstance(loss, Terms):
+            self._logged.append((embeddings[0].shape[-1], loss.detach()))
+            loss = loss.total()
         if with_backward:
             loss.backward()
             loss = loss.detach()
         return loss
 
-    def _total(self, loss: Any) -> Tensor:
-        return loss
+    def _with_terms(self, loss: Tensor) -> Terms:
+        """Take apart again what the gradient cache made one scalar of: the first term takes the gradient along.
+
+        The terms were noted, once per dimension of `MatryoshkaLoss`.
+        """
+        around = self.calculate_loss
+        dims, weights = (getattr(around, f"matryoshka_{name}", ()) for name in ("dims", "weights"))
+        by_dim = dict(zip(dims, weights, strict=True))
+        total, *others = (by_dim.get(dim, 1.0) * terms for dim, terms in self._logged)
+        for terms in others:
+            total = total + terms
+        first = next(iter(total))
+        return Terms({**total, first: total[first] + (loss - loss.detach())})
 
     def embed_minibatch(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 from st_wkl import functional
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.scoring import BOUNDED_TEMPERATURE
-from st_wkl.losses.weighted_sum import Terms
+from st_wkl.losses.terms import Terms
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SparseEncoder
@@ -69,7 +69,7 @@ class CoherenceLoss(StudentLoss):
         self.embedding_weight, self.margin_weight, self.temperature = embedding_weight, margin_weight, temperature
         self.rows_without_paraphrase = 0
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Terms:
+    def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Terms:
         """Compute the terms from the embeddings of query, paraphrase, positive and negatives."""
         if len(embeddings) < 3:
             raise ValueError(
@@ -102,9 +102,6 @@ class CoherenceLoss(StudentLoss):
                 "margin_coherence": self.margin_weight * margins,
             }
         )
-
-    def _total(self, loss: Terms) -> Tensor:
-        return torch.stack(list(loss.values())).sum()
 
     @property
     def citation(self) -> str:

@@ -103,7 +103,7 @@ class InBatchContrastiveLoss(StudentLoss):
         self.own_negatives = own_negatives
         self.gather_across_devices = gather_across_devices
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
+    def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Compute the loss from the embeddings of a batch.
 
         Args:

@@ -38,7 +38,7 @@ class PairwisePreferenceLoss(CandidateListLoss):
     def __init__(self, model: Student, **options: Unpack[ListLossOptions]) -> None:
         super().__init__(model, **options)
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
+    def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Compute the loss from the embeddings of a batch of lists; 0 if none of them has a preference."""
         lists = self._lists(embeddings, labels)
         if lists.preferences is None:

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from st_wkl.losses.cached import StudentLoss
+from st_wkl.losses.terms import Terms
 
 if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
-
-
-class Terms(dict[str, Tensor]):
-    """Named terms of a loss that can be weighted and summed like a tensor.
-
-    A trainer logs the terms of a loss that returns a dict, but `MatryoshkaLoss` computes `0.0 + weight * loss` with
-    whatever it wraps, which a plain dict cannot.
-    """
-
-    def __rmul__(self, weight: float) -> Terms:
-        return Terms({name: weight * value for name, value in self.items()})
-
-    def __radd__(self, other: float) -> Terms:
-        return Terms({name: other + value for name, value in self.items()})
-
-    def __add__(self, other: Terms) -> Terms:
-        return Terms({name: value + other[name] for name, value in self.items()})
 
 
 class WeightedSumLoss(StudentLoss):
@@ -72,7 +56,7 @@ class WeightedSumLoss(StudentLoss):
                 raise ValueError(
                     f"the weight of {type(loss).__name__} is {weight}; it must be a finite number of 0 or more."
                 )
-            if not hasattr(loss, "compute_loss_from_embeddings"):
+            if not _computes_from_embeddings(loss):
                 raise TypeError(
                     f"{type(loss).__name__} cannot be a term of WeightedSumLoss: it has no method "
                     "compute_loss_from_embeddings(embeddings, labels), so it would need a forward pass of its own."
@@ -85,37 +69,15 @@ class WeightedSumLoss(StudentLoss):
         self.weights = [weight for weight, _ in terms]
         self.losses = nn.ModuleList([loss for _, loss in terms])
         self.names = list(_unique_names(self.losses))
-        self._logged: list[Tensor] = []
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Terms:
+    def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Terms:
         """Compute every term from the same embeddings; labels as the terms need them."""
-        return Terms(
-            {
-                name: weight * loss.compute_loss_from_embeddings(embeddings, labels)  # type: ignore[operator]
-                for name, weight, loss in zip(self.names, self.weights, self.losses, strict=True)
-            }
-        )
-
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Embed a batch and compute the weighted terms; the trainer logs each and sums them."""
-        self._logged.clear()
-        loss = super().forward(*args, **kwargs)
-        if isinstance(loss, Terms):
-            return loss
-        # The gradient cache returns one scalar that carries the gradient. The terms were noted, once per Matryoshka
-        # dimension; the first of them takes the scalar along without changing its own value.
-        weights = getattr(self.calculate_loss, "matryoshka_weights", None)
-        if weights is None or len(weights) != len(self._logged):
-            weights = [1.0] * len(self._logged)
-        values = torch.stack([weight * terms for weight, terms in zip(weights, self._logged, strict=True)]).sum(dim=0)
-        terms = dict(zip(self.names, values.unbind(), strict=True))
-        first = self.names[0]
-        return {**terms, first: terms[first] + (loss - loss.detach())}
-
-    def _total(self, loss: Terms) -> Tensor:
-        values = torch.stack([value.reshape(()) for value in loss.values()])
-        self._logged.append(values.detach())
-        return values.sum()
+        found = Terms()
+        for name, weight, loss in zip(self.names, self.weights, self.losses, strict=True):
+            value = loss.compute_loss_from_embeddings(embeddings, labels)  # type: ignore[operator]
+            parts = {f"{name}_{part}": value[part] for part in value} if isinstance(value, dict) else {name: value}
+            found |= {part: weight * term for part, term in parts.items()}
+        return found
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return weights and parameters of all terms for the model card."""
@@ -132,6 +94,12 @@ class WeightedSumLoss(StudentLoss):
         """BibTeX of all terms, for the model card."""
         citations = dict.fromkeys(str(getattr(loss, "citation", "")).strip() for loss in self.losses)
         return "\n".join(citation for citation in citations if citation)
+
+
+def _computes_from_embeddings(loss: nn.Module) -> bool:
+    """Tell whether a loss takes embeddings and labels; some of upstream's parts take the former alone."""
+    compute = getattr(loss, "compute_loss_from_embeddings", None)
+    return compute is not None and len(inspect.signature(compute).parameters) > 1
 
 
 def _unique_names(losses: Sequence[nn.Module] | nn.ModuleList) -> Iterator[str]:
