@@ -132,24 +132,8 @@ def owned(output: str | Path) -> Iterator[None]:
         FileExistsError: If another one is, with its process id.
     """
     output = Path(output).expanduser().absolute()
-    with parents_of(output):
-        yield from _locked(output)
-
-
-@contextmanager
-def parents_of(path: Path) -> Iterator[None]:
-    """Make the folders that a file or folder will lie in, and remove them if nothing came to lie in them."""
-    missing = [folder for folder in path.expanduser().absolute().parents if not folder.exists()]
-    path.expanduser().parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        for folder in missing:
-            with suppress(OSError):  # holds what was made meanwhile
-                folder.rmdir()
-
-
-def _locked(output: Path) -> Iterator[None]:
+    missing = [folder for folder in output.parents if not folder.exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
     path = output.parent / f"{_prefix(output)}lock"
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -171,6 +155,9 @@ def _locked(output: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
+        for folder in missing:
+            with suppress(OSError):  # holds what was made meanwhile
+                folder.rmdir()
 
 
 def _prefix(path: Path) -> str:

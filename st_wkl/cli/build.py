@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from st_wkl.cli._answers import (
-    Answer,
-    JsonOption,
-    MissingOption,
-    QuietOption,
-    StoreOption,
-    TrustOption,
-    answering,
-    invocation,
-)
+from st_wkl.cli._answers import Answer, JsonOption, QuietOption, StoreOption, TrustOption, answering, invocation
 
 if TYPE_CHECKING:
     from st_wkl.data.candidates import Candidates
@@ -89,7 +80,6 @@ def build(
         bool, typer.Option("--drop-leaks", help="Leave out what that split shares.", rich_help_panel=_LEAKS)
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many pairs, tokens and hours.")] = False,
-    missing: MissingOption = "raise",
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -118,7 +108,7 @@ def build(
         near_duplicates=near_duplicates,
         seed=seed,
     )
-    loaded = Collection.load(collection, missing=missing)
+    loaded = Collection.load(collection)
     if split not in loaded.qrels:
         raise ValueError(f"{collection} has no split {split!r}, only {', '.join(sorted(loaded.qrels))}.")
     options: dict[str, Any] = {

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from st_wkl.functional._checks import check
+
 # No reranker's score is as large; what is, is what masked places are filled with, like the lowest number of a type.
 LARGEST_SCORE = 1e6
 MASK_VALUES = (-1e4, -65504.0)
@@ -45,17 +47,21 @@ def prepare(
     bad = mask & ~(teacher.isfinite() & (teacher.abs() <= LARGEST_SCORE))
     for value in MASK_VALUES:
         bad |= mask & (teacher == value)
-    if bool(bad.any()):
+
+    def found(count: int) -> None:
         row, column = bad.nonzero()[0].tolist()
         raise ValueError(
-            f"teacher_scores[{row}, {column}] is {teacher[row, column].item()} ({int(bad.sum())} such values in this "
+            f"teacher_scores[{row}, {column}] is {teacher[row, column].item()} ({count} such values in this "
             "batch). One of them makes every weight of the student NaN. Score the pair again, drop it from the "
             f"dataset, or set mask to False there to leave the document out. Beyond {LARGEST_SCORE:g} and at "
             f"{' and '.join(f'{value:g}' for value in MASK_VALUES)} it is taken for a mask, not for a score."
         )
+
+    check(bad, found)
     return (
         torch.where(mask, student, 0.0) / student_temperature,
-        torch.where(mask, teacher, 0.0) / teacher_temperature,
+        # Known or not yet, what is no score shall not make a gradient NaN, which other processes would take part in.
+        torch.where(mask & ~bad, teacher, 0.0) / teacher_temperature,
         mask,
     )
 
@@ -72,10 +78,14 @@ def check_shape(name: str, tensor: Tensor, student: Tensor) -> Tensor:
 def check_ranks(ranks: Tensor, student: Tensor, mask: Tensor) -> Tensor:
     """Return the ranks in the student's dtype, 1 at masked places, or raise if one is below 1."""
     ranks = torch.where(mask, check_shape("ranks", ranks, student).to(student.dtype), 1.0)
-    if not bool((ranks >= 1).all()):
-        row, column = (~(ranks >= 1)).nonzero()[0].tolist()
+    bad = ~(ranks >= 1)
+
+    def found(count: int) -> None:
+        row, column = bad.nonzero()[0].tolist()
         raise ValueError(f"ranks[{row}, {column}] is {ranks[row, column].item()}; ranks count from 1, the best.")
-    return ranks
+
+    check(bad, found)
+    return torch.where(bad, 1.0, ranks)
 
 
 def check_at_least_zero(**parameters: float) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from st_wkl.functional._checks import check
 from st_wkl.functional._scores import (
     Reduction,
     check_at_least_zero,
@@ -378,24 +379,25 @@ def _rank_bias(
     """Compute β_i = α (1/r_i − 1/r_pos), 0 in rows without a positive."""
     if alpha == 0:
         return torch.zeros_like(student)
-    if ranks is None:
-        ranks = student_ranks(student, mask)
-    inverse = 1.0 / check_ranks(ranks, student, mask)
+    ranks = student_ranks(student, mask) if ranks is None else check_ranks(ranks, student, mask)
+    inverse = 1.0 / ranks.to(student.dtype)
     # The best-ranked positive has the largest inverse rank; argmax finds the first True of a row.
     best = inverse.masked_fill(~positives, 0.0).amax(dim=1, keepdim=True)
     anchor = inverse.gather(1, positives.int().argmax(dim=1, keepdim=True)) if first else best
     return torch.where(positives.any(dim=1, keepdim=True), alpha * (inverse - anchor), 0.0)
 
 
+def _say_clamped(count: int) -> None:
+    warnings.warn(
+        f"weighted_kl: {count} exponents γ − β fell below 0 and were set to 0, since a weight q^(γ − β) would grow "
+        "without bound there. Choose gamma ≥ alpha (or beta) to avoid it.",
+        stacklevel=6,
+    )
+
+
 def _contrastive_weights(log_q: Tensor, exponent: Tensor, positives: Tensor) -> Tensor:
-    below = exponent < 0
-    if bool(below.any()):
-        warnings.warn(
-            f"weighted_kl: {int(below.sum())} exponents γ − β fell below 0 and were set to 0, since a weight "
-            "q^(γ − β) would grow without bound there. Choose gamma ≥ alpha (or beta) to avoid it.",
-            stacklevel=4,
-        )
-        exponent = exponent.clamp_min(0)
+    check(exponent < 0, _say_clamped)
+    exponent = exponent.clamp_min(0)
     # −expm1 keeps 1 − q exact for q near 0; the clamp keeps the slope of x^γ finite at q = 1, where γ < 1 has none.
     rest = (-torch.expm1(log_q)).clamp_min(torch.finfo(log_q.dtype).tiny)
     return torch.where(positives, rest**exponent, (exponent * log_q).exp())

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from st_wkl.functional._checks import check
+
 
 def adaptive_relevance_margin(
     query_embeddings: Tensor,
@@ -141,10 +143,14 @@ def _unit(name: str, embeddings: Tensor, shape: torch.Size) -> Tensor:
         )
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     lengths = embeddings.norm(dim=1, keepdim=True)
-    if not bool((lengths > 0).all()):
-        row = int((~(lengths > 0)).nonzero()[0, 0])
+    bad = ~(lengths > 0)
+
+    def found(count: int) -> None:
+        row = int(bad.nonzero()[0, 0])
         raise ValueError(
             f"the {name} embedding of row {row} has length {lengths[row].item()}, so it has no cosine with anything. "
             "An empty text does that to some models: drop the row."
         )
+
+    check(bad, found)
     return embeddings / lengths

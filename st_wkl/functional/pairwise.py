@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from st_wkl.functional._checks import check
 from st_wkl.functional._scores import (
     Reduction,
     check_shape,
@@ -214,9 +215,32 @@ def pairwise_kl(
                 "the preferences again from these lists."
             )
     margins = student[rows, first] - student[rows, second]
+    return _preference_kl(probabilities, margins).sum() / max(len(pairs), 1)
+
+
+def preference_kl(student_scores: Tensor, preferences: Tensor, mask: Tensor, student_temperature: float) -> Tensor:
+    """Compute `pairwise_kl` from `(B, N, N)` preferences, NaN where nobody was asked: none has to be counted first."""
+    nothing = student_scores.new_zeros(student_scores.shape)
+    student, _, mask = prepare(student_scores, nothing, mask, student_temperature)
+    asked = ~preferences.isnan()
+    bad = asked & ~((preferences >= 0) & (preferences <= 1) & mask[:, :, None] & mask[:, None, :])
+
+    def found(count: int) -> None:
+        place = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"the preference (list, i, j) = {place} is {preferences[place].item()} ({count} such in this batch). It "
+            "must lie within [0, 1], between two documents of the list. Make the preferences again from these lists."
+        )
+
+    check(bad, found)
+    terms = _preference_kl(torch.where(asked & ~bad, preferences.to(student), 0.5), _margins(student))
+    return torch.where(asked, terms, 0.0).sum() / asked.sum().clamp_min(1)
+
+
+def _preference_kl(probabilities: Tensor, margins: Tensor) -> Tensor:
     entropy = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
     cross_entropy = -probabilities * F.logsigmoid(margins) - (1 - probabilities) * F.logsigmoid(-margins)
-    return (cross_entropy - entropy).sum() / max(len(pairs), 1)
+    return cross_entropy - entropy
 
 
 def _bernoulli_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:

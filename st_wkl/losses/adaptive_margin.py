@@ -86,7 +86,7 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
             ValueError: If there are fewer than three columns, or an embedding has length 0.
         """
         if labels is not None and holds_lists(labels):
-            lists = unpack(labels)
+            lists = unpack(labels, sum(map(len, embeddings[1:])))
         elif len(embeddings) > 2:
             lists = columns_without_teacher(embeddings, labels)
         else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 import torch
 from torch import Tensor
 
+from st_wkl.functional._checks import check
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.lists import CandidateLists, from_columns, holds_lists, unpack
 from st_wkl.losses.options import check_choices, check_similarity
@@ -135,22 +136,24 @@ class CandidateListLoss(StudentLoss):
             self.observer(student_scores.detach(), lists)
         positives = (lists.gains >= self.positive_threshold) & lists.mask
         kept = positives.any(dim=1)
-        missing = int((~kept).sum())
-        if missing:
-            if not self.rows_without_positive:
-                logger.warning(
-                    "%s: %d of %d lists of this batch have no positive (gain of at least %g). They are %s; "
-                    "without_positive chooses. rows_without_positive goes on counting.",
-                    type(self).__name__,
-                    missing,
-                    len(kept),
-                    self.positive_threshold,
-                    "left out" if self.without_positive == "skip" else "trained on as all-negative",
-                )
-            self.rows_without_positive += missing
-            if self.without_positive == "skip":
-                student_scores, positives, lists = student_scores[kept], positives[kept], lists.select(kept)
+        check(~kept, lambda missing: self._count_missing(missing, len(kept)))
+        if self.without_positive == "skip":
+            student_scores, positives, lists = student_scores[kept], positives[kept], lists.select(kept)
         return self._loss_from_lists(student_scores, lists, positives)
+
+    def _count_missing(self, missing: int, rows: int) -> None:
+        """Count rows without a positive, and say so once."""
+        if not self.rows_without_positive:
+            logger.warning(
+                "%s: %d of %d lists of this batch have no positive (gain of at least %g). They are %s; "
+                "without_positive chooses. rows_without_positive goes on counting.",
+                type(self).__name__,
+                missing,
+                rows,
+                self.positive_threshold,
+                "left out" if self.without_positive == "skip" else "trained on as all-negative",
+            )
+        self.rows_without_positive += missing
 
     def _loss_from_lists(self, student_scores: Tensor, lists: CandidateLists, positives: Tensor) -> Tensor:
         """Compute the loss; a subclass that needs more of the lists than scores takes it here."""
@@ -164,7 +167,7 @@ class CandidateListLoss(StudentLoss):
                 "float per candidate column, in their order. DistillationDatasetBuilder makes it."
             )
         if holds_lists(labels):
-            return unpack(labels)
+            return unpack(labels, len(embeddings[0]) if self.output == "score" else sum(map(len, embeddings[1:])))
         rows, candidates = len(embeddings[0]), len(embeddings) - 1
         if self.output == "score":
             rows, candidates = len(labels), len(embeddings[0]) // max(len(labels), 1)
@@ -175,32 +178,41 @@ class CandidateListLoss(StudentLoss):
                 "pass data_collator=ListwiseCollator(model) to the trainer if a column holds lists of documents."
             )
         if labels.shape != (rows, candidates):
+            fewer = ((rows, candidates - 1), (rows,) if candidates == 2 else ())
+            margins = (
+                " With one number less than candidates they look like margins, as upstream's MarginMSELoss takes them: "
+                "scores with the margins m are [0.0, *(-m for m in margins)]."
+            )
             raise ValueError(
                 f"{name} expects teacher scores of shape (batch, candidates) = ({rows}, {candidates}), but the labels "
                 f"have shape {tuple(labels.shape)}. Every column besides the labels counts as text, an id column too: "
                 "remove what is neither query nor candidate (dataset.remove_columns), and give each row one score per "
                 "candidate, the positive's first. Inside MatryoshkaLoss, labels as wide as the embedding dimension are "
-                "cut as if they were embeddings: use another number of candidates, or ListwiseCollator."
+                f"cut as if they were embeddings: use another number of candidates, or ListwiseCollator."
+                f"{margins if tuple(labels.shape) in fewer else ''}"
             )
         lists = from_columns(labels)
-        short = int((lists.mask.sum(dim=1) < 2).sum())
-        if short and "short" not in self._said:
-            self._said.add("short")
-            logger.warning(
-                "%s: %d of %d lists of this batch keep fewer than two candidates whose label is not -inf, so there is "
-                "nothing to rank in them: they add no gradient. Said once.",
-                name,
-                short,
-                rows,
-            )
+        if "short" not in self._said:
+            check(lists.mask.sum(dim=1) < 2, lambda short: self._say_short(short, rows))
         return lists
+
+    def _say_short(self, short: int, rows: int) -> None:
+        self._said.add("short")
+        logger.warning(
+            "%s: %d of %d lists of this batch keep fewer than two candidates whose label is not -inf, so there is "
+            "nothing to rank in them: they add no gradient. Said once.",
+            type(self).__name__,
+            short,
+            rows,
+        )
 
     def _check_scale(self, lists: CandidateLists) -> None:
         """Say once that the teacher's softmax leaves candidates nothing."""
         scores = lists.scores.detach()
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~lists.mask, -math.inf)
         lost = lists.mask & ((scores / self.teacher_temperature).softmax(dim=1) == 0)
-        if bool(lost.any()):
+
+        def found(count: int) -> None:
             self._said.add("scale")
             spread = float((scores.amax(dim=1, keepdim=True) - scores)[lists.mask].max())
             logger.warning(
@@ -209,14 +221,16 @@ class CandidateListLoss(StudentLoss):
                 "teacher_temperature above %.3g. Said once.",
                 type(self).__name__,
                 self.teacher_temperature,
-                int(lost.sum()),
+                count,
                 int(lists.mask.sum()),
                 spread,
                 spread / 100,
             )
 
+        check(lost, found)
+
     def _check_student(self, scores: Tensor) -> None:
-        if not bool(scores.isfinite().all()):
+        def found(count: int) -> None:
             row = int((~scores.isfinite()).any(dim=1).nonzero()[0])
             what = "NaN" if bool(scores.isnan().any()) else "infinite"
             raise ValueError(
@@ -224,3 +238,5 @@ class CandidateListLoss(StudentLoss):
                 "have diverged. Start again from the last good checkpoint with a smaller learning rate, or train in "
                 "bf16 or fp32 if this was fp16."
             )
+
+        check(~scores.isfinite(), found)

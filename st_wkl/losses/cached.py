@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -16,12 +17,16 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import Tensor, nn
 
 from st_wkl._compat import create_minibatch, wrapper_at_work
-from st_wkl.losses.options import options_of
+from st_wkl.functional._checks import checked, watch_gradient
+from st_wkl.losses.options import check_options, options_of
 from st_wkl.losses.scoring import concatenate, embed, pair_features, student_output
 from st_wkl.losses.terms import Terms
 
 if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,12 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
 
     shown: ClassVar[tuple[str, ...]] = ()
 
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        """Say of options that do not fit what Python's own errors cannot."""
+        if cls.__module__.startswith("st_wkl."):
+            check_options(cls, args[1:], options)
+        return super().__new__(cls)
+
     def __init__(self, model: Student, mini_batch_size: int | None = None) -> None:
         super().__init__()
         if mini_batch_size is not None:
@@ -66,6 +77,7 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
         self.output = student_output(model)
         # What the student is used with is what it learns from.
         self.truncate_dim = getattr(model, "truncate_dim", None) if self.output == "embedding" else None
+        self.batches_without_gradient = 0
         self._logged: list[tuple[int, Terms]] = []
 
     @abstractmethod
@@ -93,7 +105,22 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
                 f"(SpladeLoss, CSRLoss, …), all at once, so mini_batch_size would do nothing. Make {name} without it; "
                 f"for sparse students, CachedSpladeLoss(…, mini_batch_size={self.mini_batch_size}) has a cache itself."
             )
-        return self.loss_from_embeddings(embeddings, labels)
+        return checked(lambda: self._watched(embeddings, labels))
+
+    def _watched(self, embeddings: list[Tensor], labels: Tensor | None) -> Any:
+        """Compute the loss, and notice where it has nothing to teach."""
+        return self.loss_from_embeddings(watch_gradient(embeddings, self._say_no_gradient), labels)
+
+    def _say_no_gradient(self) -> None:
+        if not self.batches_without_gradient:
+            logger.warning(
+                "%s gives the embeddings of this batch no gradient, so the student learns nothing from it: no list has "
+                "anything left to compare (labels of -inf, no positive, no negative, equal scores), or every weight "
+                "and probability that is wrong has become 0, which a larger student_temperature or, in weighted KL, a "
+                "smaller gamma changes. batches_without_gradient goes on counting.",
+                type(self).__name__,
+            )
+        self.batches_without_gradient += 1
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the parameters for the model card: what `shown` names, and all that differs from its default."""
@@ -123,7 +150,11 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
             ValueError: If labels are missing, of another shape, or not finite.
         """
         self._check_wrapper()
-        columns = list(sentence_features)
+        return checked(lambda: self._forward(list(sentence_features), labels, prompt, task))
+
+    def _forward(
+        self, columns: list[Any], labels: Tensor | list[Tensor] | None, prompt: str | None, task: str | None
+    ) -> Any:
         if isinstance(labels, list):  # what the collator of cross-encoders makes of a column of lists
             labels = _stacked(labels, len(columns) - 1).to(self.model.device)
         if self.output == "score":
@@ -132,7 +163,7 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
         columns, merged = _merge_candidates(columns)
         if self.mini_batch_size is None:
             embeddings = [self._embed(features) for features in columns]
-            return self.loss_from_embeddings(_split_candidates(embeddings, merged), labels)
+            return self._watched(_split_candidates(embeddings, merged), labels)
         pairs = [_sorted_by_length(features) for features in columns]
         batch = _CachedBatch(labels, [inverse for _, inverse in pairs], merged)
         self._logged.clear()
@@ -176,7 +207,7 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
             concatenate(chunks) if inverse is None else concatenate(chunks)[inverse]
             for chunks, inverse in zip(reps, batch.inverses, strict=True)
         ]
-        loss = self.loss_from_embeddings(_split_candidates(embeddings, batch.merged), batch.labels)
+        loss = self._watched(_split_candidates(embeddings, batch.merged), batch.labels)
         if isinstance(loss, Terms):
             self._logged.append((embeddings[0].shape[-1], loss.detach()))
             loss = loss.total()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from st_wkl import functional
+from st_wkl.functional._checks import check
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.scoring import BOUNDED_TEMPERATURE
 from st_wkl.losses.terms import Terms
@@ -81,19 +82,13 @@ class CoherenceLoss(StudentLoss):
         present = torch.ones(rows, dtype=torch.bool, device=query.device) if labels is None else labels.view(-1) > 0
         if len(present) != rows:
             raise ValueError(f"CoherenceLoss expects one label per row, 1 or 0, but got {tuple(labels.shape)}.")  # type: ignore[union-attr]
-        missing = rows - int(present.sum())
-        if missing and not self.rows_without_paraphrase:
-            logger.warning(
-                "%d of %d queries of this batch have no paraphrase and are left out of the coherence terms. "
-                "rows_without_paraphrase goes on counting.",
-                missing,
-                rows,
-            )
-        self.rows_without_paraphrase += missing
+        check(~present, lambda missing: self._count_missing(missing, rows))
         pool = torch.cat(documents)
         distance, margins = functional.coherence(query, paraphrase, pool, mask=present)
         own = torch.arange(rows, device=query.device)
-        asked, answers = torch.cat([query, paraphrase[present]]), torch.cat([own, own[present]])
+        # What stands in the place of a missing paraphrase asks nothing: cross entropy leaves the answer -100 out.
+        asked = torch.cat([query, torch.where(present[:, None], paraphrase, query)])
+        answers = torch.cat([own, torch.where(present, own, -100)])
         scores = torch.nn.functional.normalize(asked, dim=1) @ torch.nn.functional.normalize(pool, dim=1).T
         return Terms(
             {
@@ -102,6 +97,17 @@ class CoherenceLoss(StudentLoss):
                 "margin_coherence": self.margin_weight * margins,
             }
         )
+
+    def _count_missing(self, missing: int, rows: int) -> None:
+        """Count rows without a paraphrase, and say so once."""
+        if not self.rows_without_paraphrase:
+            logger.warning(
+                "%d of %d queries of this batch have no paraphrase and are left out of the coherence terms. "
+                "rows_without_paraphrase goes on counting.",
+                missing,
+                rows,
+            )
+        self.rows_without_paraphrase += missing
 
     @property
     def citation(self) -> str:

@@ -117,7 +117,7 @@ class InBatchContrastiveLoss(StudentLoss):
         """
         query, documents = embeddings[0], concatenate(embeddings[1:])
         if labels is not None and holds_lists(labels):
-            lists = unpack(labels)
+            lists = unpack(labels, len(documents))
         else:
             lists = columns_without_teacher(embeddings, labels)
         identity = _identities(documents.detach(), lists)
@@ -125,25 +125,22 @@ class InBatchContrastiveLoss(StudentLoss):
         own, documents, identity = self._gathered(documents, identity)
         scores = self._scores(query, documents) / self.temperature
 
-        rows, places = positives.nonzero(as_tuple=True)
-        columns = own[lists.index[rows, places]]
-        # Which columns hold a text that is a positive of the row, wherever that text stands.
-        copies = (identity[columns].unsqueeze(1) == identity).to(scores.dtype)
-        excluded = (torch.zeros_like(scores).index_add(0, rows, copies) > 0) | _repeats(identity)
+        # Equal documents have one number, the place of the first of them.
+        number = _first_copies(identity)
+        columns = own[lists.index]
+        # Which columns hold a text that is a positive of the row, wherever that text stands; and repeats.
+        excluded = _marked(positives, number[columns], scores)[:, number]
+        excluded |= number != torch.arange(len(number), device=number.device)
         if not self.own_negatives:
-            list_rows, list_places = lists.mask.nonzero(as_tuple=True)
-            excluded[list_rows, own[lists.index[list_rows, list_places]]] = True
-        if lists.identity is None and not bool(lists.mask.all()):  # what a label of -inf leaves out, and its copies
-            list_rows, list_places = (~lists.mask).nonzero(as_tuple=True)
-            left_out = identity[own[lists.index[list_rows, list_places]]]
-            copies = (left_out.unsqueeze(1) == identity).to(scores.dtype)
-            excluded |= torch.zeros_like(scores).index_add(0, list_rows, copies) > 0
-        negatives = scores.masked_fill(excluded, -torch.inf).logsumexp(dim=1)
-        positive_scores = scores[rows, columns]
-        losses = torch.logaddexp(positive_scores, negatives[rows]) - positive_scores
+            excluded |= _marked(lists.mask, columns, scores)
+        if lists.identity is None:  # what a label of -inf leaves out, and its copies
+            excluded |= _marked(~lists.mask, number[columns], scores)[:, number]
+        negatives = scores.masked_fill(excluded, -torch.inf).logsumexp(dim=1, keepdim=True)
+        positive_scores = scores.gather(1, columns)
+        losses = torch.where(positives, torch.logaddexp(positive_scores, negatives) - positive_scores, 0.0)
         # Every query counts the same, however many positives it has.
         counts = positives.sum(dim=1)
-        return (losses / counts[rows]).sum() / (counts > 0).sum().clamp_min(1)
+        return (losses.sum(dim=1) / counts.clamp_min(1)).sum() / (counts > 0).sum().clamp_min(1)
 
     def _scores(self, query: Tensor, documents: Tensor) -> Tensor:
         if query.ndim == 2:
@@ -186,18 +183,38 @@ def _matrix_similarity(model: Any) -> Any:
     return SimilarityFunction.to_similarity_fn(str(model.similarity_fn_name))
 
 
-def _repeats(identity: Tensor) -> Tensor:
-    """Mark every document but the first of those that are equal; as negatives they would count several times."""
-    places = torch.arange(len(identity), device=identity.device)
-    values, numbers = identity.unique(return_inverse=True)
-    first = places.new_full((len(values),), len(identity)).scatter_reduce(0, numbers, places, "amin")
-    return first[numbers] != places
+def _marked(which: Tensor, places: Tensor, scores: Tensor) -> Tensor:
+    """Mark the columns of `(B, M)` scores that `(B, N)` places name where `which` holds."""
+    return torch.zeros_like(scores).scatter_add(1, places, which.to(scores.dtype)) > 0
+
+
+def _first_copies(identity: Tensor) -> Tensor:
+    """Return, for every document, the place of the first of those that are equal to it."""
+    ordered, places = identity.sort(stable=True)
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    start = torch.where(begins, torch.arange(len(ordered), device=ordered.device), 0).cummax(dim=0).values
+    return torch.empty_like(places).scatter(0, places, places[start])
 
 
 def _identities(documents: Tensor, lists: CandidateLists) -> Tensor:
     """Return a number per document, equal for equal documents."""
     if lists.identity is None:
-        return torch.unique(documents.flatten(1), dim=0, return_inverse=True)[1]
-    identity = torch.full((len(documents),), -1, dtype=torch.long, device=documents.device)
-    identity[lists.index[lists.mask]] = lists.identity[lists.mask]
-    return identity
+        return _hashes(documents)
+    # Places without a document write behind the last one.
+    identity = torch.full((len(documents) + 1,), -1, dtype=torch.long, device=documents.device)
+    places = torch.where(lists.mask, lists.index, len(documents))
+    return identity.scatter(0, places.flatten(), lists.identity.flatten())[:-1]
+
+
+# Odd numbers without a pattern; as signed ones, since these are the integers of tensors.
+_MULTIPLIERS = (0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64)
+
+
+def _hashes(documents: Tensor) -> Tensor:
+    """Return a number per document that only equal embeddings share: a sum of their bits, multiplied by place."""
+    values = documents.flatten(1) + 0.0  # -0 is 0
+    bits = values.view(torch.int64) if values.dtype == torch.float64 else values.float().view(torch.int32).long()
+    factors = torch.arange(1, bits.shape[1] + 1, device=bits.device) * _MULTIPLIERS[0]
+    factors = (factors ^ (factors >> 29)) * _MULTIPLIERS[1] | 1
+    return (bits * factors).sum(dim=1)

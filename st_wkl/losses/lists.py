@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from st_wkl.functional import _checks
+
 SCORE, GAIN, INDEX, IDENTITY, RANK = range(5)
 CHANNELS = 5
 ABSENT = -1.0
@@ -35,7 +37,7 @@ class CandidateLists:
         identity: A number per document text, equal for equal texts on every process; None where only embeddings tell.
         preferences: `(B, N, N)` a pairwise teacher's probability that document i is better than document j, NaN where
             it was not asked; None where no pairwise teacher took part.
-        ranks: Ranks that the dataset gives, 1 = best; None where it gives none.
+        ranks: Ranks that the dataset gives, 1 = best; None, or on an accelerator below 1, where it gives none.
     """
 
     scores: Tensor
@@ -104,19 +106,40 @@ def pack(
     return labels
 
 
-def unpack(labels: Tensor) -> CandidateLists:
-    """Read the lists of a batch from its label tensor."""
+def unpack(labels: Tensor, documents: int | None = None) -> CandidateLists:
+    """Read the lists of a batch from its label tensor.
+
+    Args:
+        labels: What `pack` made.
+        documents: How many documents arrived.
+
+    Raises:
+        ValueError: If the lists name more.
+    """
     mask = labels[..., INDEX] >= 0
     width = labels.shape[1]
-    ranked = labels[..., RANK] > 0
+    ranks = labels[..., RANK]
+    index = labels[..., INDEX].clamp_min(0).long()
+    if documents is not None:
+
+        def found(count: int) -> None:
+            raise ValueError(
+                f"the lists of this batch name {int(named.max()) + 1} documents, but {documents} arrived at the loss. "
+                "With an IterableDataset, accelerate cuts every tensor to the number of rows: set "
+                'accelerator_config={"dispatch_batches": False} in the training arguments.'
+            )
+
+        named = index
+        _checks.check(named >= documents, found)
+        index = index.clamp_max(max(documents - 1, 0))  # a device stops for good at a place that is not there
     return CandidateLists(
         scores=labels[..., SCORE],
         gains=torch.where(mask, labels[..., GAIN], 0.0),
-        index=labels[..., INDEX].clamp_min(0).long(),
+        index=index,
         mask=mask,
         identity=labels[..., IDENTITY].long(),
         preferences=labels[..., CHANNELS : CHANNELS + width] if labels.shape[2] > CHANNELS else None,
-        ranks=labels[..., RANK] if bool(ranked.any()) else None,
+        ranks=ranks if _checks.waits(ranks) or bool((ranks > 0).any()) else None,
     )
 
 
@@ -129,7 +152,7 @@ def from_columns(scores: Tensor) -> CandidateLists:
     rows, candidates = scores.shape
     places = torch.arange(rows * candidates, device=scores.device).view(candidates, rows).T
     gains = torch.zeros_like(scores, dtype=torch.float32)
-    gains[:, 0] = 1.0
+    gains[:, :1] = 1.0
     return CandidateLists(scores, gains, places, ~scores.isneginf(), None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sentence_transformers.util import similarity_fct_name
@@ -34,6 +34,31 @@ def check_similarity(owner: object, similarity_fct: Any) -> None:
         raise ValueError(
             f"{type(owner).__name__}: similarity_fct must be a function, such as "
             f"sentence_transformers.util.pairwise_dot_score, got {similarity_fct!r}."
+        )
+
+
+def check_options(kind: type, values: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """Stop at what a loss of upstream would take, and this one takes under another name or by name alone.
+
+    Args:
+        kind: The class of the loss.
+        values: What stands behind the model.
+        options: What is given by name.
+
+    Raises:
+        TypeError: With what to write.
+    """
+    known = constructor_defaults(kind)
+    for value in values:
+        if callable(value):
+            name = getattr(value, "__name__", type(value).__name__)
+            how = f"its similarity by name: similarity_fct={name}." if "similarity_fct" in known else f"no {name}."
+            raise TypeError(f"{kind.__name__} takes {how}")
+    if "temperature" in options and "temperature" not in known:
+        names = [f"{name}=" for name in ("student_temperature", "teacher_temperature") if name in known]
+        raise TypeError(
+            f"{kind.__name__} has no option temperature={options['temperature']!r}"
+            + (f"; upstream's one for both sides is {' and '.join(names)} here." if names else ".")
         )
 
 

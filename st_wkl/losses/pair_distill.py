@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from torch import Tensor, nn
 
-from st_wkl import functional
+from st_wkl.functional.pairwise import preference_kl
 from st_wkl.losses.base import CandidateListLoss, ListLossOptions
 from st_wkl.losses.in_batch import InBatchContrastiveLoss
 from st_wkl.losses.scoring import score_lists
@@ -48,11 +48,7 @@ class PairwisePreferenceLoss(CandidateListLoss):
             )
         student_scores = score_lists(embeddings, lists, self.similarity_fct)
         self._check_student(student_scores)
-        pairs = (~lists.preferences.isnan()).nonzero()
-        probabilities = lists.preferences[tuple(pairs.unbind(dim=1))]
-        return functional.pairwise_kl(
-            student_scores, pairs, probabilities, mask=lists.mask, student_temperature=self.student_temperature
-        )
+        return preference_kl(student_scores, lists.preferences, lists.mask, self.student_temperature)
 
     def loss_from_scores(
         self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor

@@ -94,29 +94,31 @@ def score_lists(embeddings: list[Tensor], lists: CandidateLists, similarity_fct:
         similarity_fct: Pairwise similarity; None where the embeddings are scores already.
 
     Returns:
-        `(B, N)` scores, 0 at masked places. Only places that hold a document are computed.
+        `(B, N)` scores, 0 at masked places.
     """
-    rows, _ = places = lists.mask.nonzero(as_tuple=True)
-    wanted = lists.index[places]
-    present = len(embeddings[0]) if similarity_fct is None else sum(len(column) for column in embeddings[1:])
-    if len(wanted) and int(wanted.max()) >= present:
-        raise ValueError(
-            f"the lists of this batch name {int(wanted.max()) + 1} documents, but {present} arrived at the loss. With "
-            "an IterableDataset, accelerate cuts every tensor to the number of rows: set "
-            'accelerator_config={"dispatch_batches": False} in the training arguments.'
-        )
+    mask, wanted = lists.mask, lists.index
     if similarity_fct is None:
-        values = embeddings[0].view(-1)[wanted]
-    else:
-        query, documents = embeddings[0], concatenate(embeddings[1:])
-        query, documents = query[rows], documents[wanted]
-        if query.ndim == 3:
-            masks = {"a_mask": query[..., -1].bool(), "b_mask": documents[..., -1].bool()}
-            values = similarity_fct(query[..., :-1], documents[..., :-1], **masks)
-        else:
-            values = similarity_fct(query, documents)
-    scores = torch.zeros(lists.mask.shape, dtype=values.dtype, device=values.device)
-    return scores.index_put(places, values)
+        return torch.where(mask, embeddings[0].view(-1)[wanted], 0.0)
+    query, documents = embeddings[0], concatenate(embeddings[1:])
+    if query.ndim == 3 and lists.identity is not None:
+        # Late interaction pays for every pair: of ragged lists it computes those that there are, at the price of
+        # waiting for the device to count them.
+        rows, _ = places = mask.nonzero(as_tuple=True)
+        values = _similarity(query[rows], documents[wanted[places]], similarity_fct)
+        return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).index_put(places, values)
+    # Another document of the list stands in where there is none, so that nothing hangs on what is left out.
+    first = wanted.gather(1, mask.int().argmax(dim=1, keepdim=True))
+    wanted = torch.where(mask, wanted, first)
+    values = _similarity(query.repeat_interleave(mask.shape[1], dim=0), documents[wanted.flatten()], similarity_fct)
+    return torch.where(mask, values.view(mask.shape), 0.0)
+
+
+def _similarity(query: Tensor, documents: Tensor, similarity_fct: PairwiseSimilarity) -> Tensor:
+    """Score documents for queries, row by row."""
+    if query.ndim == 2:
+        return similarity_fct(query, documents)
+    masks = {"a_mask": query[..., -1].bool(), "b_mask": documents[..., -1].bool()}
+    return similarity_fct(query[..., :-1], documents[..., :-1], **masks)
 
 
 def pair_features(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from torch import Tensor
 
 from st_wkl import functional
+from st_wkl.functional._checks import check
 from st_wkl.functional._scores import check_at_least_zero
 from st_wkl.losses.base import CandidateListLoss, ListLossOptions
 from st_wkl.losses.lists import CandidateLists
@@ -26,6 +27,13 @@ CKL_CITATION = """
     url = {https://arxiv.org/abs/2406.05977},
 }
 """  # noqa: E501
+
+
+def _lack_ranks(count: int) -> None:
+    raise ValueError(
+        "WeightedKLDistillationLoss(ranks='dataset') needs lists with a column 'ranks', collated by "
+        "ListwiseCollator(model): RefreshCandidatesCallback makes it. Or take ranks='student'."
+    )
 
 
 class WeightedKLDistillationLoss(CandidateListLoss):
@@ -117,12 +125,12 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         return self._loss(student_scores, teacher_scores, positives, mask, None)
 
     def _loss_from_lists(self, student_scores: Tensor, lists: CandidateLists, positives: Tensor) -> Tensor:
-        if self.ranks == "dataset" and lists.ranks is None:
-            raise ValueError(
-                "WeightedKLDistillationLoss(ranks='dataset') needs lists with a column 'ranks', collated by "
-                "ListwiseCollator(model): RefreshCandidatesCallback makes it. Or take ranks='student'."
-            )
-        ranks = lists.ranks if self.ranks == "dataset" else None
+        ranks = None
+        if self.ranks == "dataset":
+            if lists.ranks is None:
+                _lack_ranks(0)
+            ranks = lists.ranks
+            check(~(ranks > 0).any(), _lack_ranks)  # type: ignore[union-attr, operator]
         return self._loss(student_scores, lists.scores.detach(), positives, lists.mask, ranks)
 
     def _loss(

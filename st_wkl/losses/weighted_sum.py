@@ -74,10 +74,16 @@ class WeightedSumLoss(StudentLoss):
         """Compute every term from the same embeddings; labels as the terms need them."""
         found = Terms()
         for name, weight, loss in zip(self.names, self.weights, self.losses, strict=True):
-            value = loss.compute_loss_from_embeddings(embeddings, labels)  # type: ignore[operator]
+            # A term that only logs has no gradient that could be missed.
+            only_logs = weight == 0 and isinstance(loss, StudentLoss)
+            compute: Any = loss.loss_from_embeddings if only_logs else loss.compute_loss_from_embeddings
+            value = compute(embeddings, labels)
             parts = {f"{name}_{part}": value[part] for part in value} if isinstance(value, dict) else {name: value}
             found |= {part: weight * term for part, term in parts.items()}
         return found
+
+    def _watched(self, embeddings: list[Tensor], labels: Tensor | None) -> Any:
+        return self.loss_from_embeddings(embeddings, labels)  # each term is
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return weights and parameters of all terms for the model card."""

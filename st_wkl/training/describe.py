@@ -25,7 +25,7 @@ from st_wkl.models import model_revision
 
 # What using an object leaves on it.
 _LEFT_BY_USE = re.compile(
-    r"_checked_\w+|_logged|rows_without_\w+|observer|cache|random_states|training|primary_metric|history"
+    r"_checked_\w+|_logged|rows_without_\w+|batches_without_\w+|observer|cache|random_states|training|primary_metric|history"
 )
 _BARE_MODULE = frozenset(vars(nn.Module()))
 # Their code is known by the versions of their packages.

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from st_wkl.functional._checks import check, checked
+
 if TYPE_CHECKING:
     from sentence_transformers.base.training_args import BaseTrainingArguments
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -63,13 +65,24 @@ def check_loss_values(loss: nn.Module, inputs: Any, output: Any) -> None:
     Raises:
         ValueError: With the value.
     """
-    for name, value in output.items() if isinstance(output, dict) else [("the loss", output)]:
-        if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+
+    def look(name: str, value: Tensor) -> None:
+        def found(count: int) -> None:
             raise ValueError(
                 f"{type(loss).__name__}: {name} of this batch is {value.detach().float().mean().item()}, and one step "
                 "with it makes every weight NaN. The student has diverged (start again with a smaller learning rate), "
                 "or the teacher's scores, divided by its temperature, are larger than numbers can hold."
             )
+
+        check(~torch.isfinite(value), found)
+
+    def look_at_all() -> Any:
+        for name, value in output.items() if isinstance(output, dict) else [("the loss", output)]:
+            if isinstance(value, Tensor):
+                look(name, value)
+        return output
+
+    checked(look_at_all)
 
 
 def say_few_steps(args: BaseTrainingArguments, count: int | None) -> None:
