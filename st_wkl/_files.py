@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +17,8 @@ from pathlib import Path
 from st_wkl._hashes import content_hash
 
 _PART = ".part"
+# Outputs that are worked on, by thread: a command owns what the functions that it calls own again.
+_OWNED: set[tuple[int, Path]] = set()
 
 
 def cache_folder() -> Path:
@@ -132,28 +136,22 @@ def owned(output: str | Path) -> Iterator[None]:
         FileExistsError: If another one is, with its process id.
     """
     output = Path(output).expanduser().absolute()
+    if (key := (threading.get_ident(), output)) in _OWNED:
+        yield
+        return
     missing = [folder for folder in output.parents if not folder.exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
-    path = output.parent / f"{_prefix(output)}lock"
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the system however the process ends
-        except OSError:
-            who = os.read(handle, 100).decode(errors="replace").strip()
-            os.close(handle)
-            raise FileExistsError(
-                f"Another process is at work in {output}{f' (process {who})' if who else ''}. Wait for it, or stop it."
-            ) from None
-        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
-            break
-        os.close(handle)  # of one that has just ended and removed it
+    handle, path = _lock(output)
+    _OWNED.add(key)
     try:
-        os.truncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
+        if path is not None:
+            os.truncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
+        _OWNED.discard(key)
+        if path is not None:
+            path.unlink(missing_ok=True)
         os.close(handle)
         for folder in missing:
             with suppress(OSError):  # holds what was made meanwhile
@@ -163,6 +161,34 @@ def owned(output: str | Path) -> Iterator[None]:
 def _prefix(path: Path) -> str:
     """Return how the names of hidden files beside a file or folder begin, for which its own may leave no room."""
     return f".{path.name if len(os.fsencode(path.name)) <= 200 else content_hash(path.name)}."
+
+
+def _lock(output: Path) -> tuple[int, Path | None]:
+    """Return a locked handle and the file beside the output that it is of.
+
+    A folder beside which this user may not write, such as the mounted one of a container, is locked itself.
+    """
+    path = output.parent / f"{_prefix(output)}lock"
+    while True:
+        try:
+            handle, beside = os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not output.exists():
+                raise
+            handle, beside = os.open(output, os.O_RDONLY), False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the system however the process ends
+        except OSError:
+            who = os.read(handle, 100).decode(errors="replace").strip() if beside else ""
+            os.close(handle)
+            raise FileExistsError(
+                f"Another process is at work in {output}{f' (process {who})' if who else ''}. Wait for it, or stop it."
+            ) from None
+        if not beside:
+            return handle, None
+        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+            return handle, path
+        os.close(handle)  # of one that has just ended and removed it
 
 
 def _is_part(path: Path) -> bool:

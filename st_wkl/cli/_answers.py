@@ -6,17 +6,18 @@ import contextlib
 import functools
 import json
 import logging
+import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from st_wkl import _processes
-from st_wkl._files import expanded
+from st_wkl._files import expanded, owned
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars and no log lines.")]
@@ -26,6 +27,9 @@ TrustOption = Annotated[
 StoreOption = Annotated[Path | None, typer.Option(help="SQLite file of teacher scores. Default: the user's cache.")]
 # The commands that several processes of `torchrun` do together.
 _TOGETHER = ("train", "run")
+# Where a command works, under whatever name it has that; and arguments of Python that a flag has another name for.
+_PLACES = ("output", "folder", "path")
+_SAME = {"per_device_train_batch_size": "batch_size", "num_train_epochs": "epochs", "output_dir": "output"}
 # What a command has to say: as an object for `--json`, and as text for people.
 Answer = tuple[dict[str, Any], str]
 
@@ -39,15 +43,17 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> None:
-        _log_to_stderr(quiet or not _processes.is_first())
+        flags = flags_of(command)
+        _log_to_stderr(quiet or not _processes.is_first(), flags)
         try:
             if _processes.launched() > 1 and command.__name__ not in _TOGETHER:
                 raise ValueError(f"torchrun is for {' and '.join(_TOGETHER)}; start {command.__name__} as one process.")
             with contextlib.redirect_stdout(sys.stderr):
                 given = {name: _expanded(value) for name, value in kwargs.items()}
-                value, text = command(*args, as_json=as_json, quiet=quiet, **given)
+                with _alone(given):
+                    value, text = command(*args, as_json=as_json, quiet=quiet, **given)
         except (ValueError, OSError, RuntimeError, ImportError) as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {as_typed(str(error), flags)}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from here", err=True)
@@ -58,6 +64,42 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
             _print(json.dumps(value, ensure_ascii=False) if as_json else text)
 
     return run
+
+
+def _alone(given: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """Make sure that no other process is at work in what a command writes, or reads as a whole."""
+    place = next((given[name] for name in _PLACES if given.get(name) is not None), None)
+    return owned(place) if place is not None and _processes.is_first() else contextlib.nullcontext()
+
+
+def flags_of(command: Callable[..., Any]) -> dict[str, str]:
+    """Return the flags of a command by the arguments of Python that they stand for."""
+    flags = {}
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        for info in getattr(hint, "__metadata__", ()):
+            if isinstance(info, typer.models.OptionInfo):
+                said = (info.default, *(info.param_decls or ()))  # in an annotation, the first name is its "default"
+                flags[name] = next((flag for flag in said if isinstance(flag, str)), f"--{name.replace('_', '-')}")
+    return flags | {name: flags[option] for name, option in _SAME.items() if option in flags}
+
+
+def as_typed(message: str, flags: Mapping[str, str]) -> str:
+    """Return a message that speaks of Python's arguments with a command's flags in their place."""
+
+    def both(found: re.Match[str]) -> str:  # what stands in both spellings already; a configuration has keys
+        return found[3] if found[3] in flags.values() else f"{found[1]}: {found[2].lower()}"
+
+    def typed(found: re.Match[str]) -> str:
+        name, equals = found.groups()
+        flag = flags.get(name)
+        if flag is None or (equals is None and "_" not in name):
+            return found[0]
+        return f"{flag} " if equals == "=" and message[found.end() : found.end() + 1].strip(" .,;") else flag
+
+    message = re.sub(r"(\w+)=(\w+) \(`(--[\w-]+)`\)", both, message)
+    message = re.sub(r", as in default_arguments\([^)]*\)", "", message)
+    message = re.sub(r"\bdefault_arguments\(student, output_dir, ([^)]*)\)", r"\1", message)
+    return re.sub(r"(?<![\w./-])([a-z_]+)\b(=(?:True\b)?)?", typed, message)
 
 
 def _print(text: str) -> None:
@@ -79,14 +121,25 @@ def _expanded(value: Any) -> Any:
     return value
 
 
-def _log_to_stderr(quiet: bool) -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+class _Typed(logging.Formatter):
+    def __init__(self, flags: Mapping[str, str]) -> None:
+        super().__init__("%(message)s")
+        self.flags = flags
+
+    def format(self, record: logging.LogRecord) -> str:
+        return as_typed(super().format(record), self.flags)
+
+
+def _log_to_stderr(quiet: bool, flags: Mapping[str, str]) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Typed(flags))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("st_wkl").setLevel(logging.ERROR if quiet else logging.INFO)
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         # One line per warning: the source line that Python adds means nothing to someone who runs a command.
         if not quiet and not issubclass(category, (FutureWarning, DeprecationWarning)):
-            typer.echo(str(message), err=True)
+            typer.echo(as_typed(str(message), flags), err=True)
 
     warnings.showwarning = show  # type: ignore[assignment]
 

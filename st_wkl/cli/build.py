@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,8 +12,10 @@ import typer
 from st_wkl.cli._answers import Answer, JsonOption, QuietOption, StoreOption, TrustOption, answering, invocation
 
 if TYPE_CHECKING:
+    from st_wkl.data.builder import DistillationDatasetBuilder
     from st_wkl.data.candidates import Candidates
     from st_wkl.data.collection import Collection
+    from st_wkl.data.dataset import DistillationDataset
 
 # Panels of `--help`: nobody reads thirty options in a row.
 _CANDIDATES, _TEACHER, _LISTS, _LEAKS = "Candidates", "Teacher", "Lists", "Leaks"
@@ -90,14 +93,14 @@ def build(
     """
     from dataclasses import asdict
 
-    from st_wkl._files import owned
+    from st_wkl._files import holds_nothing
     from st_wkl.data.builder import DistillationDatasetBuilder
     from st_wkl.data.collection import Collection
     from st_wkl.data.report import plot_report
     from st_wkl.data.selection import Selection
     from st_wkl.data.teachers import CrossEncoderTeacher
 
-    if output.exists():
+    if not (output / "provenance.json").is_file() and not holds_nothing(output):
         raise FileExistsError(f"{output} exists already. Choose another --output, or delete it if it may go.")
     selection = Selection(
         choice=choice,
@@ -125,7 +128,6 @@ def build(
         teachers if len(teachers) > 1 else teachers[0],
         split=split,
         query_ids=query_ids,
-        candidates=_candidates(loaded, query_ids, run or [], retriever or [], bm25, not quiet, trust_remote_code),
         num_negatives=num_negatives,
         store=store,
         selection=selection,
@@ -134,19 +136,61 @@ def build(
         engine=engine,
         workers=workers,
     )
+    there = None if dry_run else _there(output, builder)
+    builder.candidates = _candidates(loaded, query_ids, run or [], retriever or [], bm25, not quiet, trust_remote_code)
     if dry_run:
         estimate = builder.estimate(show_progress=not quiet)
         return {**asdict(estimate), "hours": estimate.hours}, str(estimate)
-    with owned(output):
-        dataset = builder.build(show_progress=not quiet)
-        dataset.provenance["command"] = invocation(context)
+    dataset = builder.build(show_progress=not quiet)
+    dataset.provenance["command"] = invocation(context)
+    if there is None:
         dataset.save_to_disk(output)
+    elif not _same_rows(there, dataset):
+        raise _other(output, "from other queries, candidates or scores")
     if plot is not None:
         plot_report(dataset, plot)
     counts = dataset.provenance["counts"]
     cut = f", {counts['cut_pairs']:,} of them cut to the teacher's length" if counts["cut_pairs"] else ""
     text = f"{len(dataset.train):,} queries with {counts['pairs']:,} scored documents{cut} are in {output}."
     return dataset.provenance, text
+
+
+def _there(output: Path, builder: DistillationDatasetBuilder) -> DistillationDataset | None:
+    """Return the dataset that a folder holds, None if there is none.
+
+    Raises:
+        FileExistsError: If it was made of something else.
+    """
+    from dataclasses import asdict
+
+    from st_wkl.data.dataset import DistillationDataset
+
+    if not output.exists() or not any(output.iterdir()):
+        return None
+    there = DistillationDataset.load_from_disk(output)
+    asked = {
+        "collection": {"name": builder.collection.name, "fingerprint": builder.collection.fingerprint},
+        "split": builder.split,
+        "num_negatives": builder.num_negatives,
+        "selection": asdict(builder.selection),
+        "teacher": builder.teacher.identity,
+    }
+    for name, value in json.loads(json.dumps(asked)).items():
+        if there.provenance.get(name) != value:
+            raise _other(output, f"with another {name.replace('_', ' ')}")
+    return there
+
+
+def _other(output: Path, how: str) -> FileExistsError:
+    return FileExistsError(
+        f"{output} holds a dataset that was made {how}. Choose another --output, or delete it if it may go."
+    )
+
+
+def _same_rows(first: DistillationDataset, second: DistillationDataset) -> bool:
+    from st_wkl.training.checkpoints import dataset_fingerprint
+
+    return dataset_fingerprint(first) == dataset_fingerprint(second)
 
 
 def _candidates(

@@ -30,30 +30,27 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> Answer:
     """Evaluate a model through MTEB, with nDCG@10 per query, and compare it with another by a paired test."""
-    from contextlib import nullcontext
     from dataclasses import asdict
 
-    from st_wkl._files import owned
     from st_wkl.evaluation import Results, compare_all, effects_table
     from st_wkl.evaluation import evaluate as run_evaluation
 
     # Files that cannot be read must be found out before the work.
     other = None if against is None else Results.load(against)
     ceiling = None if teacher is None else Results.load(teacher)
-    with owned(output) if output is not None else nullcontext():
-        results = run_evaluation(
-            model,
-            tasks,
-            split=split,
-            output=output,
-            first_stage=first_stage,
-            top_k=top_k,
-            cache=cache,
-            efficiency=efficiency,
-            batch_size=batch_size,
-            show_progress=not quiet,
-            trust_remote_code=trust_remote_code,
-        )
+    results = run_evaluation(
+        model,
+        tasks,
+        split=split,
+        output=output,
+        first_stage=first_stage,
+        top_k=top_k,
+        cache=cache,
+        efficiency=efficiency,
+        batch_size=batch_size,
+        show_progress=not quiet,
+        trust_remote_code=trust_remote_code,
+    )
     value: dict[str, Any] = {"tasks": {task.task: task.metrics for task in results.tasks}}
     value["groups"] = {task.task: {group: task.mean(group) for group in task.groups} for task in results.tasks}
     lines = [results.table()]

@@ -33,8 +33,8 @@ def init(
     from st_wkl._files import write_text
     from st_wkl.config import template
 
-    if path.exists():
-        raise FileExistsError(f"{path} exists already. Choose another name, or delete it if it may go.")
     text = template(path.name, collection=collection, teacher=teacher, student=student, output=str(output))
+    if path.exists() and path.read_bytes() != text.encode():
+        raise FileExistsError(f"{path} exists already. Choose another name, or delete it if it may go.")
     write_text(path, text)
     return {"config": str(path)}, f"{path} is ready: look at it, then `st-wkl run {path}`."

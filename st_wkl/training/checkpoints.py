@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_wkl._files import holds_nothing, write_text
+from transformers import TrainerCallback
+
+from st_wkl._files import holds_nothing, sync_tree, write_text
 from st_wkl.training.describe import differences, told
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from sentence_transformers.base.training_args import BaseTrainingArguments
     from torch import nn
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from st_wkl.data.dataset import DistillationDataset
     from st_wkl.training.describe import Describer
@@ -48,6 +51,16 @@ class Checkpoint:
         """Whether training had come to its end here, by its last step or by early stopping."""
         control = self.state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
         return bool(control.get("should_training_stop")) or self.state["global_step"] >= self.state["max_steps"]
+
+
+class DurableCheckpoints(TrainerCallback):
+    """Waits until a checkpoint is on the disk, so that a power cut costs no more than a killed process."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write what the system still holds in memory."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            sync_tree(folder)
 
 
 def last_checkpoint(folder: Path) -> Checkpoint | None:

@@ -417,6 +417,8 @@ def _save(
     trust_remote_code: bool,
 ) -> None:
     """Write the student and all that belongs to it; the record comes last, so a folder with it is complete."""
+    for left in folder.glob(".tmp*"):  # safetensors gives weights their name when they are whole
+        left.unlink()
     save(student, folder)
     if record.lora:
         check_reload(student, folder, trust_remote_code=trust_remote_code)

@@ -10,6 +10,7 @@ from sentence_transformers.util import get_rank
 
 from st_wkl.models import hash_weights
 from st_wkl.training import dev
+from st_wkl.training.checkpoints import DurableCheckpoints
 from st_wkl.training.guard import FiniteWeightsCallback, check_loss_values, check_weights, say_unchanged
 from st_wkl.training.logs import watch
 from st_wkl.training.sharding import WholeCopy
@@ -52,6 +53,7 @@ def fit(
     whole = WholeCopy(trainer, main=get_rank() == 0) if trainer.is_fsdp_enabled else None
     watch(trainer, loss)
     trainer.add_callback(FiniteWeightsCallback())
+    trainer.add_callback(DurableCheckpoints())
     watched = loss.register_forward_hook(check_loss_values)
     before = None if whole is not None else hash_weights(student)
     scores = {} if evaluator is None else {"before": dev.score(evaluator, student)}
