@@ -78,9 +78,9 @@ def pair_hashes(pairs: Sequence[Pair]) -> Iterator[tuple[bytes, bytes]]:
     known: dict[str, bytes] = {}
 
     def digest(text: str) -> bytes:
-        if text not in known:
-            known[text] = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        return known[text]
+        if (found := known.get(text)) is None:
+            found = known[text] = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return found
 
     for query, document in pairs:
         yield digest(query), digest(document)

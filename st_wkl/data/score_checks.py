@@ -11,12 +11,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 from zlib import crc32
 
 _OF = "WHERE teacher = ?1 AND query = ?2"
 _SCORES = f"SELECT document, score FROM scores {_OF}"
-# In one statement: with few scores for a query, a second one would take longer than the reading.
-_SCORES_AND_CHECK = f"{_SCORES} UNION ALL SELECT NULL, checksum FROM checks {_OF}"
+# Queries that one statement reads: a statement for each takes twice as long where it has a score or two.
+_AT_ONCE = 1_000
 _TRIGGER = (
     "CREATE TRIGGER IF NOT EXISTS scores_after_{0} AFTER {0} ON scores BEGIN "
     "DELETE FROM checks WHERE teacher = {1}.teacher AND query = {1}.query; END"
@@ -57,25 +58,46 @@ def has_checks(connection: sqlite3.Connection) -> bool:
 
 
 def read_scores_of(
-    connection: sqlite3.Connection, teacher: int, query: bytes, *, checked: bool
-) -> tuple[dict[bytes, float], bool]:
-    """Return the scores of a query by document, and whether they are those that were written."""
-    rows = connection.execute(_SCORES_AND_CHECK if checked else _SCORES, (teacher, query)).fetchall()
-    written = rows.pop()[1] if rows and rows[-1][0] is None else None
-    return dict(rows), written is None or written == _checksum(query, rows)
+    connection: sqlite3.Connection, teacher: int, queries: Iterable[bytes], *, checked: bool
+) -> Iterator[tuple[bytes, list[bytes], list[float], bool]]:
+    """Yield each of some queries that has scores: its documents, their scores, and whether they are as written."""
+    asked = sorted(queries)  # as they lie in the file
+    for start in range(0, len(asked), _AT_ONCE):
+        part = asked[start : start + _AT_ONCE]
+        of = f"WHERE teacher = ?1 AND query IN ({','.join(f'?{place}' for place in range(2, len(part) + 2))})"
+        statement = f"SELECT query, document, score FROM scores {of}"
+        if checked:  # in one statement, between whose halves no other process writes
+            statement = f"SELECT query, NULL, checksum FROM checks {of} UNION ALL {statement}"
+        written: dict[bytes, Any] = {}
+        for query, rows in groupby(connection.execute(statement, (teacher, *part)), key=itemgetter(0)):
+            documents, scores = [], []
+            for _, document, value in rows:
+                if document is None:
+                    written[query] = value
+                else:
+                    documents.append(document)
+                    scores.append(value)
+            if documents:
+                check = written.pop(query, None)
+                yield query, documents, scores, check is None or check == _checksum(query, documents, scores)
+        for query in written:  # has lost all its scores
+            yield query, [], [], False
 
 
-def write_scores_of(connection: sqlite3.Connection, teacher: int, query: bytes, scores: Mapping[bytes, float]) -> None:
-    """Write scores of a query and the checksum of all it has; what is there and not as it was written is deleted."""
-    stored, sound = read_scores_of(connection, teacher, query, checked=True)
-    if not sound:
-        connection.execute(f"DELETE FROM scores {_OF}", (teacher, query))
-        stored = {}
-    connection.executemany(
-        "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
-        [(teacher, query, document, score) for document, score in scores.items()],
-    )
-    _seal(connection, teacher, query, sorted((stored | dict(scores)).items()))
+def write_scores_of(connection: sqlite3.Connection, teacher: int, lists: Mapping[bytes, Mapping[bytes, float]]) -> None:
+    """Write scores of queries and the checksum of all each has; what is there and not as it was written is deleted."""
+    stored: dict[bytes, dict[bytes, float]] = {}
+    for query, documents, scores, sound in list(read_scores_of(connection, teacher, lists, checked=True)):
+        if sound:
+            stored[query] = dict(zip(documents, scores, strict=True))
+        else:
+            connection.execute(f"DELETE FROM scores {_OF}", (teacher, query))
+    for query, new in lists.items():
+        connection.executemany(
+            "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
+            [(teacher, query, document, score) for document, score in new.items()],
+        )
+        _seal(connection, teacher, query, sorted((stored.get(query, {}) | dict(new)).items()))
 
 
 def seal(connection: sqlite3.Connection, teachers: Iterable[int]) -> None:
@@ -110,7 +132,7 @@ def differing(connection: sqlite3.Connection) -> Iterator[str]:
     everything = connection.execute("SELECT teacher, query, document, score FROM scores ORDER BY 1, 2, 3")
     for (teacher, query), rows in groupby(everything, key=itemgetter(0, 1)):
         found = connection.execute(written, (teacher, query)).fetchone()
-        if found is not None and found[0] != _checksum(query, [row[2:] for row in rows]):
+        if found is not None and found[0] != _checksum(query, *zip(*(row[2:] for row in rows), strict=True)):
             yield f"the scores of the query with hash {query.hex()}"
     lost = (
         "SELECT query FROM checks WHERE query <> x'' AND NOT EXISTS (SELECT 1 FROM scores "
@@ -121,16 +143,17 @@ def differing(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def _seal(connection: sqlite3.Connection, teacher: int, query: bytes, rows: Scores) -> None:
-    connection.execute("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (teacher, query, _checksum(query, rows)))
+    connection.execute(
+        "INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (teacher, query, _checksum(query, *zip(*rows, strict=True)))
+    )
 
 
-def _checksum(query: bytes, rows: Scores) -> int:
+def _checksum(query: bytes, documents: Iterable[bytes] = (), scores: Iterable[float] = ()) -> int:
     """Return a checksum of a query's scores in the order of the documents; -1 for what no score can be."""
     try:
-        documents, scores = b"".join([row[0] for row in rows]), array("d", [row[1] for row in rows])
+        return crc32(b"".join(documents), crc32(array("d", scores).tobytes(), crc32(query)))
     except TypeError:
         return -1
-    return crc32(documents, crc32(scores.tobytes(), crc32(query)))
 
 
 def remedy(error: sqlite3.DatabaseError) -> str:

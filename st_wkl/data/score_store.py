@@ -174,20 +174,29 @@ class ScoreStore:
             ScoreStoreError: The file is damaged, closed, or stays locked.
         """
         scores = np.full(len(pairs), np.nan, dtype=np.float32)
-        places: dict[bytes, list[tuple[int, bytes]]] = {}
-        wrong = 0
+        places: dict[bytes, int] = {}
+        again: list[tuple[int, int]] = []
+        damaged = set()
         with self._explained():
             teacher = self._one("SELECT id FROM teachers WHERE identity = ?", _canonical(identity))
             if teacher is None:
                 return scores
+            queries = set()
             for place, (query, document) in enumerate(pair_hashes(pairs)):
-                places.setdefault(query, []).append((place, document))
+                queries.add(query)
+                if (first := places.setdefault(query + document, place)) != place:
+                    again.append((place, first))
             checked = has_checks(self._connection)
-            for query, asked in places.items():
-                stored, sound = read_scores_of(self._connection, teacher, query, checked=checked)
-                for place, document in asked if sound else ():
-                    scores[place] = stored.get(document, math.nan)
-                wrong += 0 if sound else len(asked)
+            for query, documents, values, sound in read_scores_of(self._connection, teacher, queries, checked=checked):
+                if not sound:
+                    damaged.add(query)
+                    continue
+                for document, value in zip(documents, values, strict=True):
+                    if (found := places.get(query + document)) is not None:
+                        scores[found] = value
+        for place, first in again:
+            scores[place] = scores[first]
+        wrong = sum(query in damaged for query, _ in pair_hashes(pairs)) if damaged else 0
         if wrong:
             warnings.warn(
                 f"{wrong:,} of {len(pairs):,} pairs have scores in the score store {self.path} that are not what was "
@@ -223,8 +232,7 @@ class ScoreStore:
             lists.setdefault(query, {})[document] = value
         with self._explained(), self._transaction():
             teacher = self._teacher(_canonical(identity))
-            for query, scored in lists.items():
-                write_scores_of(self._connection, teacher, query, scored)
+            write_scores_of(self._connection, teacher, lists)
 
     def other_lengths(self, identity: Identity) -> list[dict[str, Any]]:
         """Return the identities of the same teacher with another `max_length`, whose uncut pairs have equal scores."""

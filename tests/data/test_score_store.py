@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from st_wkl.data.pairs import pair_hashes
 from st_wkl.data.score_store import ScoreStore, ScoreStoreError, default_store_path
 
 TEACHER = {"model": "teacher", "revision": "abc", "max_length": 512, "prompt": None}
@@ -419,3 +420,31 @@ def test_default_path_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp
     assert default_store_path() == tmp_path / "st_wkl" / "scores.sqlite3"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_store_path() == Path.home() / ".cache" / "st_wkl" / "scores.sqlite3"
+
+
+def test_many_queries_with_one_document_each_are_read_together(tmp_path: Path) -> None:
+    """A statement for each query took longer than before there were checksums; in one, none may be lost or mixed up."""
+    pairs = [(f"query {number}", f"document {number % 7}") for number in range(2_345)]
+    with ScoreStore(tmp_path / "scores.sqlite3") as store:
+        store.put(TEACHER, pairs, range(len(pairs)))
+        store.put(TEACHER, [("query 7", "another")], [-1.0])
+        statements: list[str] = []
+        store._connection.set_trace_callback(statements.append)
+        asked = [
+            pairs[7],
+            *pairs[::-1],
+            ("query 7", "another"),
+            ("query 7", "none"),
+            ("nobody", "document 1"),
+            pairs[7],
+        ]
+        found = store.get(TEACHER, asked)
+        assert len(statements) < 10
+        expected = [7.0, *range(len(pairs))[::-1], -1.0, np.nan, np.nan, 7.0]
+        np.testing.assert_array_equal(found, np.array(expected, dtype=np.float32))
+        store._connection.set_trace_callback(None)
+        store._connection.execute(
+            "UPDATE checks SET checksum = checksum + 1 WHERE query = ?", next(pair_hashes(pairs))[:1]
+        )
+        with pytest.warns(UserWarning, match="1 of 2,345 pairs"):
+            assert np.isnan(store.get(TEACHER, pairs)).sum() == 1
