@@ -203,3 +203,52 @@ def test_help_needs_no_heavy_import() -> None:
         "assert not {'torch', 'mteb', 'datasets', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_finished_build_says_so_and_another_is_refused(
+    beir_folder: Path, cross_encoder_onnx_path: Path, tmp_path: Path
+) -> None:
+    """The same line is no mistake: it goes on, if only to say that all is there. Another dataset stays as it is."""
+    build = ["build", beir_folder, "--teacher", cross_encoder_onnx_path, "--output", tmp_path / "scored", "--quiet"]
+    build += ["--store", tmp_path / "scores.sqlite3", "--num-negatives", 3]
+    code, first, err = st_wkl(*build, "--limit", 4)
+    assert code == 0, err
+    there = {path: path.stat().st_mtime_ns for path in (tmp_path / "scored").iterdir()}
+    assert st_wkl(*build, "--limit", 4, "--plot", tmp_path / "plot.png")[:2] == (0, first)
+    assert (tmp_path / "plot.png").is_file()
+    for other, told in ((["--limit", 4, "--seed", 3], "another selection"), (["--limit", 5], "other queries")):
+        code, _, err = st_wkl(*build, *other)
+        assert code == 1
+        assert f"holds a dataset that was made {'with' if 'another' in told else 'from'} {told}" in err
+    code, _, err = st_wkl(*build[:-1], 2, "--limit", 4)
+    assert "another --num-negatives" in err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scored").iterdir()} == there
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "typed"),
+    [
+        ("train", "Pass trust_remote_code=True if", "Pass --trust-remote-code if"),
+        (
+            "train",
+            "Set per_device_train_batch_size to 3, as in default_arguments(s, o, a=1).",
+            "Set --batch-size to 3.",
+        ),
+        ("train", "More: default_arguments(student, output_dir, num_train_epochs=…).", "More: --epochs …."),
+        ("train", "max_length=3 in /a/seed=1 or loss='kl'", "max_length=3 in /a/seed=1 or --loss 'kl'"),
+        ("run", "Pass trust_remote_code=True (`--trust-remote-code`).", "Pass trust_remote_code: true."),
+        ("push", "Push with trust_remote_code=True (`--trust-remote-code`).", "Push with --trust-remote-code."),
+        ("push", "open a pull request with create_pr=True (`--pr`)", "open a pull request with --pr"),
+        ("evaluate", "as in evaluate(..., first_stage='bm25', top_k=100)", "as in --first-stage 'bm25', --top-k 100"),
+        ("build", "num_negatives must be 1 or more, got 0", "--num-negatives must be 1 or more, got 0"),
+        ("evaluate", "as_json=True", "--json"),
+    ],
+)
+def test_errors_of_a_command_name_its_flags(command: str, said: str, typed: str) -> None:
+    """Whoever types a command has no argument of Python to set."""
+    import importlib
+
+    from st_wkl.cli._answers import as_typed, flags_of
+
+    function = getattr(importlib.import_module(f"st_wkl.cli.{command}"), command)
+    assert as_typed(said, flags_of(function)) == typed

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from sentence_transformers import SentenceTransformer
 from st_wkl import distill
 from st_wkl._files import holds_nothing, owned, replacing, replacing_folder, write_text
 from st_wkl.data.dataset import DistillationDataset
+from tests.test_cli import st_wkl
 from tests.training.conftest import arguments, dataset  # noqa: F401 - a fixture
 
 _OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
@@ -103,6 +106,74 @@ def test_a_second_process_is_told_of_the_first(tmp_path: Path) -> None:
     with owned(output):
         output.mkdir()
     assert output.is_dir()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "build c --teacher t --output o",
+        "train d --student s --output o",
+        "run c.yaml --output o",
+        "evaluate m t --output o",
+        "report r --output o",
+        "demo --output o",
+        "card o after=r",
+        "push o me/it",
+        "init o",
+        "leaderboard prepare s --org me --output o",
+        "scores export o",
+    ],
+)
+def test_no_command_works_where_another_process_does(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card could be written into a student that was being trained, a page or a demo by two at once."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("output: x\n")
+    context = multiprocessing.get_context("fork")
+    ready, end = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "o", ready, end))
+    process.start()
+    assert ready.wait(60)
+    code, _, err = st_wkl(*line.split(), "--quiet")
+    end.set()
+    process.join()
+    assert code == 1
+    assert f"at work in {tmp_path / 'o'} (process {process.pid})" in err
+
+
+def test_one_process_owns_an_output_as_often_as_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command owns what the functions that it calls own again; a folder beside which nobody may write is its own."""
+    refused = []
+
+    def try_it() -> None:
+        try:
+            with owned(tmp_path / "o"):
+                pass
+        except FileExistsError as error:
+            refused.append(str(error))
+
+    def other_thread() -> None:
+        thread = threading.Thread(target=try_it)
+        thread.start()
+        thread.join()
+
+    with owned(tmp_path / "o"), owned(tmp_path / "o"):
+        other_thread()
+    assert len(refused) == 1
+    (tmp_path / "o").mkdir()
+    real = os.open
+
+    def no_file_beside(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if str(path).endswith(".lock"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", no_file_beside)
+    with owned(tmp_path / "o"):
+        other_thread()
+    assert len(refused) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["o"]
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ StoreOption = Annotated[Path | None, typer.Option(help="SQLite file of teacher s
 # The commands that several processes of `torchrun` do together.
 _TOGETHER = ("train", "run")
 # Where a command works, under whatever name it has that; and arguments of Python that a flag has another name for.
-_PLACES = ("output", "folder", "path")
+_PLACES = ("path", "folder", "output")
 _SAME = {"per_device_train_batch_size": "batch_size", "num_train_epochs": "epochs", "output_dir": "output"}
 # What a command has to say: as an object for `--json`, and as text for people.
 Answer = tuple[dict[str, Any], str]
@@ -98,7 +98,7 @@ def as_typed(message: str, flags: Mapping[str, str]) -> str:
 
     message = re.sub(r"(\w+)=(\w+) \(`(--[\w-]+)`\)", both, message)
     message = re.sub(r", as in default_arguments\([^)]*\)", "", message)
-    message = re.sub(r"\bdefault_arguments\(student, output_dir, ([^)]*)\)", r"\1", message)
+    message = re.sub(r"\b(?:default_arguments\(student, output_dir|evaluate\(\.\.\.), ([^)]*)\)", r"\1", message)
     return re.sub(r"(?<![\w./-])([a-z_]+)\b(=(?:True\b)?)?", typed, message)
 
 

@@ -177,7 +177,7 @@ def _there(output: Path, builder: DistillationDatasetBuilder) -> DistillationDat
     }
     for name, value in json.loads(json.dumps(asked)).items():
         if there.provenance.get(name) != value:
-            raise _other(output, f"with another {name.replace('_', ' ')}")
+            raise _other(output, f"with another {name}")
     return there
 
 
