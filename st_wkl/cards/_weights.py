@@ -6,7 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-from st_wkl.evaluation.results import FILE_NAME, Results
+from st_wkl.evaluation.results import FILE_NAME, Results, package_versions
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,8 @@ def check_results(folder: Path, results: Results, *, trust_remote_code: bool = F
     Raises:
         ValueError: If they are of other weights.
     """
-    _check(folder, f"The results of {results.name!r}", results.model.get("weights"), trust_remote_code)
+    if _check(folder, f"The results of {results.name!r}", results.model.get("weights"), trust_remote_code):
+        _check_settings(folder, results, trust_remote_code)
 
 
 def check_published(folder: Path, *, trust_remote_code: bool = False) -> None:
@@ -40,12 +41,15 @@ def check_published(folder: Path, *, trust_remote_code: bool = False) -> None:
         found = _MARKER.search((folder / "README.md").read_text(encoding="utf-8-sig"))
         _check(folder, "The results in README.md", found and found[1], trust_remote_code)
     if (folder / FILE_NAME).is_file():
-        _check(folder, f"The results in {FILE_NAME}", Results.load(folder).model.get("weights"), trust_remote_code)
+        results = Results.load(folder)
+        if _check(folder, f"The results in {FILE_NAME}", results.model.get("weights"), trust_remote_code):
+            _check_settings(folder, results, trust_remote_code)
 
 
-def _check(folder: Path, what: str, stated: str | None, trust_remote_code: bool) -> None:
+def _check(folder: Path, what: str, stated: str | None, trust_remote_code: bool) -> bool:
+    """Return whether the weights are known to be those in the folder."""
     if stated is None:
-        return
+        return False
     try:
         found = _hash(folder, trust_remote_code)
         # A base model without a pooler, say, gets a random one each time that it is loaded with an adapter.
@@ -58,6 +62,27 @@ def _check(folder: Path, what: str, stated: str | None, trust_remote_code: bool)
         raise ValueError(
             f"{what} are of other weights ({stated[:8]}…) than those in {folder} ({found[:8]}…): the student was "
             "changed after it was evaluated. Evaluate it again, and write the card from the new results."
+        )
+    return not reason
+
+
+def _check_settings(folder: Path, results: Results, trust_remote_code: bool) -> None:
+    """Stop where the prompts, lengths, tokenizer or modules in a folder are not those that were measured.
+
+    Results of earlier versions do not say them, and other versions of the libraries may say them in other words.
+    """
+    from st_wkl.models import identity, load_model, prompts_of
+
+    stated = results.model.get("settings_hash")
+    libraries = package_versions(("sentence-transformers", "transformers"))
+    if stated is None or any(results.versions.get(name) != version for name, version in libraries.items()):
+        return
+    model = load_model(folder, trust_remote_code=trust_remote_code)[0]
+    if identity(model)["settings"] != stated:
+        raise ValueError(
+            f"The results of {results.name!r} are of these weights with other settings than those in {folder}, which "
+            f"has the prompts {prompts_of(model) or 'none'} and a length of {model.get_max_seq_length()}: prompts, "
+            "lengths, tokenizer or modules were changed after it was evaluated. Evaluate it again."
         )
 
 

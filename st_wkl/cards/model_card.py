@@ -19,6 +19,7 @@ from st_wkl.cards._results import compared_task, parts_of, results_section
 from st_wkl.cards._texts import is_hub_id, model_class, usage, with_usage, without_local_paths, without_training_texts
 from st_wkl.cards._weights import check_results, marker
 from st_wkl.cards.licences import Licence, licence_of
+from st_wkl.config.reading import check_keys
 from st_wkl.evaluation.compare import Comparison
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.tables import markdown_block, markdown_cell, markdown_code, markdown_text
@@ -132,6 +133,8 @@ def read_card(path: Path, title: str) -> tuple[str, ModelCard]:
     if content.lstrip().startswith("---") and not REGEX_YAML_BLOCK.search(content):
         raise ValueError(f"{path}:1: the front matter that begins here has no closing ---; {remedy}")
     try:
+        if match := REGEX_YAML_BLOCK.search(content):
+            check_keys(yaml.compose(match.group(2), Loader=yaml.SafeLoader), line=2)
         return content, ModelCard(content)
     except yaml.MarkedYAMLError as error:
         line = (error.problem_mark.line if error.problem_mark else 0) + 2  # counted from 0, after the opening ---
@@ -225,8 +228,9 @@ def _limits(
             yield f"{markdown_text(task)}: {asked} ask for documents that training has shown."
         if 0 < count < 100:
             yield f"{markdown_text(task)}: {count} queries are few; look at the intervals."
-    if comparison is not None and comparison.low <= 0 <= comparison.high:
-        yield "The difference between before and after may be chance: its interval holds 0."
+    if comparison is not None and comparison.may_be_chance:
+        why = "its interval holds 0" if comparison.holds_0 else f"p = {comparison.p_value:.2g}"
+        yield f"The difference between before and after may be chance: {why}."
     if record is not None and "precision_at_1" in (record.dataset.get("report") or {}):
         wrong = 1 - record.dataset["report"]["precision_at_1"]
         yield (

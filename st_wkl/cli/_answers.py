@@ -6,13 +6,14 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -23,6 +24,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars and no log lines.")]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code of the models' repositories. Read it before.")
+]
+MissingOption = Annotated[
+    Literal["raise", "drop"], typer.Option(help="Judgements of documents or queries that are not there.")
 ]
 StoreOption = Annotated[Path | None, typer.Option(help="SQLite file of teacher scores. Default: the user's cache.")]
 # The commands that several processes of `torchrun` do together.
@@ -48,7 +52,7 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
         try:
             if _processes.launched() > 1 and command.__name__ not in _TOGETHER:
                 raise ValueError(f"torchrun is for {' and '.join(_TOGETHER)}; start {command.__name__} as one process.")
-            with contextlib.redirect_stdout(sys.stderr):
+            with _hushed() if quiet else contextlib.redirect_stdout(sys.stderr):
                 given = {name: _expanded(value) for name, value in kwargs.items()}
                 with _alone(given):
                     value, text = command(*args, as_json=as_json, quiet=quiet, **given)
@@ -102,6 +106,30 @@ def as_typed(message: str, flags: Mapping[str, str]) -> str:
     return re.sub(r"(?<![\w./-])([a-z_]+)\b(=(?:True\b)?)?", typed, message)
 
 
+# What libraries read when they are imported, which commands do late.
+_HUSH = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep libraries from printing and from showing bars."""
+    before = {name: os.environ.get(name) for name in _HUSH}
+    os.environ.update(_HUSH)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def _print(text: str) -> None:
     try:
         typer.echo(text)
@@ -133,7 +161,7 @@ class _Typed(logging.Formatter):
 def _log_to_stderr(quiet: bool, flags: Mapping[str, str]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Typed(flags))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.basicConfig(handlers=[handler], level=logging.ERROR if quiet else logging.WARNING)
     logging.getLogger("st_wkl").setLevel(logging.ERROR if quiet else logging.INFO)
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

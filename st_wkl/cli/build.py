@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from st_wkl.cli._answers import Answer, JsonOption, QuietOption, StoreOption, TrustOption, answering, invocation
+from st_wkl.cli._answers import (
+    Answer,
+    JsonOption,
+    MissingOption,
+    QuietOption,
+    StoreOption,
+    TrustOption,
+    answering,
+    invocation,
+)
 
 if TYPE_CHECKING:
     from st_wkl.data.builder import DistillationDatasetBuilder
@@ -83,6 +92,7 @@ def build(
         bool, typer.Option("--drop-leaks", help="Leave out what that split shares.", rich_help_panel=_LEAKS)
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many pairs, tokens and hours.")] = False,
+    missing: MissingOption = "raise",
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -111,7 +121,7 @@ def build(
         near_duplicates=near_duplicates,
         seed=seed,
     )
-    loaded = Collection.load(collection)
+    loaded = Collection.load(collection, missing=missing)
     if split not in loaded.qrels:
         raise ValueError(f"{collection} has no split {split!r}, only {', '.join(sorted(loaded.qrels))}.")
     options: dict[str, Any] = {

@@ -34,6 +34,7 @@ def evaluate(
 
     from st_wkl.evaluation import Results, compare_all, effects_table
     from st_wkl.evaluation import evaluate as run_evaluation
+    from st_wkl.evaluation.effects import go_by_p
 
     # Files that cannot be read must be found out before the work.
     other = None if against is None else Results.load(against)
@@ -61,5 +62,5 @@ def evaluate(
         effects = compare_all(other, results, teacher=ceiling)
         value["difference"] = {effect.task: asdict(effect.difference) for effect in effects if effect.group is None}
         value["effects"] = [asdict(effect) for effect in effects]
-        lines += [f"against {against}:", effects_table(effects)]
+        lines += [f"against {against}:", effects_table(effects), *filter(None, [go_by_p(effects)])]
     return value, "\n".join(lines)

@@ -26,7 +26,7 @@ def report(
 
     from st_wkl.data.collection import Collection
     from st_wkl.evaluation import compare_all
-    from st_wkl.evaluation.effects import effects_table
+    from st_wkl.evaluation.effects import effects_table, go_by_p
     from st_wkl.evaluation.plots import plot_effects
     from st_wkl.evaluation.report import labelled_results, write_report
 
@@ -40,4 +40,6 @@ def report(
     if plot is not None:
         plot_effects(effects, plot)
     value = {"report": str(path), "effects": [asdict(effect) for effect in effects]}
-    return value, "\n".join([*([effects_table(effects)] if effects else []), f"report written to {path}"])
+    return value, "\n".join(
+        [*([effects_table(effects)] if effects else []), *filter(None, [go_by_p(effects)]), f"report written to {path}"]
+    )

@@ -42,6 +42,7 @@ def train(
     document_prompt: Annotated[
         str | None, typer.Option(help="Text before each document; it is kept with the student, as the other one is.")
     ] = None,
+    pair_prompt: Annotated[str | None, typer.Option(help="Text before each pair of a cross-encoder.")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train an adapter in place of all weights.")] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter; it is kept in OUTPUT-adapter.")] = False,
     dev: Annotated[str | None, typer.Option(help="Collection whose dev split chooses the best checkpoint.")] = None,
@@ -96,7 +97,7 @@ def train(
     data = DistillationDataset.load_from_disk(dataset)
     source, name = named(student)
     model: Any = load_model(source, trust_remote_code=trust_remote_code)[0]
-    prompts = {"query": query_prompt, "document": document_prompt}
+    prompts = {"query": query_prompt, "document": document_prompt, "pair": pair_prompt}
     set_prompts(model, {side: prompt for side, prompt in prompts.items() if prompt is not None})
     chosen = make_loss(
         model,

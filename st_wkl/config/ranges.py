@@ -75,8 +75,8 @@ def pushes(path: str) -> str:
     )
 
 
-def check_no_pushes(arguments: Any) -> None:
-    """Stop where training arguments would send the student away.
+def check_arguments(arguments: Any) -> None:
+    """Stop at training arguments with which no run can begin, and at those that would send the student away.
 
     Args:
         arguments: Those of a trainer, a dataclass.
@@ -85,8 +85,11 @@ def check_no_pushes(arguments: Any) -> None:
         ValueError: With the argument's name.
     """
     for entry in dataclasses.fields(arguments):
-        if entry.name.startswith(_PUSHES) and getattr(arguments, entry.name) not in (None, False, entry.default):
+        value, (low, _) = getattr(arguments, entry.name, None), _RANGES.get(f"training.{entry.name}", (0, None))
+        if entry.name.startswith(_PUSHES) and value not in (None, False, entry.default):
             raise ValueError(pushes(f"args.{entry.name}"))
+        if low == 1 and isinstance(value, int) and value < low:
+            raise ValueError(f"args.{entry.name} is {value}; it has to be {low} or more.")
 
 
 def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

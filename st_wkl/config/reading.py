@@ -39,23 +39,32 @@ def load_yaml(content: bytes) -> Any:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"line {line} is not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
     try:
-        _check_keys(yaml.compose(text, Loader=yaml.SafeLoader))
+        check_keys(yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"this is not valid YAML: {error}") from error
 
 
-def _check_keys(node: Any) -> None:
+def check_keys(node: Any, line: int = 1) -> None:
+    """Stop at a key that stands twice in a mapping, of which YAML takes the last, and others neither.
+
+    Args:
+        node: What `yaml.compose` returned.
+        line: Where its text begins in the file.
+
+    Raises:
+        ValueError: With both lines.
+    """
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
-                raise ValueError(f"line {line}: the key {key.value!r} stands in line {lines[key.value]} already.")
-            _check_keys(value)
+            here = key.start_mark.line + line
+            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, here) != here:
+                raise ValueError(f"line {here}: the key {key.value!r} stands in line {lines[key.value]} already.")
+            check_keys(value, line)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _check_keys(value)
+            check_keys(value, line)
 
 
 def check_training_arguments(values: Mapping[str, Any], arguments: type) -> None:

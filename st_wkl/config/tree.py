@@ -25,11 +25,13 @@ class CollectionConfig:
         source: BEIR folder, or Hub id or folder in MTEB's layout.
         split: Split of the judgements to learn from.
         limit: Use the first so many judged queries only.
+        missing: `raise` an error for judgements of documents or queries that are not there, or `drop` them, counted.
     """
 
     source: str
     split: str = "train"
     limit: int | None = None
+    missing: Literal["raise", "drop"] = "raise"
 
 
 @dataclass(frozen=True)

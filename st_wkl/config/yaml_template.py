@@ -16,6 +16,7 @@ collection:
   source: {collection}        # (*) BEIR folder, or Hub id or folder in MTEB's layout, such as mteb/nfcorpus
   split: train                # its judgements say what is relevant
   limit: null                 # use the first so many queries only
+  missing: raise              # or drop: leave out judgements of documents or queries that are not there
 
 candidates:
   sources: [bm25]             # bm25:k1=0.9,b=0.4, run files of TREC, retrievers (Hub id, folder, packaged:...), fused
@@ -43,7 +44,7 @@ loss:
   name: null                  # null: KL and an in-batch contrastive term; `st-wkl train --help` lists all
   in_batch: null              # weight of a contrastive term over the batch beside the named loss; null for none
   mini_batch_size: null       # texts embedded at once: bounds memory; null for 32 with transformers
-  parameters: {{}}              # such as {{gamma: 2, student_temperature: 0.02}}
+  parameters: {{}}              # such as {{student_temperature: 0.02}}; of weighted-kl {{gamma: 2}}
 
 training: {{}}                  # arguments of sentence-transformers' trainer, such as
                               #   {{learning_rate: 2e-5, num_train_epochs: 3, per_device_train_batch_size: 32}}

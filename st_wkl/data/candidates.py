@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -121,7 +122,7 @@ class BM25:
         """
         if isinstance(source, cls):
             return source
-        if not isinstance(source, str) or source.partition(":")[0] != "bm25":
+        if not isinstance(source, str) or source.partition(":")[0].lower() != "bm25":
             return None
         values: dict[str, Any] = {}
         try:
@@ -231,20 +232,30 @@ def _with_single_characters(vocabulary: Iterable[str]) -> Callable[[str], list[s
     return lambda text: [part for word in words(text) for part in (word, *pairs.get(word, ()))]
 
 
+def _bm25s() -> Any:
+    """Import bm25s, and take back that it turns its debugging on, which shows wherever logging is configured."""
+    log = logging.getLogger("bm25s")
+    level = log.level
+    import bm25s.tokenization
+
+    log.setLevel(level)
+    return bm25s
+
+
 def _tokenizer(bm25: BM25) -> Any:
     import Stemmer
-    from bm25s.tokenization import Tokenizer
 
+    make = _bm25s().tokenization.Tokenizer
     language, pattern = bm25.language, partial(words, bigrams=bm25.bigrams)
     if language is None:
-        return Tokenizer(splitter=pattern, stopwords=None, stemmer=None)
+        return make(splitter=pattern, stopwords=None, stemmer=None)
     if language not in Stemmer.algorithms():
         raise ValueError(f"language must be None or one of {', '.join(Stemmer.algorithms())}; got {language!r}.")
     stemmer = Stemmer.Stemmer(language)
     try:
-        return Tokenizer(splitter=pattern, stopwords=language, stemmer=stemmer)
+        return make(splitter=pattern, stopwords=language, stemmer=stemmer)
     except ValueError:  # a language with a stemmer but without a list of stop words
-        return Tokenizer(splitter=pattern, stopwords=None, stemmer=stemmer)
+        return make(splitter=pattern, stopwords=None, stemmer=stemmer)
 
 
 def _search(
@@ -257,10 +268,9 @@ def _search(
     show_progress: bool,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield document places and scores of each query, both of shape (min(top_k, documents),)."""
-    import bm25s
-
     if not queries:
         return
+    bm25s = _bm25s()
     compiled = len(documents) > COMPILE_ABOVE
     index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numba" if compiled else "numpy")
     index.index((documents, vocabulary), create_empty_token=False, show_progress=show_progress)

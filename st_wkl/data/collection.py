@@ -244,8 +244,12 @@ def _check_entry(where: str, key: object, text: object) -> None:
     if not isinstance(key, str) or not isinstance(text, str):
         what = "id" if not isinstance(key, str) else "text"
         wrong = key if what == "id" else text
-        remedy = f"Use str({wrong!r})" if isinstance(wrong, (int, float)) else "Remove the entry, or give it a text"
-        raise TypeError(f"In the {where}, entry {key!r}: the {what} is {wrong!r}, not text (str). {remedy}.")
+        remedy = "Remove the entry, or give it a text."
+        if str(wrong) in ("nan", "<NA>", "NaT"):
+            remedy += " pandas reads empty cells, NA and null as that, unless it is told keep_default_na=False."
+        elif isinstance(wrong, int | float):
+            remedy = f"Use str({wrong!r})."
+        raise TypeError(f"In the {where}, entry {key!r}: the {what} is {wrong!r}, not text (str). {remedy}")
     if not key:
         raise ValueError(f"In the {where}, an id is empty (its text begins {text[:60]!r}). Every id needs a character.")
     if not (key.isascii() and text.isascii()):
@@ -280,7 +284,10 @@ def _check_qrels(collection: Collection, missing: Missing) -> Qrels:
             f"absent documents, {dropped['queries']:,} of absent queries. The first is {first}."
         )
         if missing == "raise":
-            raise ValueError(f'{message} Check that the files belong together, or pass missing="drop".')
+            raise ValueError(
+                f'{message} Check that the files belong together, or pass missing="drop" (--missing drop, or '
+                "collection.missing in a configuration)."
+            )
         warnings.warn(f"{message} They are dropped.", stacklevel=4)
     for split, queries in kept.items():
         if not queries:

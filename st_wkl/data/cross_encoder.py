@@ -26,7 +26,7 @@ from st_wkl.model_files import (
     torch_files,
 )
 from st_wkl.models import identity as model_identity
-from st_wkl.models import model_state
+from st_wkl.models import is_retriever, model_state, own_hooks
 from st_wkl.packaged import named
 
 if TYPE_CHECKING:
@@ -112,6 +112,12 @@ class CrossEncoderTeacher:
                 raise ValueError("A loaded CrossEncoder keeps its own backend, max_length, dtype, revision and device.")
             name = _loaded_name(model)
             check_complete(model, "teacher")  # which may lower its length, a part of the identity
+            if hooks := own_hooks(model):
+                raise ValueError(
+                    f"The CrossEncoder has forward hooks of your own ({', '.join(hooks)}), and nothing tells what they "
+                    "make of its scores. Remove them, or ask the model in a function: CallableTeacher(function, "
+                    "name=..., version=...)."
+                )
             known = model_identity(model)
             commit, settings = f"blake2b:{known['weights']}", known["settings"]
             self._engine = TorchEngine(model, batch_tokens, batch_size, prompt)
@@ -265,14 +271,23 @@ def _load_cross_encoder(
 
     if dtype == "auto":
         dtype = _fast_dtype(device)
-    loaded = CrossEncoder(
-        str(model),
-        revision=None if Path(model).is_dir() else commit,
-        max_length=max_length,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        model_kwargs={} if dtype is None else {"dtype": dtype},
-    )
+    try:
+        loaded = CrossEncoder(
+            str(model),
+            revision=None if Path(model).is_dir() else commit,
+            max_length=max_length,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            model_kwargs={} if dtype is None else {"dtype": dtype},
+        )
+    except Exception as error:
+        if not is_retriever(model):
+            raise
+        raise ValueError(
+            f"{Path(model).name} is a retriever, which embeds texts one by one, and no cross-encoder. A teacher reads "
+            "query and document together: take a reranker, such as packaged:ms-marco-MiniLM-L12-v2, or let a retriever "
+            "teach through FeedbackTeacher."
+        ) from error
     check_fits(loaded, max_length)
     if loaded.max_seq_length is None or loaded.max_seq_length > NO_LIMIT:
         loaded.max_seq_length = FALLBACK_LENGTH
@@ -359,7 +374,10 @@ def _settings_beyond(folder: Path | None, loaded: CrossEncoder) -> str | None:
 
 def _loaded_name(model: CrossEncoder) -> str:
     if not hasattr(model, "predict") or not hasattr(model, "num_labels"):
-        raise TypeError(f"A teacher is a Hub id, a folder or a CrossEncoder, got {type(model).__name__}.")
+        remedy = " Wrap a function: CallableTeacher(function, name=..., version=...)." if callable(model) else ""
+        if hasattr(model, "encode_query"):
+            remedy = " A retriever teaches through FeedbackTeacher."
+        raise TypeError(f"A teacher is a Hub id, a folder or a CrossEncoder, got {type(model).__name__}.{remedy}")
     if model.model_card_data.base_model:
         return str(model.model_card_data.base_model)
     path = getattr(getattr(model.transformers_model, "config", None), "_name_or_path", "") or type(model).__name__

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,6 +115,80 @@ def _parts_of(teacher: Any) -> Any:
     return None
 
 
+def as_scores(output: Any, pairs: Sequence[Pair]) -> np.ndarray:
+    """Return what a teacher gave for `pairs` as float32 of shape (n,), the one place that decides what a score is.
+
+    Raises:
+        ValueError: It is no list of numbers, or one of them is masked, not finite, or a mask value; the message names
+            the pair.
+    """
+    numbers = as_numbers(output, pairs)
+    if numbers.shape != (len(pairs),):
+        raise ValueError(
+            f"The teacher returned scores of shape {numbers.shape} for {len(pairs)} pairs, the first of which is "
+            f"{shown(pairs[0])}. It must return one number for each pair."
+        )
+    wrong = np.flatnonzero(~np.isfinite(numbers))
+    if wrong.size:
+        raise ValueError(
+            f"The teacher returned {numbers[wrong[0]]} for {shown(pairs[wrong[0]])}, and {wrong.size - 1} more scores "
+            "that are not finite. Half precision may overflow: load the teacher in float32 or bfloat16, or remove the "
+            "document. The scores up to here are kept."
+        )
+    check_bounds(numbers, pairs)
+    return numbers.astype(np.float32)
+
+
+def check_bounds(numbers: np.ndarray, pairs: Sequence[Pair]) -> None:
+    """Stop at what no loss would take for a score; NaN, which is none yet, may be there.
+
+    Raises:
+        ValueError: With value and pair.
+    """
+    from st_wkl.functional._scores import LARGEST_SCORE, MASK_VALUES
+
+    wrong = np.flatnonzero((np.abs(numbers) > LARGEST_SCORE) | np.isin(numbers, MASK_VALUES))
+    if wrong.size:
+        raise ValueError(
+            f"The teacher's score of {shown(pairs[int(wrong[0])])} is {float(numbers[wrong[0]]):.12g}, and "
+            f"{wrong.size - 1} more are like it. Beyond {LARGEST_SCORE:g}, and at "
+            f"{' and '.join(f'{value:g}' for value in MASK_VALUES)}, a number is taken for a mask, and float32 would "
+            "round it: return raw scores of a smaller scale, or leave the pair out."
+        )
+
+
+def as_numbers(output: Any, pairs: Sequence[Pair]) -> np.ndarray:
+    """Return a teacher's answers as float64, of whatever shape they have.
+
+    Raises:
+        ValueError: They are no numbers (text, dates, complex ones, objects), or some are masked.
+    """
+    if hasattr(output, "detach"):  # a tensor of any device, and of types that numpy lacks
+        output = output.detach().cpu()
+        output = (output if output.is_complex() else output.double()).numpy()
+    elif isinstance(output, list | tuple):
+        output = [one.item() if getattr(one, "ndim", None) == 0 and hasattr(one, "item") else one for one in output]
+    try:
+        values = np.ma.asanyarray(output)
+    except ValueError:  # rows of different lengths
+        values = np.ma.asarray(np.array(output, dtype=object))
+    plain = np.asarray(values)
+    bad = np.ma.getmaskarray(values)
+    if plain.dtype.kind == "O":
+        bad = bad | np.array([not isinstance(one, Real) for one in plain.flat], bool).reshape(plain.shape)
+    elif plain.dtype.kind not in "fiub":
+        bad = np.ones(plain.shape, bool)
+    if plain.size and bad.any():
+        place = int(np.flatnonzero(bad)[0])
+        value = "a masked value" if np.ma.getmaskarray(values).flat[place] else f"{plain.flat[place]!r}"
+        about = shown(pairs[place]) if plain.shape == (len(pairs),) else f"{len(pairs)} pairs"
+        raise ValueError(
+            f"The teacher returned {value} ({plain.dtype if plain.ndim else type(output).__name__}) for {about}. It "
+            "must return one number for each pair, as a list, an array or a tensor."
+        )
+    return plain.astype(np.float64)
+
+
 def shown(pair: Pair) -> str:
     """Name a pair in a message: the beginnings of both texts, and the document's length."""
     return f"query {pair[0][:80]!r} and document {pair[1][:80]!r} ({len(pair[1]):,} characters)"
@@ -147,7 +222,7 @@ def _start_worker(teacher: bytes, threads: int) -> None:
 
 
 def _score_in_worker(chunk: list[Pair]) -> np.ndarray:
-    return np.asarray(_worker_teacher.score(chunk), dtype=np.float32)
+    return as_numbers(_worker_teacher.score(chunk), chunk)
 
 
 def _check_main(teacher: Teacher) -> None:
@@ -224,9 +299,9 @@ class _RayWorker:
         for place, text in zip(batch["place"], batch["pairs"], strict=True):
             chunk = [(query, document) for query, document in json.loads(text)]
             try:
-                found, error = np.asarray(self.teacher.score(chunk), dtype=np.float32), ""
+                found, error = as_numbers(self.teacher.score(chunk), chunk), ""
             except Exception as problem:
-                found, error = np.empty(0, dtype=np.float32), repr(problem)
+                found, error = np.empty(0), repr(problem)
             places.append(int(place))
             # The shape travels too: a teacher that returns too few scores, or rows of them, must be found out.
             scores.append(json.dumps(found.shape).encode() + b"\n" + found.tobytes())
@@ -257,4 +332,4 @@ def _ray(teacher: bytes, chunks: Sequence[list[Pair]], workers: int | None) -> I
         if row["error"]:
             raise RuntimeError(f"A worker failed at {_named(chunks[row['place']])}: {row['error']}")
         shape, _, values = row["scores"].partition(b"\n")
-        yield row["place"], np.frombuffer(values, dtype=np.float32).reshape(json.loads(shape)).copy()
+        yield row["place"], np.frombuffer(values).reshape(json.loads(shape)).copy()

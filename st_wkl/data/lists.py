@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from st_wkl.data.calibration import Calibration, FittedCalibration, calibrate, check_weights, combine
-from st_wkl.data.engines import Engine
+from st_wkl.data.engines import Engine, as_scores
 from st_wkl.data.scoring import score_pairs
 
 if TYPE_CHECKING:
@@ -61,10 +61,13 @@ def score_lists(
         [array([1., 3.], dtype=float32), array([2.], dtype=float32)]
     """
     if hasattr(teacher, "score_lists"):
-        found: list[np.ndarray] = teacher.score_lists(
-            lists, store=store, show_progress=show_progress, engine=engine, workers=workers
-        )
-        return found
+        found = teacher.score_lists(lists, store=store, show_progress=show_progress, engine=engine, workers=workers)
+        if len(found) != len(lists):
+            raise ValueError(f"The teacher returned {len(found)} lists of scores for {len(lists)} lists of documents.")
+        return [
+            as_scores(scores, [(query, document) for document in documents])
+            for scores, (query, documents) in zip(found, lists, strict=True)
+        ]
     pairs = [(query, document) for query, documents in lists for document in documents]
     flat = score_pairs(teacher, pairs, store=store, show_progress=show_progress, engine=engine, workers=workers)
     return split(flat, lists)

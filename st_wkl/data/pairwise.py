@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from st_wkl.data.engines import as_numbers
 from st_wkl.data.scoring import score_pairs
 
 if TYPE_CHECKING:
@@ -270,7 +271,9 @@ def dataset_preferences(
 
 def _checked(teacher: PairwiseTeacher, triples: list[tuple[str, str, str]]) -> np.ndarray:
     query, first, second = (list(texts) for texts in zip(*triples, strict=True))
-    answers = np.asarray(teacher.prefer(query, first, second), dtype=np.float32)
+    answers = as_numbers(teacher.prefer(query, first, second), [(one, _both(*two)) for one, *two in triples]).astype(
+        np.float32
+    )
     if answers.shape != (len(triples),):
         raise ValueError(
             f"The pairwise teacher returned shape {answers.shape} for {len(triples)} triples, the first of which is "

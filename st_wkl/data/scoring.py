@@ -12,7 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from st_wkl.data.cross_encoder import former_identity
-from st_wkl.data.engines import Engine, score_parts, shown
+from st_wkl.data.engines import Engine, as_scores, check_bounds, score_parts
 from st_wkl.data.pairs import TextPairs
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def score_pairs(
 
     Raises:
         TypeError: A pair is not two texts, or the teacher cannot be sent to the workers.
-        ValueError: The teacher returns the wrong number of scores, or NaN or infinity; the message names the pair.
-            Chunks that were finished before are in the store.
+        ValueError: The teacher returns the wrong number of scores, or what is none (text, dates, masked or complex
+            numbers, NaN, infinity, mask values such as -1e4, anything beyond 1e6); the message names the pair. Chunks
+            that were finished before are in the store.
         RuntimeError: A worker failed or died; the message names the pair.
 
     Example:
@@ -89,7 +90,7 @@ def score_pairs(
         for number, part, output in score_parts(teacher, chunks, engine=engine, workers=workers):
             places = chunks.places(number)[part]
             pairs_of_part = list(unique.take(places))
-            scores[places] = _checked(output, pairs_of_part)
+            scores[places] = as_scores(output, pairs_of_part)
             missing[places] = False
             if store is not None:
                 store.put(teacher.identity, pairs_of_part, scores[places])
@@ -186,9 +187,9 @@ def estimate_scoring(
         places = missing[np.linspace(0, len(missing) - 1, sampled).astype(int)]
         sample = list(plan.pairs.take(places))
         # The first call pays for buffers and compilation, which a long run does not notice.
-        _checked(teacher.score(sample[-1:]), sample[-1:])
+        as_scores(teacher.score(sample[-1:]), sample[-1:])
         start = time.perf_counter()
-        _checked(teacher.score(sample), sample)
+        as_scores(teacher.score(sample), sample)
         passed = time.perf_counter() - start
         seconds = passed * float(lengths[missing].sum() / max(1.0, lengths[places].sum()))
     return ScoringEstimate(
@@ -242,6 +243,7 @@ class _Plan:
         )
         known = int(np.isfinite(scores).sum())
         if store is not None:
+            check_bounds(scores, unique)
             logger.info("%s of %s pairs have a score in %s", f"{known:,}", f"{len(unique):,}", store.path)
             _say_former(teacher, unique, scores, store)
         if known == len(unique) and not count_all:
@@ -309,20 +311,3 @@ def _say_former(teacher: Teacher, pairs: TextPairs, scores: np.ndarray, store: S
             store.path,
             store.path,
         )
-
-
-def _checked(output: np.ndarray, pairs: list[Pair]) -> np.ndarray:
-    scores = np.asarray(output, dtype=np.float32)
-    if scores.shape != (len(pairs),):
-        raise ValueError(
-            f"The teacher returned scores of shape {scores.shape} for {len(pairs)} pairs, the first of which is "
-            f"{shown(pairs[0])}. It must return one number for each pair."
-        )
-    wrong = np.flatnonzero(~np.isfinite(scores))
-    if wrong.size:
-        raise ValueError(
-            f"The teacher returned {scores[wrong[0]]} for {shown(pairs[wrong[0]])}, and {wrong.size - 1} more scores "
-            "that are not finite. Half precision may overflow: load the teacher in float32 or bfloat16, or remove the "
-            "document. The scores up to here are kept."
-        )
-    return scores

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from st_wkl.data.cross_encoder import CrossEncoderTeacher
+from st_wkl.data.engines import as_scores
 from st_wkl.data.feedback import FeedbackTeacher
 from st_wkl.data.lists import EnsembleTeacher, ListTeacher, score_lists
 from st_wkl.data.pairwise import CallablePairwiseTeacher, CrossEncoderPairwiseTeacher, PairwiseTeacher
@@ -84,11 +85,13 @@ class CallableTeacher:
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Ask the function about each pair."""
         if self._batched:
-            return np.asarray(self._function(list(pairs)), dtype=np.float32)  # type: ignore[call-arg, arg-type]
+            return as_scores(self._function(list(pairs)), pairs)  # type: ignore[call-arg, arg-type]
         scores = np.empty(len(pairs), dtype=np.float32)
         for place, (query, document) in enumerate(pairs):
             answer: Any = self._function(query, document)  # type: ignore[call-arg, arg-type]
             try:
+                if isinstance(answer, str | bytes):
+                    raise TypeError("text")
                 scores[place] = float(answer)
             except (TypeError, ValueError) as error:
                 raise ValueError(

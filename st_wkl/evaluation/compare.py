@@ -57,7 +57,22 @@ class Comparison:
             f"{self.mean:+.4f} {label}, 95 % interval [{self.low:+.4f}, {self.high:+.4f}], p = {self.p_value:.2g}, "
             f"{queries} ({self.wins} wins, {self.ties} ties, {self.losses} losses)"
             + (f"; too few queries: below {FEW_QUERIES} the interval may be too narrow" if self.too_few else "")
+            + ("; the interval leaves out 0 and p does not: go by p" if self.may_be_chance and not self.holds_0 else "")
         )
+
+    @property
+    def holds_0(self) -> bool:
+        """Whether the interval holds no difference."""
+        return self.low <= 0 <= self.high
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether chance could have made the difference: the interval holds 0, or p is .05 or more.
+
+        Over few queries the two need not agree. Student's t takes the differences for normal; the test, which turns
+        their signs at random, takes nothing for granted, so that p counts.
+        """
+        return self.holds_0 or self.p_value >= 0.05
 
     @property
     def too_few(self) -> bool:

@@ -200,6 +200,16 @@ def effects_table(effects: Iterable[Effect]) -> str:
     return markdown_table(lines)
 
 
+def go_by_p(effects: Sequence[Effect]) -> str:
+    """Return a sentence on the differences whose interval is made of too few queries, or is no proof by its p."""
+    few = [
+        f"{effect.model} ({queries})"
+        for effect, queries in with_queries(effects)
+        if effect.difference.too_few or (effect.difference.may_be_chance and not effect.difference.holds_0)
+    ]
+    return f"Too few queries for these intervals, go by p: {', '.join(dict.fromkeys(few))}." if few else ""
+
+
 def with_queries(effects: Sequence[Effect]) -> list[tuple[Effect, str]]:
     """Return the effects to show, each with what its queries are called.
 

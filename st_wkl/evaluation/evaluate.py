@@ -8,18 +8,19 @@ import math
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from st_wkl._files import parents_of
 from st_wkl._hashes import content_hash
 from st_wkl.data._reading import document_text, whole_gains
 from st_wkl.evaluation.qrels import exposure_groups
 from st_wkl.evaluation.results import Results, results_file
 from st_wkl.evaluation.run_scores import MEASURES, saved, score_run
 from st_wkl.evaluation.scores import UNSEEN, TaskScores
-from st_wkl.models import hash_weights
+from st_wkl.models import identity
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from st_wkl.data.candidates import BM25
     from st_wkl.data.exposure import Exposure
+    from st_wkl.data.teachers import Teacher
     from st_wkl.evaluation.tasks import Task
     from st_wkl.evaluation.two_stage import FirstStage
     from st_wkl.models import AnyModel
@@ -45,7 +47,7 @@ _UPSTREAM_LOGS = ("Could not determine vocab size", "Model does not have a recog
 
 
 def evaluate(
-    model: AnyModel | BM25 | str | Path,
+    model: AnyModel | BM25 | Teacher | str | Path,
     tasks: Task | Iterable[Task],
     *,
     split: str | None = None,
@@ -73,7 +75,8 @@ def evaluate(
     Args:
         model: A `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`, or a folder or Hub id,
             which is loaded with the class that it was saved from; or `"bm25"`, or a `BM25` with parameters of its own.
-            A `CrossEncoder` needs a first stage or a task with candidates.
+            A `CrossEncoder` needs a first stage or a task with candidates; so does a `Teacher`, such as a function in
+            a `CallableTeacher`, and a folder that holds a cross-encoder in the ONNX format.
         tasks: One or several of: MTEB task or benchmark name, BEIR folder, Hub dataset id in MTEB's layout,
             `Collection`, MTEB task.
         split: Split of the judgements. None for the task's own; for a collection `"test"`, or its only split.
@@ -108,7 +111,7 @@ def evaluate(
     from tqdm.auto import tqdm
 
     from st_wkl.data.candidates import BM25
-    from st_wkl.evaluation.identity import identified
+    from st_wkl.evaluation.identity import TeacherWrapper, identified
     from st_wkl.evaluation.tasks import resolve_tasks
     from st_wkl.evaluation.two_stage import bm25_settings
     from st_wkl.model_checks import say_new
@@ -116,13 +119,12 @@ def evaluate(
 
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    if output is not None:  # find out that nothing can be written there before the work, not after it
-        results_file(output).parent.mkdir(parents=True, exist_ok=True)
     resolved = resolve_tasks(tasks, split)
     bm25 = BM25.of(model)
-    if efficiency and bm25:
-        raise ValueError("efficiency is measured on a model's forward pass, and BM25 has none; leave out efficiency=")
-    if exposure is None and isinstance(model, str | Path) and not bm25:
+    teacher = None if bm25 else TeacherWrapper.of(model, name, revision)
+    if efficiency and (bm25 or teacher):
+        raise ValueError("efficiency is measured on a torch model's forward pass; leave out efficiency=")
+    if exposure is None and isinstance(model, str | Path) and not (bm25 or teacher):
         exposure = _carried_exposure(str(model))
     how = _How(
         exposure,
@@ -133,10 +135,13 @@ def evaluate(
         show_progress,
         trust_remote_code,
     )
-    wrapped: Any = bm25
-    with _quiet(show_progress):
+    wrapped: Any = bm25 or teacher
+    # That nothing can be written there is found out before the work.
+    with _quiet(show_progress), nullcontext() if output is None else parents_of(results_file(output)):
         if bm25:
             about = {"name": bm25.name, "class": "BM25", "settings": bm25_settings(bm25)}
+        elif teacher:
+            about = {**teacher.about, "revision": teacher.mteb_model_meta.revision or ""}
         else:
             loaded, found_name = load_model(model, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
             say_new(loaded)
@@ -355,10 +360,12 @@ def _check_candidates(model: MTEBModels, task: Any) -> None:
     """Stop before a reranker without lists, or a reranking task that would silently become full retrieval."""
     from mteb.models import CrossEncoderWrapper
 
+    from st_wkl.evaluation.identity import TeacherWrapper
+
     has_candidates = all(data.get("top_ranked") for subset in task.dataset.values() for data in subset.values())
     if has_candidates:
         return
-    if isinstance(model, CrossEncoderWrapper):
+    if isinstance(model, CrossEncoderWrapper | TeacherWrapper):
         raise ValueError(
             f"{task.metadata.name} has no candidates, and a cross-encoder can only rerank; say what finds them, as in "
             "evaluate(..., first_stage='bm25', top_k=100)"
@@ -386,6 +393,7 @@ def _counted(run: Mapping[str, dict[str, float]], task: Any) -> Mapping[str, dic
 def _describe(model: Any, name: str) -> dict[str, Any]:
     """Return what the results say about the model."""
     length = model.get_max_seq_length()
+    known = identity(model) if model.state_dict() else None
     dimension = model.get_embedding_dimension() if hasattr(model, "get_embedding_dimension") else None
     return {
         "name": name,
@@ -394,7 +402,8 @@ def _describe(model: Any, name: str) -> dict[str, Any]:
         "dimension": dimension,
         "max_seq_length": length if length is not None and math.isfinite(length) else None,
         "similarity": getattr(model, "similarity_fn_name", None),
-        "weights": hash_weights(model) if model.state_dict() else None,  # by which a card knows whose results these are
+        # By which a card knows whose results these are.
+        **({"weights": known["weights"], "settings_hash": known["settings"]} if known else {"weights": None}),
     }
 
 

@@ -6,16 +6,64 @@ cross-encoder after its folder, and looks results up by that name. Here the revi
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
+from st_wkl._hashes import content_hash
 from st_wkl.models import load_model, model_name, model_revision
+from st_wkl.packaged import named
 
 if TYPE_CHECKING:
     from mteb.models import MTEBModels
 
+    from st_wkl.data.teachers import Teacher
     from st_wkl.models import AnyModel
 
-__all__ = ["identified", "load_model", "model_name", "model_revision"]
+__all__ = ["TeacherWrapper", "identified", "load_model", "model_name", "model_revision"]
+
+
+class TeacherWrapper:
+    """A teacher as a reranker that MTEB runs, under the identity that its stored scores have.
+
+    Args:
+        teacher: What `score_pairs` takes: an exported cross-encoder, a function, any other.
+        name: None for what its identity calls the model.
+        revision: None for a hash of its identity.
+    """
+
+    def __init__(self, teacher: Teacher, name: str | None = None, revision: str | None = None) -> None:
+        from mteb.models import ModelMeta
+
+        known = teacher.identity
+        name = name or str(known.get("model") or type(teacher).__name__)
+        self.teacher = teacher
+        self.about = {"name": name, "class": type(teacher).__name__, "settings": known}
+        told = {"name": name if "/" in name else f"local/{name}", "revision": revision or content_hash(known)}
+        self.mteb_model_meta = ModelMeta.create_empty(overwrites=told)
+
+    @classmethod
+    def of(cls, model: Any, name: str | None = None, revision: str | None = None) -> TeacherWrapper | None:
+        """Return the teacher that `model` means, None if sentence-transformers has a class for it."""
+        from st_wkl.data.cross_encoder import CrossEncoderTeacher
+        from st_wkl.model_files import onnx_file, torch_files
+
+        if hasattr(model, "identity") and hasattr(model, "score"):
+            return cls(model, name, revision)
+        if not isinstance(model, str | Path):
+            return None
+        source, called = named(str(model))
+        exported = onnx_file(Path(source)) if Path(source).is_dir() and not torch_files(Path(source)) else None
+        return None if exported is None else cls(CrossEncoderTeacher(source), name or called, revision)
+
+    def predict(self, inputs1: Any, inputs2: Any, **_: Any) -> np.ndarray:
+        """Return the scores of pairs that come in two loaders."""
+        from st_wkl.data.engines import as_scores
+
+        queries, documents = ([text for batch in inputs for text in batch["text"]] for inputs in (inputs1, inputs2))
+        pairs = list(zip(queries, documents, strict=True))
+        return as_scores(self.teacher.score(pairs), pairs)
 
 
 def identified(model: AnyModel, *, name: str | None = None, revision: str | None = None) -> MTEBModels:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_wkl._files import write_text
-from st_wkl.evaluation.effects import Effect, compare_all, with_queries
+from st_wkl.evaluation.effects import Effect, compare_all, go_by_p, with_queries
 from st_wkl.evaluation.plots import forest_plot
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
@@ -97,7 +97,13 @@ def write_report(
     effects = compare_all(results[before], rivals, teacher=ceiling) if rivals else []
     parts = [f"<h1>{escape(title)}</h1>", _summary(effects, before)]
     if effects:
-        parts += ["<h2>Differences</h2>", forest_plot(effects), _details(effects)]
+        note = escape(go_by_p(effects))
+        parts += [
+            "<h2>Differences</h2>",
+            forest_plot(effects),
+            f'<p class="soft">{note}</p>' * bool(note),
+            _details(effects),
+        ]
     parts += ["<h2>Scores</h2>", _scores(results)]
     parts.append(_efficiency(results))
     texts = {collection.name: collection for collection in collections}
@@ -162,7 +168,7 @@ def _summary(effects: Sequence[Effect], before: str) -> str:
 
 def _points(effect: Effect, queries: str) -> str:
     d = effect.difference
-    sure = "" if d.low > 0 or d.high < 0 else ", which may be chance"
+    sure = ", which may be chance" if d.may_be_chance else ""
     numbers = f'<span class="numbers">{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]</span>'
     return f"{numbers} on {escape(queries)} queries{sure}"
 

@@ -122,9 +122,15 @@ class TaskScores:
         if group is None:
             return list(self.per_query)
         if group not in self.groups:
-            raise ValueError(
-                f"{self.task} ({self.split}) has the groups {', '.join(self.groups) or 'none'}, not {group!r}; "
+            why = (
                 "groups come with a student that carries hashes of its training texts, or with evaluate(..., exposure=)"
+            )
+            if self.groups and group in (SHARED, UNSEEN):
+                other = next(iter(self.groups))
+                count = len(self.groups[other])
+                why = f"all {count} queries are {other}, by the student's hashes or evaluate(..., exposure=)"
+            raise ValueError(
+                f"{self.task} ({self.split}) has the groups {', '.join(self.groups) or 'none'}, not {group!r}; {why}"
             )
         return self.groups[group]
 

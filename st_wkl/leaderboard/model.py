@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
+from st_wkl.evaluation.tables import markdown_code
+
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
 
@@ -183,14 +185,14 @@ def known_training_datasets(
         found |= matching
         complete &= bool(matching)
         told = f"the MTEB task {', '.join(sorted(matching))}" if matching else "no MTEB task that we recognise"
-        notes.append(f"Collection `{collection}`: {told}.")
+        notes.append(f"Collection {markdown_code(collection)}: {told}.")
         models = [("Teacher", teacher) for teacher in _models(record.teacher)] + [("Base", record.student)]
         for role, model in models:
             seen = _trained_on(model)
             complete &= seen is not None
             found |= seen or set()
             told = "MTEB does not know what it was trained on" if seen is None else ", ".join(sorted(seen)) or "nothing"
-            notes.append(f"{role} `{model}`: {told}.")
+            notes.append(f"{role} {markdown_code(model)}: {told}.")
     if declared:
         notes.append(f"Declared by you: {', '.join(sorted(declared))}.")
     return (found if complete or trained_on is not None else None), notes

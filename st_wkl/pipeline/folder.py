@@ -42,7 +42,12 @@ def claimed(output: Path, who: Mapping[str, str]) -> Iterator[None]:
             write_text(path, json.dumps({"st-wkl": 1, **who}, indent=2) + "\n")
         for left in output.glob(".dataset.*"):  # of a process of an earlier version that was killed while it wrote
             shutil.rmtree(left, ignore_errors=True)
-        yield
+        try:
+            yield
+        except BaseException:
+            if not found and {file.name for file in output.iterdir()} <= {RUN_FILE}:  # it has done nothing
+                shutil.rmtree(output)
+            raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

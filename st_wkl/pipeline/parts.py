@@ -41,7 +41,7 @@ class Parts:
         """What is learnt from."""
         from st_wkl.data.collection import Collection
 
-        return Collection.load(self.config.collection.source)
+        return Collection.load(self.config.collection.source, missing=self.config.collection.missing)
 
     @cached_property
     def query_ids(self) -> list[str]:

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_wkl._files import write_text
+from st_wkl._hashes import content_hash
 from st_wkl._processes import launched
+from st_wkl._versions import installed_versions
 from st_wkl.config import RunConfig
+from st_wkl.packaged import named
 from st_wkl.pipeline import folder, stages
 from st_wkl.pipeline.parts import Parts
 
@@ -80,13 +83,17 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
         "teacher": config.teacher.model,
         "student": config.student.model,
     }
+    asked = [stage for stage in stages.ALL if config.evaluation is not None or stage.name not in ("before", "after")]
     with folder.claimed(parts.output, who):
-        parts.check()
-        config.save(parts.output / folder.CONFIG_FILE)
         result = RunResult(parts.student)
-        for stage in stages.ALL:
-            if stage.name in ("before", "after") and config.evaluation is None:
-                continue
+        complete = parts.output / _MARKERS / "all.json"
+        if together is None and (there := folder.read_json(complete)) and there == _state(parts, asked):
+            logger.info("%s is complete: nothing to do", parts.output)
+            result.skipped, asked = [stage.name for stage in asked], []
+        else:
+            parts.check()
+            config.save(parts.output / folder.CONFIG_FILE)
+        for stage in asked:
             inputs = _pending(stage, parts)
             if together is not None and stage is stages.TRAIN:
                 together.agree(train=inputs is not None)
@@ -96,6 +103,8 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
             stage.work(parts)
             _mark(stage, parts, inputs, complete=True)
             result.done.append(stage.name)
+        if asked and (state := _state(parts, asked)):
+            write_text(complete, json.dumps(state, indent=2) + "\n")
         if config.evaluation is not None:
             result.before, result.after = parts.results("before"), parts.results("after")
             result.comparisons = parts.comparisons()
@@ -153,6 +162,26 @@ def _pending(stage: stages.Stage, parts: Parts) -> dict[str, Any] | None:
     # Before the work, too: what a killed stage left behind is only of use while its inputs are the same.
     _mark(stage, parts, inputs, complete=False)
     return inputs
+
+
+def _state(parts: Parts, asked: list[stages.Stage]) -> dict[str, Any] | None:
+    """Return hashes of all that a run reads and has made, by which a complete one is known without loading anything.
+
+    None where the Hub would have to be asked whether its collection or teacher has changed.
+    """
+    config = parts.config
+    sources = [config.collection.source, config.teacher.model, config.student.model, *config.candidates.sources]
+    sources += [] if config.evaluation is None else config.evaluation.tasks
+    found = [named(source)[0] for source in sources]
+    if not all(Path(source).exists() for source in found[:2]):
+        return None
+    made = {stage.name: stage.made(parts) for stage in asked}
+    return {
+        "config": content_hash({**config.to_dict(), "output": None}),
+        "versions": content_hash(installed_versions(("st-wkl",))),
+        "sources": content_hash([folder.source_digest(source) for source in found]),
+        "made": content_hash({name: folder.digest(path) if path.exists() else None for name, path in made.items()}),
+    }
 
 
 def _marker(stage: stages.Stage, parts: Parts) -> Path:

@@ -226,8 +226,10 @@ def try_loss(trainer: BaseTrainer, loss: nn.Module, rows: Dataset | IterableData
     student.eval()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            features, labels = trainer.collect_features(batch_to_device(trainer.data_collator(first), student.device))
-            loss(features, labels)
+            batch = batch_to_device(trainer.data_collator(first), student.device)
+            # As a cross-encoder's trainer does before it takes everything else for columns.
+            read = {name: batch.pop(name) for name in ("prompt", "task") if name in batch}
+            loss(*trainer.collect_features(batch), **read)
     except Exception as error:
         raise ValueError(
             f"{type(loss).__name__} cannot be trained on this {type(student).__name__} and the columns "

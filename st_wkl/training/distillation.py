@@ -24,7 +24,7 @@ from st_wkl._hashes import content_hash
 from st_wkl._processes import is_first, launched
 from st_wkl._versions import check_adapters
 from st_wkl.cards.model_card import write_model_card
-from st_wkl.config.ranges import check_no_pushes
+from st_wkl.config.ranges import check_arguments
 from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.evaluation.results import package_versions
@@ -250,7 +250,7 @@ def distill(
     )
     try:
         _check_trainer(trainer, made, data, checkpoint)
-    except ValueError:
+    except Exception:
         _remove_empty(work, output_dir)  # the trainer makes its folder at once
         raise
     _wait()  # every process has looked before one of them writes
@@ -323,7 +323,7 @@ def _arguments(
             f"args is a {type(args).__name__}, but a {type(student).__name__} is trained with {expected.__name__}."
         )
     if args is not None:
-        check_no_pushes(args)
+        check_arguments(args)
     args = copy.copy(args) if args is not None else default_arguments(student, output_dir, lora=lora)
     stock = next(entry.default for entry in dataclasses.fields(args) if entry.name == "learning_rate")
     if is_static(student) and args.learning_rate == stock:

@@ -32,6 +32,7 @@ from torch import nn
 from st_wkl import losses as ours
 from st_wkl._processes import launched
 from st_wkl.losses.cached import StudentLoss
+from st_wkl.losses.options import constructor_defaults
 
 if TYPE_CHECKING:
     from sentence_transformers.base.trainer import BaseTrainer
@@ -216,6 +217,7 @@ def make_loss(
     name = name or "kl"
     if name not in LOSSES:
         raise ValueError(f"There is no loss {name!r}{nearest(name, LOSSES)}. Those by name: {', '.join(LOSSES)}.")
+    _check_parameters(name, student, parameters)
     if mini_batch_size is None and not is_static(student):
         mini_batch_size = MINI_BATCH_SIZE
     sparse = isinstance(student, SparseEncoder)
@@ -235,6 +237,27 @@ def make_loss(
     if mini_batch_size is None:
         return SpladeLoss(student, loss, *weights)
     return CachedSpladeLoss(student, loss, *weights, mini_batch_size=mini_batch_size)
+
+
+def _check_parameters(name: str, student: Student, parameters: Mapping[str, Any]) -> None:
+    """Stop at a parameter that a loss does not have, and say where one makes another loss of it."""
+    from st_wkl.config import nearest
+
+    kind: Any = LOSSES[name]
+    known = constructor_defaults(getattr(kind, "func", kind))
+    for parameter in parameters:
+        if parameter not in known:
+            raise ValueError(
+                f"The loss {name!r} on a {type(student).__name__}: it has no parameter {parameter!r}"
+                f"{nearest(parameter, known)}. It has {', '.join(known)}."
+            )
+    weights = [f"{key}={parameters[key]}" for key in ("gamma", "alpha") if name == "kl" and parameters.get(key)]
+    if weights:
+        logger.warning(
+            "%s weighs the terms of KL, so this is the loss weighted-kl, with 0 for what is not named. Leave it out "
+            "for plain KL.",
+            " and ".join(weights),
+        )
 
 
 def _accepted(loss: Callable[..., nn.Module], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -365,6 +365,10 @@ def test_a_card_without_front_matter_gets_one(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("---\ntags:\n- a\nlicense: [mit\n---\n# X\n", r"README\.md:[45]: the front matter is not valid YAML"),
+        (
+            "---\nlicense: mit\ntags: a\nlicense: other\n---\n# X\n",
+            r"README\.md:.*line 4: the key 'license' stands in line 2",
+        ),
         ("---\ntags: a\n# X\n", r"README\.md:1: .*has no closing ---"),
         ("---\n- a\n- b\n---\n# X\n", r"README\.md:1: the front matter cannot be read .*should be a dict"),
         ("---\ntags: a\nmodel-index:\n- nam: x\n---\n# X\n", r"README\.md:3: the front matter cannot be read"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -110,3 +111,18 @@ def test_what_cannot_be_checked_is_said(
     old = Results(model={"name": "x", "revision": "r"}, tasks=results.tasks)
     write_model_card(folder, record=None, results={"after": old})
     assert "st-wkl:weights" not in (folder / "README.md").read_text()
+
+
+def test_other_prompts_are_noticed(folder: Path) -> None:
+    """The same weights with another prompt, or cut shorter, are another student; the weights alone do not show it."""
+    results = evaluate(folder, collection(), output=folder, show_progress=False)
+    check_published(folder)
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text())
+    settings["prompts"] = {"query": "query: ", "document": ""}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"other settings than those in .*prompts \{'query': 'query: '\}"):
+        write_model_card(folder, record=None, results={"after": results})
+    with pytest.raises(ValueError, match="Evaluate it again"):
+        check_published(folder)
+    results.versions["transformers"] = "5.6.0"  # which may write settings in other words
+    write_model_card(folder, record=None, results={"after": results})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from st_wkl.data.candidates import bm25_candidates
+from st_wkl.data.candidates import BM25, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dense import retriever_candidates
 from tests.test_package import small_collection
@@ -52,6 +54,17 @@ def test_without_language_matches_plain_bm25(shared_data: Path) -> None:
     assert sum(measures["ndcg_cut_10"] for measures in per_query.values()) / len(qrels) == pytest.approx(
         0.667, abs=0.005
     )
+
+
+def test_the_library_does_not_debug_into_the_users_log() -> None:
+    """bm25s sets its logger to DEBUG when it is imported, which shows as soon as a program configures logging."""
+    code = (
+        "import logging; logging.basicConfig(level=logging.WARNING)\n"
+        "from st_wkl.data.candidates import bm25_candidates; from st_wkl.data.collection import Collection\n"
+        "bm25_candidates(Collection('c', {'d': 'cats'}, {'q': 'cat'}), show_progress=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "bm25s" not in done.stderr
 
 
 def test_lists_are_ranked_and_named() -> None:
@@ -139,3 +152,9 @@ def test_the_compiled_search_of_large_collections_finds_the_same(monkeypatch: py
     plain = bm25_candidates(collection, show_progress=False)
     monkeypatch.setattr("st_wkl.data.candidates.COMPILE_ABOVE", 0)
     assert bm25_candidates(collection, show_progress=False) == plain
+
+
+def test_bm25_may_be_spelt_as_everybody_does() -> None:
+    """In capitals it was asked for at the Hub."""
+    assert BM25.of("BM25") == BM25()
+    assert BM25.of("BM25:k1=0.9") == BM25(k1=0.9)

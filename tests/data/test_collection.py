@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from st_wkl.data.collection import Collection, document_text
@@ -92,6 +93,13 @@ def test_constructor_refuses_what_is_not_text(documents: dict[Any, Any], queries
     """A number as id or text must not travel on to fail hours later; the entry and the remedy are named."""
     with pytest.raises(TypeError, match=r"entry (7|12|'d').*Use str\((7|12|3\.5)\)"):
         Collection("mine", documents, queries)
+
+
+@pytest.mark.parametrize("text", [float("nan"), pd.NA], ids=["nan", "na"])
+def test_empty_cells_are_no_text(text: Any) -> None:
+    """To make the text "nan" of it, as the remedy was, would put that word into the corpus."""
+    with pytest.raises(TypeError, match=r"Remove the entry, or give it a text\. pandas .*keep_default_na=False"):
+        Collection("mine", {"d": text}, {"q": "which"})
 
 
 @pytest.mark.parametrize("kind", ["corpus", "queries"])

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from st_wkl.data import engines
 from st_wkl.data.score_store import ScoreStore
 from st_wkl.data.scoring import estimate_scoring, score_pairs
-from st_wkl.data.teachers import CrossEncoderTeacher
+from st_wkl.data.teachers import CallableTeacher, CrossEncoderTeacher, score_lists
 
 WORDS = ["red", "green", "blue", "cat", "dog", "bird", "runs", "sleeps", "sings", "fast", "slow"]
 
@@ -309,3 +310,70 @@ def test_a_chunk_is_kept_in_parts(cross_encoder_onnx_path: Path, monkeypatch: py
         assert store.count() == 16
         assert score_pairs(teacher, pairs, store=store, show_progress=False).tobytes() == undisturbed.tobytes()
         assert sum(calls[5:]) == len(pairs) - 16
+
+
+class Constant:
+    """A teacher that returns what it is given."""
+
+    identity = {"model": "constant"}  # noqa: RUF012
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> Any:
+        return self.output
+
+
+@pytest.mark.parametrize(
+    ("output", "shown"),
+    [
+        (["1.0", "2.0"], "np.str_('1.0')"),
+        (np.array(["2020-01-01", "2021-01-01"], dtype="datetime64[D]"), "datetime64"),
+        (np.array([1, 2], dtype="timedelta64[s]"), "timedelta64"),
+        (np.ma.array([1.0, 2.0], mask=[True, False]), "a masked value"),
+        (np.array([1 + 1j, 2]), "complex128"),
+        (torch.tensor([1 + 1j, 2]), "complex64"),
+        ([None, 1.0], "None"),
+        ({1.0, 2.0}, "set"),
+        ([[1.0], [1.0, 2.0]], "list"),
+        ([1.7e9 + 1, 1.0], "1700000001"),
+        ([-1e4, 1.0], "-10000"),
+        ([float(torch.finfo(torch.float32).min), 1.0], "-3.4028234663"),
+    ],
+    ids=["text", "dates", "times", "masked", "complex", "tensor", "none", "set", "ragged", "large", "mask", "lowest"],
+)
+def test_what_is_no_score_is_named(output: Any, shown: str) -> None:
+    """NumPy makes numbers of most things; a date, a masked value or 1.7e9 in float32 is no score of that pair."""
+    batched = CallableTeacher(lambda _: output, name="constant", version="1", batched=True)
+    for teacher in (Constant(output), batched):
+        with pytest.raises(ValueError, match=r"query 'a' and document 'b'|for 2 pairs") as error:
+            score_pairs(teacher, [("a", "b"), ("a", "c")], show_progress=False)
+        assert shown in str(error.value)
+    with ScoreStore(":memory:") as store:
+        if shown in ("-10000", "1700000001"):
+            store.put(Constant.identity, [("a", "b")], np.array(output[:1], np.float32))
+            with pytest.raises(ValueError, match="query 'a' and document 'b'"):
+                score_pairs(Constant([0.0, 0.0]), [("a", "b"), ("a", "c")], store=store, show_progress=False)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "gradient", "items", "object", "int"])
+def test_scores_of_every_number_type_are_taken(kind: str) -> None:
+    """A teacher on a GPU returns what its model computes in; numpy has no bfloat16, and refuses a gradient."""
+    outputs: dict[str, Any] = {
+        "bfloat16": torch.tensor([1.5, 2.0], dtype=torch.bfloat16),
+        "gradient": torch.tensor([1.5, 2.0], requires_grad=True),
+        "items": [torch.tensor(1.5, dtype=torch.bfloat16), torch.tensor(2.0, requires_grad=True)],
+        "object": np.array([1.5, np.float64(2.0)], dtype=object),
+        "int": [1, 2],
+    }
+    found = score_pairs(Constant(outputs[kind]), [("a", "b"), ("a", "c")], show_progress=False)
+    assert found.tolist() == ([1.0, 2.0] if kind == "int" else [1.5, 2.0])
+    lists = score_lists(Lists(outputs[kind]), [("a", ["b", "c"])], show_progress=False)
+    assert lists[0].tolist() == found.tolist()
+
+
+class Lists(Constant):
+    """The same as a teacher of lists."""
+
+    def score_lists(self, lists: Any, **_: Any) -> Any:
+        return [self.output for _ in lists]

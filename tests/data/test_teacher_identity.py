@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,21 @@ def test_quantised_weights_have_a_hash(tmp_path: Path) -> None:
         quantised = torch.ao.quantization.quantize_dynamic(loaded(tmp_path), {torch.nn.Linear})
         assert identity(quantised) == identity(torch.ao.quantization.quantize_dynamic(plain, {torch.nn.Linear}))
     assert identity(quantised)["weights"] != identity(plain)["weights"]
+
+
+def _louder(module: Any, inputs: Any, output: Any) -> Any:
+    return {**output, "scores": output["scores"] * 2}
+
+
+def test_forward_hooks_are_refused_and_noticed(tmp_path: Path) -> None:
+    """A hook changes every score and is in no file: the store served the scores of the model without it."""
+    plain, hooked = loaded(save_cross_encoder(tmp_path)), loaded(tmp_path)
+    teacher = CrossEncoderTeacher(plain)
+    assert teacher.score(PAIRS).shape == (2,)
+    hooked.register_forward_hook(partial(_louder))
+    with pytest.raises(ValueError, match=r"forward hooks of your own \(: _louder\).*CallableTeacher"):
+        CrossEncoderTeacher(hooked)
+    assert identity(hooked)["settings"] != identity(plain)["settings"]
+    plain.register_forward_hook(_louder)
+    with pytest.raises(ValueError, match="was changed after it became a teacher"):
+        teacher.score(PAIRS)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -283,3 +283,17 @@ def test_missing_openvino_says_what_to_install(cross_encoder_onnx_path: Path, mo
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"pip install st-wkl\[openvino\]"):
         CrossEncoderTeacher(cross_encoder_onnx_path, backend="openvino")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ("packaged:potion-base-8M", "potion-base-8M is a retriever, .* take a reranker, such as packaged:ms-marco"),
+        (lambda query, document: 1.0, r"got function\. Wrap a function: CallableTeacher\("),
+    ],
+    ids=["static", "function"],
+)
+def test_what_is_no_teacher_is_told_what_is(teacher: Any, message: str) -> None:
+    """A static model failed with the advice to upgrade transformers, and a function with none."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        CrossEncoderTeacher(teacher)

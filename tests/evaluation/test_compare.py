@@ -12,8 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, permutation_test, ttest_1samp
 
-from st_wkl.evaluation import Results, TaskScores, compare, shared_document_queries
+from st_wkl.evaluation import (
+    Results,
+    TaskScores,
+    compare,
+    compare_all,
+    shared_document_queries,
+)
 from st_wkl.evaluation.compare import holm, paired_difference
+from st_wkl.evaluation.effects import go_by_p
 
 STUDY = Path(__file__).parents[2] / "examples/study/published/study/per_query.parquet"
 
@@ -228,3 +235,17 @@ def test_few_queries_are_said_and_the_published_method_stays() -> None:
     with pytest.raises(ValueError, match="interval is 'bca'; it must be one of t, percentile"):
         paired_difference(values, interval="bca")  # type: ignore[arg-type]
     assert (paired_difference([0.3]).low, paired_difference([0.3]).high) == (0.3, 0.3)
+
+
+def test_interval_and_p_that_disagree_are_said() -> None:
+    """Over seven queries Student's t may leave out 0 where the test by signs, which assumes less, does not reject."""
+    gains = dict(zip("abcdefg", [0.3, 0.31, 0.3, 0.29, 0.3, 0.0, 0.0], strict=True))
+    before, after = results(dict.fromkeys(gains, 0.0)), results(gains)
+    found = compare(before, after)
+    assert found.low > 0
+    assert found.p_value > 0.05
+    assert found.may_be_chance
+    assert "the interval leaves out 0 and p does not: go by p" in str(found)
+    assert (
+        go_by_p(compare_all(before, {"after": after})) == "Too few queries for these intervals, go by p: after (all)."
+    )

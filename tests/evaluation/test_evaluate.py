@@ -20,6 +20,8 @@ from transformers import (
     BertModel,
 )
 
+from st_wkl.data.candidates import bm25_candidates
+from st_wkl.data.teachers import CallableTeacher, CrossEncoderTeacher
 from st_wkl.evaluation import Results, compare, evaluate, evaluate_run
 from st_wkl.evaluation.tasks import CollectionTask, resolve_tasks
 from tests.evaluation.tiny import DOCUMENTS, GAINS, QUERIES, collection, plain_mteb, scrambled
@@ -301,3 +303,23 @@ def test_a_first_stage_of_any_name_can_be_reranked(student: Any, tmp_path: Path)
     run.write_text("".join(f"{query} Q0 d{rank} {rank} {9 - rank} x\n" for query in QUERIES for rank in range(1, 6)))
     found = evaluate(student, collection("c" * 100), first_stage=run, cache=tmp_path / "cache", show_progress=False)
     assert len(f"{found.tasks[0].task}_predictions.json") < 255
+
+
+def test_a_teacher_is_evaluated_as_it_scores(cross_encoder_onnx_path: Path, tmp_path: Path) -> None:
+    """The packaged teacher is in the ONNX format, and a function has no class: both can be measured as rerankers."""
+    function = CallableTeacher(lambda q, d: len({*q.split()} & {*d.split()}), name="overlap", version="1")
+    for model, teacher in (
+        (cross_encoder_onnx_path, CrossEncoderTeacher(cross_encoder_onnx_path)),
+        (function, function),
+    ):
+        ours = evaluate(model, collection(), first_stage="bm25", top_k=5, show_progress=False)
+        candidates = bm25_candidates(collection(), show_progress=False, top_k=5)
+        run = {}
+        for query, hits in candidates.items():
+            pairs = [(QUERIES[query], DOCUMENTS[hit.document_id]) for hit in hits]
+            run[query] = {hit.document_id: float(s) for hit, s in zip(hits, teacher.score(pairs), strict=True)}
+        assert ours.task().per_query == evaluate_run(run, collection(), name="x").task().per_query
+        assert ours.model["settings"] == teacher.identity
+    with pytest.raises(ValueError, match="can only rerank"):
+        evaluate(function, collection(), output=tmp_path / "results", show_progress=False)
+    assert not any(tmp_path.iterdir()), "what failed leaves no folder behind"

@@ -98,6 +98,14 @@ def test_empty_parts_are_left_out() -> None:
         ours.mean("shared")
 
 
+def test_a_part_without_queries_is_no_lack_of_hashes() -> None:
+    """Whoever compares on shared queries, and has none, would look for hashes that are there."""
+    nothing = Exposure(frozenset(), frozenset())
+    ours = evaluate_run({"q1": {"d1": 1.0}}, collection(), name="run", exposure=nothing, query_ids=["q1"])
+    with pytest.raises(ValueError, match=r"all 1 queries are unseen, by the student's hashes"):
+        compare(ours, ours, group="shared")
+
+
 def test_means_of_groups_and_metrics() -> None:
     """Cards print these numbers; the parts must weigh up to the whole."""
     scores = AFTER.task()

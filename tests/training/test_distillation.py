@@ -351,3 +351,27 @@ def test_training_sends_nothing_to_the_hub(
     with pytest.raises(ValueError, match=rf"args\.{name}: a run sends nothing to the Hub.*push_student"):
         distill(student, dataset, args=args, output_dir=tmp_path / "student")
     assert not any(tmp_path.iterdir())
+
+
+def test_weights_of_kl_are_said(static_student_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A strength of weights makes another loss of the default, which must not happen without a word."""
+    student = SentenceTransformer(str(static_student_path))
+    make_loss(student, "kl", gamma=0.0)
+    make_loss(student, "weighted-kl", gamma=2)
+    assert not caplog.messages
+    make_loss(student, gamma=2)
+    assert "gamma=2 weighs the terms of KL, so this is the loss weighted-kl" in caplog.text
+    with pytest.raises(ValueError, match=r"'kl' on a .*: it has no parameter 'gama' \(did you mean 'gamma'\?\)"):
+        make_loss(student, "kl", gama=2)
+
+
+@pytest.mark.parametrize("name", ["gradient_accumulation_steps", "per_device_train_batch_size"])
+def test_counts_of_training_are_checked_before_it(
+    dataset: DistillationDataset, static_student_path: Path, tmp_path: Path, name: str
+) -> None:
+    """No gradient is ever accumulated in 0 steps; the trainer divides by it when the teacher's work is done."""
+    student = SentenceTransformer(str(static_student_path))
+    args = arguments(student, tmp_path / "student")
+    setattr(args, name, 0)
+    with pytest.raises(ValueError, match=rf"args\.{name} is 0; it has to be 1 or more"):
+        distill(student, dataset, args=args, output_dir=tmp_path / "student")

@@ -14,14 +14,16 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from st_wkl import MarginKL, WeightedKLDistillationLoss, distill, evaluate
+from st_wkl import DistillationDatasetBuilder, MarginKL, WeightedKLDistillationLoss, distill, evaluate
 from st_wkl.data.collator import ListwiseCollator
 from st_wkl.data.dataset import DistillationDataset
+from st_wkl.data.dense import retriever_candidates
 from st_wkl.models import own_prompt, prompts_of, set_prompts
 from st_wkl.training.dev import GradedEvaluator
+from st_wkl.training.refresh import RefreshCandidatesCallback
 from tests.losses.students import CLASSES, column_rows, make_student, ragged_rows
 from tests.test_package import small_collection
-from tests.training.conftest import arguments
+from tests.training.conftest import WordOverlap, arguments
 
 PROMPTS: list[tuple[dict[str, str], str | None]] = [
     ({}, None),
@@ -200,3 +202,24 @@ def test_prompts_are_named_by_side(tiny_bert_path: Path) -> None:
     set_prompts(pairs, {"pair": "judge: "})
     assert (own_prompt(pairs), prompts_of(pairs)) == ("judge: ", {"pair": "judge: "})
     assert json.loads(json.dumps(prompts_of(dense))) == {}
+
+
+def test_mining_and_refresh_use_the_students_prompts(static_student_path: Path, tmp_path: Path) -> None:
+    """Candidates that the student finds without its prompts are not those that it will mistake in use."""
+    student = SentenceTransformer(str(static_student_path))
+    collection = small_collection()
+    bare = retriever_candidates(collection, student, top_k=5, show_progress=False)
+    set_prompts(student, {"query": "whales sing in the sea: ", "document": "an animal: "})
+    found = retriever_candidates(collection, student, top_k=5, show_progress=False)
+    assert found != bare
+    documents = student.encode([f"an animal: {text}" for text in collection.documents.values()])
+    queries = student.encode([f"whales sing in the sea: {collection.queries[query]}" for query in found])
+    scores = student.similarity(queries, documents)
+    best = [[hit.score for hit in hits] for hits in found.values()]
+    assert torch.allclose(torch.tensor(best), scores.topk(5).values, atol=1e-5)
+    builder = DistillationDatasetBuilder(collection, WordOverlap(), num_negatives=3, store=":memory:")
+    refresh = RefreshCandidatesCallback(builder, builder.build(show_progress=False), every=1)
+    refresh.refresh(student, 1)
+    builder.candidates = retriever_candidates(collection, student, top_k=10, show_progress=False)
+    expected = builder.build(show_progress=False).to_lists().to_list()
+    assert refresh.train_dataset[:]["documents"] == [row["documents"] for row in expected]
