@@ -104,6 +104,12 @@ class Results:
                 itself; the message says what to do.
         """
         file = results_file(path)
+        if not file.is_file():
+            what = "a file of another kind" if Path(path).is_file() else f"a folder without {FILE_NAME}"
+            raise FileNotFoundError(
+                f"{path} is {what if Path(path).exists() else 'not there'}; results are a .json file, or a folder with "
+                f"{FILE_NAME}. `st-wkl evaluate MODEL TASK --output FILE.json` writes them."
+            )
         try:
             payload = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         except (json.JSONDecodeError, UnicodeDecodeError, _NotStrictJSON) as error:

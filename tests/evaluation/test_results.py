@@ -181,3 +181,15 @@ def test_a_comparison_reads_as_a_sentence() -> None:
     line = str(Comparison(0.013, 0.008, 0.018, 1e-4, 2000, 400, 1300, 300))
     assert line.startswith("+0.0130 nDCG@10, 95 % interval [+0.0080, +0.0180], p = 0.0001, ")
     assert line.endswith("2000 queries (400 wins, 1300 ties, 300 losses)")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("absent.json", "is not there"), ("notes.txt", "is a file of another kind"), ("folder", "is a folder without")],
+)
+def test_an_argument_that_is_no_results_file_is_told_what_is(tmp_path: Path, name: str, what: str) -> None:
+    """Errno 20 of a path that nobody typed says nothing to someone who passed the wrong argument."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(FileNotFoundError, match=rf"{name} {what}.*st-wkl evaluate MODEL TASK --output"):
+        Results.load(tmp_path / name)
