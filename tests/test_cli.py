@@ -91,6 +91,18 @@ def test_errors_are_one_line_and_exit_1(
     assert not (tmp_path / "out").exists()
 
 
+def test_judgements_of_absent_texts_can_be_dropped(beir_folder: Path) -> None:
+    """The remedy that the error names has to be there where there is no Python."""
+    with (beir_folder / "qrels" / "test.tsv").open("a") as file:
+        file.write("\nq0-0\tgone\t1\n")
+    code, _, err = st_wkl("evaluate", "bm25", beir_folder, "--quiet")
+    assert code == 1
+    assert "--missing drop" in err
+    code, out, err = st_wkl("evaluate", "bm25", beir_folder, "--missing", "drop", "--json", "--quiet")
+    assert code == 0, err
+    assert json.loads(out)["tasks"].keys() == {"animals"}
+
+
 def test_train_has_every_loss_and_the_adapter_in_one_command(
     beir_folder: Path, tiny_bert_path: Path, tmp_path: Path
 ) -> None:

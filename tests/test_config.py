@@ -31,7 +31,7 @@ def test_judgements_of_absent_texts_can_be_dropped_from_a_configuration(tmp_path
         file.write("\nq0-0\tgone\t1\n")
     parts = {"collection": {"source": str(folder)}, "teacher": {"model": "t"}, "student": {"model": "s"}}
     config = RunConfig.from_dict({"output": str(tmp_path / "run"), **parts})
-    with pytest.raises(ValueError, match=r"collection\.missing in a configuration"):
+    with pytest.raises(ValueError, match=r"--missing drop; collection\.missing in a configuration"):
         _ = Parts(config, show_progress=False).collection
     with pytest.warns(UserWarning, match="They are dropped"):
         assert Parts(config.override(["collection.missing=drop"]), show_progress=False).collection.documents

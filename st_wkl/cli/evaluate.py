@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from st_wkl.cli._answers import Answer, JsonOption, QuietOption, TrustOption, answering
+from st_wkl.cli._answers import Answer, JsonOption, MissingOption, QuietOption, TrustOption, answering
 
 
 @answering
@@ -17,6 +17,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Results file to write.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to evaluate on. Default: each task's own.")] = None,
     against: Annotated[Path | None, typer.Option(help="Results file of another model to compare with.")] = None,
+    missing: MissingOption = "raise",
     teacher: Annotated[Path | None, typer.Option(help="Results file of the teacher: how much of its lead?")] = None,
     first_stage: Annotated[
         str | None, typer.Option(help="What finds the candidates to rerank: bm25, a run file, a retriever.")
@@ -32,16 +33,21 @@ def evaluate(
     """Evaluate a model through MTEB, with nDCG@10 per query, and compare it with another by a paired test."""
     from dataclasses import asdict
 
+    from st_wkl.data.collection import Collection
     from st_wkl.evaluation import Results, compare_all, effects_table
     from st_wkl.evaluation import evaluate as run_evaluation
     from st_wkl.evaluation.effects import go_by_p
 
+    given: list[Any] = [
+        Collection.load(task, missing=missing) if missing == "drop" and ("/" in task or Path(task).is_dir()) else task
+        for task in tasks
+    ]
     # Files that cannot be read must be found out before the work.
     other = None if against is None else Results.load(against)
     ceiling = None if teacher is None else Results.load(teacher)
     results = run_evaluation(
         model,
-        tasks,
+        given,
         split=split,
         output=output,
         first_stage=first_stage,

@@ -285,8 +285,8 @@ def _check_qrels(collection: Collection, missing: Missing) -> Qrels:
         )
         if missing == "raise":
             raise ValueError(
-                f'{message} Check that the files belong together, or pass missing="drop" (--missing drop, or '
-                "collection.missing in a configuration)."
+                f'{message} Check that the files belong together, or pass missing="drop" (build and evaluate: '
+                "--missing drop; collection.missing in a configuration)."
             )
         warnings.warn(f"{message} They are dropped.", stacklevel=4)
     for split, queries in kept.items():
