@@ -29,6 +29,13 @@ MissingOption = Annotated[
     Literal["raise", "drop"], typer.Option(help="Judgements of documents or queries that are not there.")
 ]
 StoreOption = Annotated[Path | None, typer.Option(help="SQLite file of teacher scores. Default: the user's cache.")]
+IdenticalOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--ignore-identical-ids/--keep-identical-ids",
+        help="Leave out the document of a query's own id, or not. Default: if most queries are documents.",
+    ),
+]
 # The commands that several processes of `torchrun` do together.
 _TOGETHER = ("train", "run")
 # Where a command works, under whatever name it has that; and arguments of Python that a flag has another name for.
@@ -181,7 +188,8 @@ def invocation(context: typer.Context) -> str:
             continue
         if param.param_type_name == "option":
             for one in value if isinstance(value, (list, tuple)) else [value]:
-                words += [param.opts[0]] if getattr(param, "is_flag", False) else [param.opts[0], _portable(one)]
+                flag = [(param.opts if one else param.secondary_opts or param.opts)[0]]
+                words += flag if getattr(param, "is_flag", False) else [param.opts[0], _portable(one)]
         else:
             words.append(_portable(value))
     return shlex.join(["st-wkl", *words])

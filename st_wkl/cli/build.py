@@ -11,6 +11,7 @@ import typer
 
 from st_wkl.cli._answers import (
     Answer,
+    IdenticalOption,
     JsonOption,
     MissingOption,
     QuietOption,
@@ -91,6 +92,7 @@ def build(
     drop_leaks: Annotated[
         bool, typer.Option("--drop-leaks", help="Leave out what that split shares.", rich_help_panel=_LEAKS)
     ] = False,
+    ignore_identical_ids: IdenticalOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many pairs, tokens and hours.")] = False,
     missing: MissingOption = "raise",
     trust_remote_code: TrustOption = False,
@@ -121,7 +123,7 @@ def build(
         near_duplicates=near_duplicates,
         seed=seed,
     )
-    loaded = Collection.load(collection, missing=missing)
+    loaded = Collection.load(collection, missing=missing, ignore_identical_ids=ignore_identical_ids)
     if split not in loaded.qrels:
         raise ValueError(f"{collection} has no split {split!r}, only {', '.join(sorted(loaded.qrels))}.")
     options: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from st_wkl.cli._answers import Answer, JsonOption, MissingOption, QuietOption, TrustOption, answering
+from st_wkl.cli._answers import Answer, IdenticalOption, JsonOption, MissingOption, QuietOption, TrustOption, answering
 
 
 @answering
@@ -26,6 +26,7 @@ def evaluate(
     cache: Annotated[Path | None, typer.Option(help="Folder to keep results in, by the model's weights.")] = None,
     efficiency: Annotated[bool, typer.Option("--efficiency", help="Measure speed and index size, too.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
+    ignore_identical_ids: IdenticalOption = None,
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -55,6 +56,7 @@ def evaluate(
         cache=cache,
         efficiency=efficiency,
         batch_size=batch_size,
+        ignore_identical_ids=ignore_identical_ids,
         show_progress=not quiet,
         trust_remote_code=trust_remote_code,
     )

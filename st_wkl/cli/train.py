@@ -9,7 +9,7 @@ import typer
 
 from st_wkl._processes import is_first
 from st_wkl._versions import check_adapters
-from st_wkl.cli._answers import Answer, JsonOption, QuietOption, TrustOption, answering
+from st_wkl.cli._answers import Answer, IdenticalOption, JsonOption, QuietOption, TrustOption, answering
 
 # By name here, so that `--help` needs no torch; a test compares them with `st_wkl.training.LOSSES`.
 LOSS_NAMES = (
@@ -47,6 +47,7 @@ def train(
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter; it is kept in OUTPUT-adapter.")] = False,
     dev: Annotated[str | None, typer.Option(help="Collection whose dev split chooses the best checkpoint.")] = None,
     dev_split: Annotated[str, typer.Option(help="Split of --dev; not the one that is reported.")] = "dev",
+    ignore_identical_ids: IdenticalOption = None,
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many evaluations without gain.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Goes without saying: the same command goes on.", hidden=True)
@@ -115,7 +116,7 @@ def train(
         default_arguments(model, folder, lora=lora, **settings),
         output_dir=folder,
         lora=lora,
-        eval=None if dev is None else _evaluator(model, dev, dev_split),
+        eval=None if dev is None else _evaluator(model, dev, dev_split, ignore_identical_ids),
         callbacks=_callbacks(patience),
         resume=True,
         base_name=name,
@@ -157,7 +158,7 @@ def _callbacks(patience: int | None) -> list[Any]:
     return [EarlyStoppingCallback(patience)]
 
 
-def _evaluator(student: Any, source: str, split: str) -> Any:
+def _evaluator(student: Any, source: str, split: str, ignore_identical_ids: bool | None) -> Any:
     """Make the dev evaluation; a cross-encoder reranks BM25's candidates."""
     from sentence_transformers import CrossEncoder
 
@@ -165,7 +166,7 @@ def _evaluator(student: Any, source: str, split: str) -> Any:
     from st_wkl.data.collection import Collection
     from st_wkl.training.dev import GradedEvaluator
 
-    collection = Collection.load(source)
+    collection = Collection.load(source, ignore_identical_ids=ignore_identical_ids)
     candidates = None
     if isinstance(student, CrossEncoder):
         candidates = bm25_candidates(collection, list(collection.judgements(split)), top_k=50)

@@ -26,12 +26,15 @@ class CollectionConfig:
         split: Split of the judgements to learn from.
         limit: Use the first so many judged queries only.
         missing: `raise` an error for judgements of documents or queries that are not there, or `drop` them, counted.
+        ignore_identical_ids: Leave the document of a query's own id out of candidates, lists and results, or not.
+            Default: if most queries are documents of the same id and text.
     """
 
     source: str
     split: str = "train"
     limit: int | None = None
     missing: Literal["raise", "drop"] = "raise"
+    ignore_identical_ids: bool | None = None
 
 
 @dataclass(frozen=True)

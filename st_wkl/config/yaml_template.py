@@ -17,6 +17,7 @@ collection:
   split: train                # its judgements say what is relevant
   limit: null                 # use the first so many queries only
   missing: raise              # or drop: leave out judgements of documents or queries that are not there
+  ignore_identical_ids: null  # leave out the document of a query's own id; null: if most queries are documents
 
 candidates:
   sources: [bm25]             # bm25:k1=0.9,b=0.4, run files of TREC, retrievers (Hub id, folder, packaged:...), fused

@@ -256,6 +256,20 @@ def download(repo_id: str, revision: str | None) -> Path:
         ) from error
 
 
+def task_ignores_identical_ids(folder: Path) -> bool:
+    """Return whether an MTEB task leaves the document of a query's id out, by its dataset's folder in a Hub cache."""
+    parts = next((part.split("--") for part in folder.absolute().parts if part.startswith("datasets--")), [])
+    if len(parts) != 3:
+        return False
+    import mteb
+
+    tasks = mteb.get_tasks(exclude_superseded=False)
+    return any(
+        getattr(task, "ignore_identical_ids", False) and task.metadata.dataset["path"] == "/".join(parts[1:])
+        for task in tasks
+    )
+
+
 def config_names(folder: Path) -> list[str]:
     """Return the configs that the folder's README names, [] without one."""
     if not (folder / "README.md").is_file():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from st_wkl._versions import installed_versions
 from st_wkl.data.candidates import Candidates, bm25_candidates
 from st_wkl.data.collection import Collection
-from st_wkl.data.dataset import DistillationDataset, features
+from st_wkl.data.dataset import IGNORES, DistillationDataset, features
 from st_wkl.data.leaks import document_disjoint, find_leaks
 from st_wkl.data.lists import EnsembleTeacher, ListTeacher, score_lists
 from st_wkl.data.pairwise import PairwiseTeacher, dataset_preferences
@@ -136,7 +136,7 @@ class DistillationDatasetBuilder:
         """
         candidates, source = self._candidates(show_progress)
         dropped = dict.fromkeys(DROPPED, 0)
-        pools = self._pools(candidates, dropped)
+        pools, shared = self._pools(candidates, dropped)
         lists = [(self.collection.queries[pool.query_id], self._texts(pool)) for pool in pools]
         with self._opened_store() as store:
             found = score_lists(
@@ -174,6 +174,10 @@ class DistillationDatasetBuilder:
         }
         if self.selection.label_correction:
             provenance["counts"]["corrected_lists"] = corrected
+        if shared:
+            provenance["counts"] |= {"shared_judgements": sum(shared.values()), "queries_that_share": len(shared)}
+        if self.collection.ignore_identical_ids is not None:
+            provenance[IGNORES] = self.collection.ignore_identical_ids
         dataset = self._assemble(rows, provenance)
         if preferences is not None:
             provenance["preferences"] = asked
@@ -202,7 +206,7 @@ class DistillationDatasetBuilder:
             raise TypeError(
                 f"{type(self.teacher).__name__} scores whole lists, which cannot be estimated from a sample."
             )
-        pools = self._pools(self._candidates(show_progress)[0], dict.fromkeys(DROPPED, 0))
+        pools, _ = self._pools(self._candidates(show_progress)[0], dict.fromkeys(DROPPED, 0))
         pairs = [(self.collection.queries[pool.query_id], text) for pool in pools for text in self._texts(pool)]
         with self._opened_store() as store:
             return estimate_scoring(self.teacher, pairs, store=store)  # type: ignore[arg-type]
@@ -264,14 +268,19 @@ class DistillationDatasetBuilder:
         )
         return query_ids, kept
 
-    def _pools(self, candidates: Candidates, dropped: dict[str, int]) -> list[Pool]:
-        """Return what is to be scored for each query: its positives, and its negatives as far as they matter."""
+    def _pools(self, candidates: Candidates, dropped: dict[str, int]) -> tuple[list[Pool], dict[str, int]]:
+        """Return what is to be scored for each query, its positives and its negatives as far as they matter.
+
+        Also return how many judgements queries have from others of the same words.
+        """
         query_ids, judgements = self._judgements(dropped)
-        judgements, twins = shared_judgements(self.collection.queries, judgements)
-        if twins:
+        judgements, learnt = shared_judgements(self.collection.queries, judgements)
+        shared = {query_id: learnt[query_id] for query_id in query_ids if query_id in learnt}
+        if shared:
             warnings.warn(
-                f"{twins:,} queries of split {self.split!r} of {self.collection.name!r} have the words of another one "
-                "and share its judgements: what answers one is no negative of the other.",
+                f"{len(shared):,} queries of split {self.split!r} of {self.collection.name!r} have the words of "
+                f"another one and share its judgements ({sum(shared.values()):,}): what answers one is no negative "
+                "of the other.",
                 stacklevel=3,
             )
         pools = []
@@ -299,7 +308,7 @@ class DistillationDatasetBuilder:
                 pools.append(pool)
         if not pools:
             self._say_dropped(0, dropped)
-        return pools
+        return pools, shared
 
     def _say_dropped(self, kept: int, dropped: Mapping[str, int]) -> None:
         total = len(self.query_ids)

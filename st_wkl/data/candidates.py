@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from st_wkl.data.selection import own_result
 from st_wkl.text import unspaced, unspaced_characters, words
 
 if TYPE_CHECKING:
@@ -212,9 +213,9 @@ def bm25_candidates(
     )
     for (query_id, _), (places, scores) in zip(searchable, found, strict=True):
         # Asked for k documents, bm25s returns k, those without any word of the query with a score of 0.
-        own = query_id if collection.leaves_out_own else None
+        own = own_result(query_id, collection.leaves_out_own)
         hits = [place for place in np.lexsort((places, -scores)) if scores[place] > 0]
-        order = [place for place in hits if document_ids[places[place]] != own][:top_k]
+        order = [place for place in hits if document_ids[places[place]] not in own][:top_k]
         candidates[query_id] = [
             Candidate(document_ids[places[place]], float(scores[place]), rank, name)
             for rank, place in enumerate(order, 1)

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.data_collator import BaseDataCollator
 
+from st_wkl.data.selection import twin_queries
 from st_wkl.functional._scores import LARGEST_SCORE, MASK_VALUES
 from st_wkl.losses.lists import pack
 from st_wkl.model_checks import check_fits
 from st_wkl.models import own_prompt
+from st_wkl.text import plain_text
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
     from sentence_transformers.base.training_args import BaseTrainingArguments
 
 QUERY, DOCUMENTS, SCORES, LABELS, PAIRS, RANKS = "query", "documents", "scores", "labels", "pairs", "ranks"
+OWN = "own"
 
 
 @dataclass
@@ -29,7 +32,9 @@ class ListwiseCollator(BaseDataCollator):
     losses that listen to a teacher) and `labels` (judged gains). `DistillationDataset.to_lists()` makes such rows. A
     document that stands in several lists of a batch is embedded once. For `PairDistillLoss`, a row also holds `pairs`:
     a pairwise teacher's preferences as `[i, j, probability]`, saying that document i of the list is better than j. For
-    `WeightedKLDistillationLoss(ranks="dataset")` it holds `ranks` of its documents, 1 = best.
+    `WeightedKLDistillationLoss(ranks="dataset")` it holds `ranks` of its documents, 1 = best. `own` may be the text of
+    a document that is the query itself: like any document of the query's very text, and what answers another row of
+    the same query, it is no negative of the row in the batch.
 
     Pass it as `data_collator=ListwiseCollator(model)` to the trainer of any of the four model classes. For an
     `IterableDataset`, also set `accelerator_config={"dispatch_batches": False}` in the training arguments: otherwise
@@ -99,7 +104,8 @@ class ListwiseCollator(BaseDataCollator):
             self._tokenize(batch, "query", queries)
             self._tokenize(batch, "document", texts)
         ranks = [row[RANKS] for row in features] if RANKS in features[0] else None
-        batch["label"] = pack(indices, texts, scores, gains, pairs, ranks)
+        others = None if self.texts_only else _no_negatives(features, unique)
+        batch["label"] = pack(indices, texts, scores, gains, pairs, ranks, others)
         return batch
 
     def _tokenize(self, batch: dict[str, Any], side: str, texts: list[str]) -> None:
@@ -124,6 +130,30 @@ class ListwiseCollator(BaseDataCollator):
                 "which would be used nowhere."
             )
         return named[side] if side in named else own_prompt(self.model, side)
+
+
+def _no_negatives(features: list[dict[str, Any]], places: dict[str, int]) -> list[list[int]] | None:
+    """Return the places of the batch's documents that are no negatives of each row, beside those in its own list."""
+    queries = {str(number): row[QUERY] for number, row in enumerate(features)}
+    found: list[set[str]] = [{row.get(OWN) or ""} for row in features]
+    longest = 4 * max(map(len, queries.values())) + 64  # no spelling of a query is longer, but for runs of spaces
+    plain: dict[str, list[str]] = {}
+    for text in places:
+        if len(text) <= longest:
+            plain.setdefault(plain_text(text), []).append(text)
+    for number, row in enumerate(features):
+        found[number].update(plain.get(plain_text(row[QUERY]), ()))
+        found[number] -= {*row[DOCUMENTS]}  # what stands in its list has a label
+    for twins in twin_queries(queries):
+        answers = {twin: _answers(features[int(twin)]) for twin in twins}
+        for twin in twins:
+            found[int(twin)] |= set().union(*answers.values()) - answers[twin]
+    listed = [sorted(places[text] for text in texts if text in places) for texts in found]
+    return listed if any(listed) else None
+
+
+def _answers(row: dict[str, Any]) -> set[str]:
+    return {text for text, gain in zip(row[DOCUMENTS], row[LABELS], strict=True) if gain > 0}
 
 
 def _check(row: dict[str, Any]) -> None:

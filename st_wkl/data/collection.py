@@ -5,13 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from st_wkl.data._reading import Qrels, config_names, document_text, download, read_beir, read_mteb, whole_gains
-from st_wkl.text import plain_text
+from st_wkl.data._reading import (
+    Qrels,
+    config_names,
+    document_text,
+    download,
+    read_beir,
+    read_mteb,
+    task_ignores_identical_ids,
+    whole_gains,
+)
+from st_wkl.data.selection import is_own_text
 
 __all__ = ["Collection", "Missing", "document_text"]
 
@@ -35,7 +44,8 @@ class Collection:
             an error (default, since it usually means that files do not belong together), or `"drop"` them, counted.
         ignore_identical_ids: Whether a query's own document, the one of its id, is left out of its candidates, its
             training list and its results, as MTEB's tasks of that name do. `None`: if most queries are documents of the
-            same id and text, as in collections of arguments or of duplicate questions; that is said once.
+            same id and text (a title may stand before it), as in collections of arguments or of duplicate questions;
+            that is said once.
 
     Raises:
         TypeError: An id or a text is not a `str`.
@@ -124,14 +134,14 @@ class Collection:
         warnings.warn(
             f"{own:,} of {len(self.queries):,} queries of {self.name!r} are documents of the same id and text. "
             "A query's own document is left out of its candidates, its list and its results, as MTEB does; "
-            "Collection(..., ignore_identical_ids=False) keeps it.",
+            "ignore_identical_ids=False (--keep-identical-ids) keeps it.",
             stacklevel=2,
         )
         return True
 
     def is_own(self, query_id: str) -> bool:
         """Return whether a query is a document of the same id and text."""
-        return plain_text(self.documents.get(query_id, "")) == plain_text(self.queries[query_id])
+        return query_id in self.documents and is_own_text(self.queries[query_id], self.documents[query_id])
 
     def judgements(self, split: str) -> dict[str, dict[str, int]]:
         """Return `{query_id: {document_id: gain}}` of one split.
@@ -154,7 +164,14 @@ class Collection:
         return {query_id: judged for query_id, judged in relevant.items() if judged}
 
     @classmethod
-    def from_beir(cls, path: str | os.PathLike[str], *, name: str | None = None, missing: Missing = "raise") -> Self:
+    def from_beir(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        missing: Missing = "raise",
+        ignore_identical_ids: bool | None = None,
+    ) -> Self:
         """Read a folder in the layout of the BEIR benchmark.
 
         Args:
@@ -163,6 +180,7 @@ class Collection:
                 judgements file holds `query-id corpus-id score` with or without a header, or the four columns of TREC.
             name: Name of the collection, by default the folder's.
             missing: See `Collection`.
+            ignore_identical_ids: See `Collection`.
 
         Raises:
             FileNotFoundError: A file of the layout is missing.
@@ -173,7 +191,8 @@ class Collection:
         """
         folder = Path(path).expanduser()
         documents, queries, qrels = read_beir(folder)
-        return cls(name or folder.resolve().name, documents, queries, qrels, missing=missing)
+        name = name or folder.resolve().name
+        return cls(name, documents, queries, qrels, missing=missing, ignore_identical_ids=ignore_identical_ids)
 
     @classmethod
     def from_hub(
@@ -183,6 +202,7 @@ class Collection:
         name: str | None = None,
         revision: str | None = None,
         missing: Missing = "raise",
+        ignore_identical_ids: bool | None = None,
     ) -> Self:
         """Read a dataset in MTEB's retrieval layout from the Hub or from a folder.
 
@@ -194,6 +214,8 @@ class Collection:
             name: Name of the collection, by default the id or the folder's name.
             revision: Branch, tag or commit on the Hub.
             missing: See `Collection`.
+            ignore_identical_ids: See `Collection`. `None` of a dataset of the Hub, or of its copy in the Hub's cache,
+                also asks whether an MTEB task on it says so.
 
         Raises:
             FileNotFoundError: There is no such dataset, or the Hub cannot be reached.
@@ -204,8 +226,11 @@ class Collection:
         """
         folder = Path(repo_id_or_folder).expanduser()
         name = name or (folder.resolve().name if folder.is_dir() else str(repo_id_or_folder))
-        documents, queries, qrels = read_mteb(folder if folder.is_dir() else download(str(repo_id_or_folder), revision))
-        return cls(name, documents, queries, qrels, missing=missing)
+        found = folder if folder.is_dir() else download(str(repo_id_or_folder), revision)
+        documents, queries, qrels = read_mteb(found)
+        if ignore_identical_ids is None and task_ignores_identical_ids(found):
+            ignore_identical_ids = True
+        return cls(name, documents, queries, qrels, missing=missing, ignore_identical_ids=ignore_identical_ids)
 
     @classmethod
     def load(
@@ -214,6 +239,7 @@ class Collection:
         *,
         revision: str | None = None,
         missing: Missing = "raise",
+        ignore_identical_ids: bool | None = None,
     ) -> Collection:
         """Return the collection that `source` means: itself, a BEIR folder, a folder or a Hub dataset as MTEB lays out.
 
@@ -221,23 +247,25 @@ class Collection:
             source: A collection, a folder, or a Hub id with its organisation, such as `"mteb/nfcorpus"`.
             revision: Branch, tag or commit, for a Hub id.
             missing: See `Collection`; of no meaning for a collection.
+            ignore_identical_ids: See `Collection`, a copy of which is returned if it says something else.
 
         Raises:
             FileNotFoundError: Neither a folder of either layout nor a dataset that can be fetched.
         """
         if isinstance(source, Collection):
-            return source
+            if ignore_identical_ids in (None, source.ignore_identical_ids):
+                return source
+            return replace(source, missing="raise", ignore_identical_ids=ignore_identical_ids)
+        options: dict[str, Any] = {"missing": missing, "ignore_identical_ids": ignore_identical_ids}
         folder = Path(source).expanduser()
         if folder.is_dir():
-            if "corpus" in config_names(folder):
-                return cls.from_hub(folder, missing=missing)
-            return cls.from_beir(folder, missing=missing)
+            return (cls.from_hub if "corpus" in config_names(folder) else cls.from_beir)(folder, **options)
         if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
             raise FileNotFoundError(
                 f"{str(source)!r} is neither a folder nor a Hub id. Give a BEIR folder (corpus.jsonl, queries.jsonl, "
                 'qrels/) or a dataset id with its organisation, e.g. "mteb/nfcorpus".'
             )
-        return cls.from_hub(str(source), revision=revision, missing=missing)
+        return cls.from_hub(str(source), revision=revision, **options)
 
 
 def _check_entry(where: str, key: object, text: object) -> None:

@@ -8,12 +8,14 @@ import json
 import math
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_wkl._files import replacing_folder
+from st_wkl.data.selection import is_own_text, shared_judgements
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 _TABLES = ("train", "queries", "documents")
 _PROVENANCE = "provenance.json"
 _PREFERENCES = "preferences"
+# Where the provenance keeps what the collection was told about documents of a query's id; absent if nothing.
+IGNORES = "ignore_identical_ids"
 
 
 def features(table: str, *, preferences: bool = False) -> Features:
@@ -155,7 +159,7 @@ class DistillationDataset:
         names = ["query", "positive", *(f"negative_{place}" for place in range(1, n))]
         columns: dict[str, list[Any]] = {name: [] for name in [*names, "label"]}
         largest, without = 0, 0
-        for row in self._rows():
+        for row in self._settled():
             entries = list(zip(row["labels"], row["scores"], row["document_ids"], strict=True))
             positives = [entry for entry in entries if entry[0] > 0]
             negatives = [entry for entry in entries if entry[0] <= 0]
@@ -184,13 +188,17 @@ class DistillationDataset:
         """Return `query`, `documents`, `scores`, `labels`: one row for a query, all its documents, ragged.
 
         Where the dataset has preferences, also `pairs`: lists of [first, second, probability], as `ListwiseCollator`
-        reads them.
+        reads them; where queries are documents of the same id and text, also `own`: that document, or nothing.
+
+        What is no negative is none here, whoever made the dataset: the query's own document is left out of its list,
+        what answers another query of the same words has that one's label. Both are counted in a warning.
         """
         from datasets import Dataset, Features, List, Value
 
         queries, documents = self._texts("queries"), self._texts("documents")
         columns: dict[str, list[Any]] = {"query": [], "documents": [], "scores": [], "labels": []}
-        for row in self._rows():
+        rows = self._settled()
+        for row in rows:
             columns["query"].append(queries[row["query_id"]])
             columns["documents"].append([documents[document_id] for document_id in row["document_ids"]])
             columns["scores"].append(row["scores"])
@@ -199,9 +207,11 @@ class DistillationDataset:
         schema = Features(query=text, documents=List(text), scores=List(Value("float32")), labels=List(Value("int32")))
         if _PREFERENCES in self.train.column_names:
             names = ("first", "second", "probability")
-            rows = (row[_PREFERENCES] or [] for row in self._rows())
-            columns["pairs"] = [[[float(pair[name]) for name in names] for pair in row] for row in rows]
+            columns["pairs"] = [[[float(pair[name]) for name in names] for pair in row[_PREFERENCES]] for row in rows]
             schema = Features({**schema, "pairs": List(List(Value("float32")))})
+        if own := self._own_documents(queries, documents):
+            columns["own"] = [documents[row["query_id"]] if row["query_id"] in own else "" for row in rows]
+            schema = Features({**schema, "own": text})
         return Dataset.from_dict(columns, features=schema)
 
     def with_preferences(self, preferences: list[list[dict[str, float]]]) -> DistillationDataset:
@@ -348,10 +358,56 @@ class DistillationDataset:
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))
 
+    def _own_documents(self, queries: Mapping[str, str], documents: Mapping[str, str]) -> set[str]:
+        """Return the queries that are documents of the same id and text, unless these were to be kept."""
+        if self.provenance.get(IGNORES) is False:
+            return set()
+        return {key for key, text in queries.items() if key in documents and is_own_text(text, documents[key])}
+
+    def _settled(self) -> list[dict[str, Any]]:
+        """Return the rows without what is no negative; of what the builder made, these are the rows as they are."""
+        queries = self._texts("queries")
+        own = self._own_documents(queries, self._texts("documents"))
+        rows, judged = list(self._rows()), defaultdict[str, dict[str, int]](dict)
+        for row in rows:
+            gains = judged[row["query_id"]]
+            for key, gain in zip(row["document_ids"], row["labels"], strict=True):
+                gains[key] = max(gain, gains.get(key, gain))
+        shared, _ = shared_judgements(queries, judged)
+        left_out = changed = 0
+        settled = []
+        for row in rows:
+            labels = [shared[row["query_id"]][key] for key in row["document_ids"]]
+            mine = {row["query_id"]} & own
+            kept = [place for place, key in enumerate(row["document_ids"]) if key not in mine or labels[place] > 0]
+            changed += sum(map(int.__ne__, labels, row["labels"]))
+            left_out += len(labels) - len(kept)
+            settled.append(_at({**row, "labels": labels}, kept))
+        if left_out or changed:
+            warnings.warn(
+                f"{left_out:,} lists hold the query's own document as no answer, and it is left out; {changed:,} "
+                "labels are those of another query of the same words. Build the dataset again to settle it.",
+                stacklevel=3,
+            )
+        return settled
+
     def _texts(self, table: str) -> Mapping[str, str]:
         key, value = features(table)
         columns = getattr(self, table).with_format(None)[:]
         return dict(zip(columns[key], columns[value], strict=True))
+
+
+def _at(row: dict[str, Any], kept: list[int]) -> dict[str, Any]:
+    """Return a row with the documents at some places; its preferences then count these."""
+    chosen = {**row, **{name: [row[name][place] for place in kept] for name in ("document_ids", "scores", "labels")}}
+    if _PREFERENCES in row:
+        places = {place: number for number, place in enumerate(kept)}
+        chosen[_PREFERENCES] = [
+            {**pair, "first": places[pair["first"]], "second": places[pair["second"]]}
+            for pair in row[_PREFERENCES] or []
+            if pair["first"] in places and pair["second"] in places
+        ]
+    return chosen
 
 
 def _fits(pair: Mapping[str, Any], documents: int) -> bool:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from st_wkl.data.candidates import BM25, Candidate, Candidates, bm25_candidates
 from st_wkl.data.embeddings import Encoder
+from st_wkl.data.selection import own_result
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
@@ -121,8 +122,8 @@ def retriever_candidates(
     lists = (row for found in best for row in found.lists(floor))
     candidates: Candidates = {}
     for query_id, row in zip(queries, lists, strict=True):
-        own = query_id if collection.leaves_out_own else None
-        hits = [(document_ids[place], score) for place, score in row if document_ids[place] != own][:top_k]
+        own = own_result(query_id, collection.leaves_out_own)
+        hits = [(document_ids[place], score) for place, score in row if document_ids[place] not in own][:top_k]
         candidates[query_id] = [Candidate(key, score, rank, source) for rank, (key, score) in enumerate(hits, 1)]
     return candidates
 

@@ -237,6 +237,19 @@ def duplicates(
     return copies, versions, repeated
 
 
+def own_result(query_id: str, ignore_identical_ids: bool) -> set[str]:
+    """Return the id that is no result of a query, in a set: its own, where these are left out."""
+    return {query_id} if ignore_identical_ids else set()
+
+
+def without_own(run: Mapping[str, Mapping[str, float]], ignore_identical_ids: bool) -> dict[str, dict[str, float]]:
+    """Leave each query's own document out of its results, where these are left out."""
+    return {
+        query_id: {key: score for key, score in found.items() if key not in own_result(query_id, ignore_identical_ids)}
+        for query_id, found in run.items()
+    }
+
+
 def own_document(collection: Collection, query_id: str) -> set[str]:
     """Return the id of a query's own document, which is no negative of it and no result for it, in a set; or none.
 
@@ -244,12 +257,30 @@ def own_document(collection: Collection, query_id: str) -> set[str]:
     decides; elsewhere the text has to be the query's, too.
     """
     recognised = collection.ignore_identical_ids is None and collection.is_own(query_id)
-    return {query_id} if collection.leaves_out_own or recognised else set()
+    return own_result(query_id, collection.leaves_out_own or recognised)
+
+
+def is_own_text(query: str, document: str) -> bool:
+    """Return whether the text of the document of a query's id is the query's, with or without a title before it.
+
+    Example:
+        >>> is_own_text("Cats  purr.", "On animals cats purr."), is_own_text("1", "21")
+        (True, False)
+    """
+    return f" {plain_text(document)}".endswith(f" {plain_text(query)}")
+
+
+def twin_queries(queries: Mapping[str, str]) -> list[list[str]]:
+    """Return the ids of queries that have the same words, case and white space aside, for all such words."""
+    twins: dict[str, list[str]] = defaultdict(list)
+    for query_id, text in queries.items():
+        twins[plain_text(text)].append(query_id)
+    return [query_ids for query_ids in twins.values() if len(query_ids) > 1]
 
 
 def shared_judgements(
     queries: Mapping[str, str], judgements: Mapping[str, Mapping[str, int]]
-) -> tuple[dict[str, dict[str, int]], int]:
+) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
     """Give queries of the same words the same judgements: what answers one is no negative of the other.
 
     Args:
@@ -258,27 +289,27 @@ def shared_judgements(
 
     Returns:
         The judgements, where each document has its largest gain of any of the queries, or one below 0 if there is one
-        (TREC's "do not use"); and the number of queries that have learnt something.
+        (TREC's "do not use"); and for each query that has learnt something, the number of its judgements that have.
 
     Example:
         >>> shared_judgements({"a": "Who purrs?", "b": "who  purrs?"}, {"a": {"d1": 1}, "b": {"d2": 2}})
-        ({'a': {'d1': 1, 'd2': 2}, 'b': {'d2': 2, 'd1': 1}}, 2)
+        ({'a': {'d1': 1, 'd2': 2}, 'b': {'d2': 2, 'd1': 1}}, {'a': 1, 'b': 1})
     """
-    twins: dict[str, list[str]] = defaultdict(list)
-    for query_id in judgements:
-        twins[plain_text(queries[query_id])].append(query_id)
     shared = {query_id: dict(judged) for query_id, judged in judgements.items()}
-    for query_ids in twins.values():
-        if len(query_ids) > 1:
-            gains: dict[str, list[int]] = defaultdict(list)
-            for query_id in query_ids:
-                for document_id, gain in judgements[query_id].items():
-                    gains[document_id].append(gain)
-            best = {document_id: min(found) if min(found) < 0 else max(found) for document_id, found in gains.items()}
-            for query_id in query_ids:
-                order = {**judgements[query_id], **best}
-                shared[query_id] = {document_id: best[document_id] for document_id in order}
-    return shared, sum(shared[query_id] != dict(judged) for query_id, judged in judgements.items())
+    for query_ids in twin_queries({query_id: queries[query_id] for query_id in judgements}):
+        gains: dict[str, list[int]] = defaultdict(list)
+        for query_id in query_ids:
+            for document_id, gain in judgements[query_id].items():
+                gains[document_id].append(gain)
+        best = {document_id: min(found) if min(found) < 0 else max(found) for document_id, found in gains.items()}
+        for query_id in query_ids:
+            order = {**judgements[query_id], **best}
+            shared[query_id] = {document_id: best[document_id] for document_id in order}
+    learnt = {
+        query_id: sum(judged.get(document_id) != gain for document_id, gain in shared[query_id].items())
+        for query_id, judged in judgements.items()
+    }
+    return shared, {query_id: count for query_id, count in learnt.items() if count}
 
 
 def _is_near(unique: frozenset[str], by_size: Mapping[int, list[frozenset[str]]], near: float) -> bool:

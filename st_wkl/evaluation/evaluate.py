@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from st_wkl._files import parents_of
 from st_wkl._hashes import content_hash
 from st_wkl.data._reading import document_text, whole_gains
+from st_wkl.data.selection import without_own
 from st_wkl.evaluation.qrels import exposure_groups
 from st_wkl.evaluation.results import Results, results_file
 from st_wkl.evaluation.run_scores import MEASURES, saved, score_run
@@ -60,6 +61,7 @@ def evaluate(
     cache: str | Path | None = None,
     efficiency: bool = False,
     batch_size: int = 32,
+    ignore_identical_ids: bool | None = None,
     show_progress: bool = True,
     trust_remote_code: bool = False,
 ) -> Results:
@@ -93,6 +95,8 @@ def evaluate(
         efficiency: Measure speed and size on the texts of the first task, too: `results.model["efficiency"]`, see
             `st_wkl.evaluation.efficiency.measure_efficiency`.
         batch_size: Texts per forward pass.
+        ignore_identical_ids: Whether the document of a query's own id is left out of its results; None for what the
+            task says, and for collections see `Collection`.
         show_progress: Show progress bars.
         trust_remote_code: Run code of the repositories of `model` and `first_stage`. Only for repositories that you
             have read.
@@ -119,7 +123,7 @@ def evaluate(
 
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    resolved = resolve_tasks(tasks, split)
+    resolved = resolve_tasks(tasks, split, ignore_identical_ids)
     bm25 = BM25.of(model)
     teacher = None if bm25 else TeacherWrapper.of(model, name, revision)
     if efficiency and (bm25 or teacher):
@@ -380,8 +384,7 @@ def _check_candidates(model: MTEBModels, task: Any) -> None:
 
 def _counted(run: Mapping[str, dict[str, float]], task: Any) -> Mapping[str, dict[str, float]]:
     """Return the part of a run that MTEB counts."""
-    if task.ignore_identical_ids:
-        run = {query: {doc: score for doc, score in found.items() if doc != query} for query, found in run.items()}
+    run = without_own(run, task.ignore_identical_ids)
     if task.skip_first_result:
         run = {
             query: dict(sorted(found.items(), key=lambda item: item[1], reverse=True)[1:])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from st_wkl._hashes import content_hash
+from st_wkl.data.selection import without_own
 from st_wkl.evaluation.qrels import exposure_groups, relevant_qrels
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import TaskScores
@@ -64,8 +65,7 @@ def evaluate_run(
     """
     found = checked_run(run, name)
     check_known(found, collection.queries, collection.documents, f"collection {collection.name}", name)
-    if collection.leaves_out_own:
-        found = {query: {key: score for key, score in hits.items() if key != query} for query, hits in found.items()}
+    found = without_own(found, collection.leaves_out_own)
     qrels = relevant_qrels(collection, split)
     if query_ids is not None:
         qrels = _only(qrels, list(query_ids), f"split {split!r} of {collection.name}")

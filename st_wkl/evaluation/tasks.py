@@ -104,21 +104,25 @@ class NamedCache(mteb.ResultCache):
 Task: TypeAlias = str | Path | Collection | AbsTask
 
 
-def resolve_tasks(tasks: Task | Iterable[Task], split: str | None = None) -> list[AbsTask]:
+def resolve_tasks(
+    tasks: Task | Iterable[Task], split: str | None = None, ignore_identical_ids: bool | None = None
+) -> list[AbsTask]:
     """Return MTEB tasks for names, folders and collections.
 
     Args:
         tasks: One or several of: an MTEB task or benchmark name, a BEIR folder, a Hub dataset id in MTEB's layout, a
             `Collection`, an MTEB task. A benchmark stands for its tasks, an aggregated task for its parts.
         split: Split to evaluate on. None for the task's own; for a collection `"test"`, or its only split.
+        ignore_identical_ids: See `Collection`; None for what a collection or a task says itself.
 
     Raises:
-        ValueError: If a name is unknown (the nearest ones are given), or two tasks have the same name.
+        ValueError: If a name is unknown (the nearest ones are given), two tasks have the same name, or an MTEB task is
+            to leave out other documents than it says.
     """
     items = [tasks] if isinstance(tasks, str | Path | Collection | AbsTask) else list(tasks)
     resolved: list[AbsTask] = []
     for item in items:
-        resolved.extend(_resolve(item, split))
+        resolved.extend(_resolve(item, split, ignore_identical_ids))
     names = [task.metadata.name for task in resolved]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -147,18 +151,22 @@ def load_task(task: AbsTask) -> None:
         ) from error
 
 
-def _resolve(item: Task, split: str | None) -> list[AbsTask]:
-    if isinstance(item, AbsTask):
-        return _parts(item, split)
-    if isinstance(item, Collection):
-        return [CollectionTask(item, split or _default_split(item))]
-    if isinstance(item, Path) or Path(item).expanduser().is_dir():
-        if not Path(item).expanduser().is_dir():
-            raise FileNotFoundError(f"{item}: there is no such folder; a BEIR folder holds corpus.jsonl and qrels/")
-        return _resolve(Collection.load(item), split)
-    if "/" in item:
-        return _resolve(Collection.load(item), split)
-    return [part for task in _registered(item) for part in _parts(task, split)]
+def _resolve(item: Task, split: str | None, ignore_identical_ids: bool | None) -> list[AbsTask]:
+    if isinstance(item, Path) and not item.expanduser().is_dir():
+        raise FileNotFoundError(f"{item}: there is no such folder; a BEIR folder holds corpus.jsonl and qrels/")
+    if isinstance(item, Collection | Path) or (isinstance(item, str) and ("/" in item or Path(item).is_dir())):
+        collection = Collection.load(item, ignore_identical_ids=ignore_identical_ids)
+        return [CollectionTask(collection, split or _default_split(collection))]
+    whole = [item] if isinstance(item, AbsTask) else _registered(item)
+    parts = [part for task in whole for part in _parts(task, split)]
+    for task in parts:
+        says = getattr(task, "ignore_identical_ids", False)
+        if ignore_identical_ids not in (None, says):
+            raise ValueError(
+                f"ignore_identical_ids is {ignore_identical_ids}, and {task.metadata.name} says {says}: its numbers "
+                "would not be those of MTEB. Leave the option out, or evaluate on its dataset as a collection."
+            )
+    return parts
 
 
 def _parts(task: AbsTask, split: str | None) -> list[AbsTask]:

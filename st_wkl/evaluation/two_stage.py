@@ -27,6 +27,7 @@ from st_wkl.data._reading import document_text
 from st_wkl.data.candidates import BM25, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.runs import read_run
+from st_wkl.data.selection import without_own
 from st_wkl.evaluation.identity import identified
 from st_wkl.evaluation.run_scores import Run, check_known, checked_run
 from st_wkl.evaluation.tasks import CollectionTask
@@ -243,10 +244,9 @@ def _run_of_file(task: AbsTaskRetrieval, place: tuple[str, str], path: Path) -> 
 def _top(run: Run, qrels: Mapping[str, Any], top_k: int, task: AbsTaskRetrieval) -> dict[str, list[str]]:
     """Return the candidates of each judged query, best first; queries without any are counted."""
     ranked = {}
-    for query in qrels:
-        found = run.get(query, {})
-        if task.ignore_identical_ids:  # MTEB does not count them, so they must not take a candidate's place
-            found = {document: score for document, score in found.items() if document != query}
+    # MTEB does not count a query's own document, so it must not take a candidate's place.
+    run = without_own({query: run.get(query, {}) for query in qrels}, task.ignore_identical_ids)
+    for query, found in run.items():
         ranked[query] = sorted(found, key=lambda document: (-found[document], document))[:top_k]
     empty = [query for query, found in ranked.items() if not found]
     if len(empty) == len(ranked):

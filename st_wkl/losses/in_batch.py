@@ -43,10 +43,10 @@ class InBatchContrastiveLoss(StudentLoss):
     """InfoNCE of each positive against every other document of the batch.
 
     Unlike `MultipleNegativesRankingLoss` it takes lists of any length with several positives, and leaves out of the
-    denominator what is no negative: the query's other positives, copies of its positives in other rows, and all but
-    one copy of any document. In lists, equal texts are recognised as such, across processes too. In columns (query,
-    positive, negative_1, …) a copy is recognised by its equal embedding, which dropout hides; there, use lists or the
-    batch sampler `NO_DUPLICATES`.
+    denominator what is no negative: the query's other positives, copies of its positives in other rows, the positives
+    of rows with the same query, the document that is the query itself, and all but one copy of any document. In lists,
+    equal texts are recognised as such, across processes too. In columns (query, positive, negative_1, …) a copy is
+    recognised by its equal embedding, which dropout hides; there, use lists or the batch sampler `NO_DUPLICATES`.
 
     Args:
         model: The student: a `SentenceTransformer`, `SparseEncoder` or `MultiVectorEncoder`. A cross-encoder would
@@ -130,11 +130,20 @@ class InBatchContrastiveLoss(StudentLoss):
         columns = own[lists.index]
         # Which columns hold a text that is a positive of the row, wherever that text stands; and repeats.
         excluded = _marked(positives, number[columns], scores)[:, number]
+        if lists.identity is None:  # queries of the same words share their answers, and none is its own negative
+            names = _hashes(query.detach())
+            same = (names.unsqueeze(1) == names).to(scores.dtype)
+            excluded = (same @ excluded.to(scores.dtype) > 0) | (names.unsqueeze(1) == identity)
         excluded |= number != torch.arange(len(number), device=number.device)
         if not self.own_negatives:
             excluded |= _marked(lists.mask, columns, scores)
-        if lists.identity is None:  # what a label of -inf leaves out, and its copies
-            excluded |= _marked(~lists.mask, number[columns], scores)[:, number]
+        # What is in no list of the query and yet no negative: in columns what a label of -inf leaves out, in lists what
+        # stands behind them; and copies of these.
+        left_out, places = ~lists.mask, number[columns]
+        if lists.identity is not None:
+            found, places = _places_of(lists.identity, identity)
+            left_out, places = left_out & found, number[places]
+        excluded |= _marked(left_out, places, scores)[:, number]
         negatives = scores.masked_fill(excluded, -torch.inf).logsumexp(dim=1, keepdim=True)
         positive_scores = scores.gather(1, columns)
         losses = torch.where(positives, torch.logaddexp(positive_scores, negatives) - positive_scores, 0.0)
@@ -195,6 +204,13 @@ def _first_copies(identity: Tensor) -> Tensor:
     begins[1:] = ordered[1:] != ordered[:-1]
     start = torch.where(begins, torch.arange(len(ordered), device=ordered.device), 0).cummax(dim=0).values
     return torch.empty_like(places).scatter(0, places, places[start])
+
+
+def _places_of(wanted: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which of the `(B, N)` identities documents have, and where."""
+    ordered, order = identity.sort()
+    places = torch.searchsorted(ordered, wanted.contiguous()).clamp_max(len(ordered) - 1)
+    return (ordered[places] == wanted) & (wanted >= 0), order[places]
 
 
 def _identities(documents: Tensor, lists: CandidateLists) -> Tensor:

@@ -34,7 +34,8 @@ class CandidateLists:
         gains: Judged gains, 0 where unjudged.
         index: Which of the batch's embedded documents stands here; 0 where there is none.
         mask: False where there is no document.
-        identity: A number per document text, equal for equal texts on every process; None where only embeddings tell.
+        identity: A number per document text, equal for equal texts on every process; where `mask` is False, −1 or that
+            of a document which is no negative of this query. None where only embeddings tell.
         preferences: `(B, N, N)` a pairwise teacher's probability that document i is better than document j, NaN where
             it was not asked; None where no pairwise teacher took part.
         ranks: Ranks that the dataset gives, 1 = best; None, or on an accelerator below 1, where it gives none.
@@ -69,6 +70,7 @@ def pack(
     gains: Sequence[Sequence[float]],
     pairs: Sequence[Sequence[Preference]] | None = None,
     ranks: Sequence[Sequence[int]] | None = None,
+    left_out: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
     """Pack ragged lists into the label tensor.
 
@@ -79,6 +81,8 @@ def pack(
         gains: Judged gains of each list.
         pairs: A pairwise teacher's preferences within each list, or None where there is none.
         ranks: Ranks of each list's documents that the dataset gives, or None where it gives none.
+        left_out: For each row, which of `texts` are no negatives of it though they are not among its positives: these
+            stand after its list, with their identity alone.
 
     Returns:
         float32 tensor `(B, N, C)`, padded with NaN scores and gains, and index −1.
@@ -86,14 +90,15 @@ def pack(
     # 24 bits are what float32 holds exactly. Two documents that share them by chance, one pair in 17 million, only
     # cost the contrastive term one negative.
     identities = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=3).digest(), "big") for text in texts]
-    width = max((len(row) for row in indices), default=0)
+    others = left_out or [[]] * len(indices)
+    width = max((len(row) + len(other) for row, other in zip(indices, others, strict=True)), default=0)
     nan = float("nan")
     nothing: list[list[float]] = [[]] * len(indices)
     filled: list[tuple[Sequence[Sequence[float]], float]] = [
         (nothing if scores is None else scores, nan),
         (gains, nan),
         (indices, ABSENT),
-        ([[identities[place] for place in row] for row in indices], ABSENT),
+        ([[identities[place] for place in (*row, *other)] for row, other in zip(indices, others, strict=True)], ABSENT),
         (nothing if ranks is None else ranks, ABSENT),
     ]
     parts = [[[*row, *[fill] * (width - len(row))] for row in rows] for rows, fill in filled]

@@ -41,7 +41,9 @@ class Parts:
         """What is learnt from."""
         from st_wkl.data.collection import Collection
 
-        return Collection.load(self.config.collection.source, missing=self.config.collection.missing)
+        asked = self.config.collection
+        options: dict[str, Any] = {"missing": asked.missing, "ignore_identical_ids": asked.ignore_identical_ids}
+        return Collection.load(asked.source, **options)
 
     @cached_property
     def query_ids(self) -> list[str]:
@@ -144,7 +146,8 @@ class Parts:
     def tasks(self) -> list[Any]:
         """Return what before and after are measured on."""
         assert self.config.evaluation is not None
-        return list(self.config.evaluation.tasks) or [self.collection]
+        source = self.config.collection.source
+        return [self.collection if task == source else task for task in self.config.evaluation.tasks or [source]]
 
     def results_file(self, when: str) -> Path:
         """Return where the results `before` or `after` training are."""

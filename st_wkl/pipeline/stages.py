@@ -181,7 +181,9 @@ def _train(parts: Parts) -> None:
 def _tasks_inputs(parts: Parts) -> dict[str, Any]:
     assert parts.config.evaluation is not None
     tasks = [source_digest(task) for task in parts.config.evaluation.tasks] or [parts.collection.fingerprint]
-    return {"tasks": tasks, "split": parts.config.evaluation.split}
+    told = parts.config.collection.ignore_identical_ids
+    said = {} if told is None else {"ignore_identical_ids": told}  # absent before it was an option
+    return {"tasks": tasks, "split": parts.config.evaluation.split, **said}
 
 
 def _before_inputs(parts: Parts) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.util import batch_to_device
 from torch import nn
 
-from st_wkl.data.collator import DOCUMENTS, ListwiseCollator
+from st_wkl.data.collator import DOCUMENTS, OWN, ListwiseCollator
+from st_wkl.data.selection import shared_judgements, twin_queries
 from st_wkl.losses.pair_distill import PairwisePreferenceLoss
 from st_wkl.models import own_prompt, set_prompts
 from st_wkl.training.students import takes_lists
@@ -88,6 +89,8 @@ def training_data(
             f"{type(loss).__name__} needs the columns query, positive, negative_1, …, label, and the dataset holds "
             "lists. DistillationDataset.to_columns() makes columns; the losses of st_wkl.losses take lists."
         )
+    elif DOCUMENTS in (rows.column_names or []):
+        _say_contradictions(rows)
     provenance = getattr(dataset, "provenance", {})
     count = len(rows) if hasattr(rows, "__len__") else None
     batch = args.train_batch_size * args.world_size
@@ -139,7 +142,7 @@ def check_dataset(dataset: Any) -> None:
     if not (features := dataset.features) or (getattr(dataset, "format", None) or {}).get("type") == "custom":
         return  # an iterable dataset that does not say, or rows that a transform makes as they are read
     lists = {name: getattr(feature.feature, "dtype", "") for name, feature in features.items() if _is_list(feature)}
-    known = {"query", DOCUMENTS, *DEFAULT_LABEL_COLUMNS, "pairs", "ranks"}
+    known = {"query", DOCUMENTS, *DEFAULT_LABEL_COLUMNS, "pairs", "ranks", OWN}
     for name, dtype in lists.items():
         if name in known or (DOCUMENTS in features and (dtype == "string" or "scores" in features)):
             continue
@@ -156,6 +159,35 @@ def check_dataset(dataset: Any) -> None:
         raise TypeError(
             f"Rows of lists need a column 'query'; there are {', '.join(features)}."
             + (f" dataset.rename_column({others[0]!r}, 'query')?" if others else "")
+        )
+
+
+def _say_contradictions(rows: Any) -> None:
+    """Warn of lists whose label 0 is an answer to another row of the same query, or is the query itself."""
+    if (
+        not hasattr(rows, "__len__")
+        or not {"query", "labels"} <= {*rows.column_names}
+        or rows.format["type"] == "custom"
+    ):
+        return
+    rows = rows.with_format(None)
+    queries = {str(number): text for number, text in enumerate(rows["query"]) if isinstance(text, str)}
+    twins = {query for found in twin_queries(queries) for query in found}
+    judged: dict[str, dict[str, int]] = {}
+    own = 0
+    for number, row in enumerate(rows):
+        query, lists = str(number), [row[DOCUMENTS] or [], row["labels"] or []]
+        own += any(text == row["query"] and not (gain or 0) > 0 for text, gain in zip(*lists, strict=False))
+        if query in twins:
+            judged[query] = {text: gain or 0 for text, gain in zip(*lists, strict=False)}
+    shared, _ = shared_judgements(queries, judged)
+    wrong = sum(shared[query][text] != gain for query, gains in judged.items() for text, gain in gains.items())
+    if own or wrong:
+        logger.warning(
+            "%d lists hold the query itself as no answer, and %d labels contradict another row of the same query, of "
+            "which the document is an answer. Leave these documents out, or set their labels.",
+            own,
+            wrong,
         )
 
 

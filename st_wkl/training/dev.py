@@ -16,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from st_wkl._hashes import content_hash
 from st_wkl.data._reading import whole_gains
+from st_wkl.data.selection import own_result, without_own
 
 if TYPE_CHECKING:
     from sentence_transformers.base.training_args import BaseTrainingArguments
@@ -164,7 +165,13 @@ class GradedEvaluator(BaseEvaluator):
             documents = {key: text for key, text in documents.items() if key in kept}
         lists = None
         if candidates is not None:
-            lists = {query: [found.document_id for found in candidates.get(query, ())[:_DEPTH]] for query in qrels}
+            own = {query: own_result(query, collection.leaves_out_own) for query in qrels}
+            lists = {
+                query: [hit.document_id for hit in candidates.get(query, ()) if hit.document_id not in own[query]][
+                    :_DEPTH
+                ]
+                for query in qrels
+            }
         return cls(
             collection.queries,
             documents,
@@ -206,9 +213,7 @@ class GradedEvaluator(BaseEvaluator):
                     f"The student's score of document {bad[0]!r} for query {query!r} is {found[bad[0]]}: its weights "
                     "have diverged. Start again with a smaller learning rate."
                 )
-        if self.ignore_identical_ids:
-            run = {query: {key: score for key, score in found.items() if key != query} for query, found in run.items()}
-        scores = score_run(self.qrels, run)[0]
+        scores = score_run(self.qrels, without_own(run, self.ignore_identical_ids))[0]
         names = ["ndcg_at_10"] if self.candidates is not None else ["ndcg_at_10", "recall_at_100"]
         metrics = {f"{self.name}_{label}": scores[label] for label in names}
         self.store_metrics_in_model_card_data(model, metrics, epoch, steps)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_wkl._files import write_text
 from st_wkl.data.dense import retriever_candidates
+from st_wkl.data.selection import own_document
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -150,6 +151,8 @@ class RefreshCandidatesCallback(TrainerCallback):
         }
         if row.get("preferences") is not None:
             found["pairs"] = [[pair["first"], pair["second"], pair["probability"]] for pair in row["preferences"]]
+        if texts.leaves_out_own:
+            found["own"] = texts.documents.get(row["query_id"], "")
         if self.refreshes_ranks:
             found["ranks"] = row.get("ranks") or [1] * len(row["document_ids"])
         return found
@@ -228,15 +231,12 @@ class RefreshCandidatesCallback(TrainerCallback):
         return builder.build(show_progress=self.show_progress).train.with_format(None).to_list()
 
     def _rank(self, model: Any) -> None:
-        pools = [
-            list(
-                dict.fromkeys(
-                    [*row["document_ids"], *(hit.document_id for hit in self._mined.get(row["query_id"], ()))]
-                )
-            )
-            for row in self._rows
-        ]
         texts = self.builder.collection
+        pools = []
+        for row in self._rows:
+            mined = dict.fromkeys(hit.document_id for hit in self._mined.get(row["query_id"], ()))
+            ranked = [key for key in mined if key not in own_document(texts, row["query_id"])]
+            pools.append(list(dict.fromkeys([*row["document_ids"], *ranked])))
         training = model.training
         ranks = student_ranks_in(
             model,
