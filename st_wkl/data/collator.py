@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,9 @@ class ListwiseCollator(BaseDataCollator):
             A side that is not named gets the model's own prompt, the one that it is used and evaluated with; `""` is
             none.
         max_length: Longest text in tokens, one for both or `{"query": …, "document": …}`. Default: the model's own.
-        args: Training arguments, whose `prompts` and `max_length` count where these are not given. A trainer does not
-            tell them to a collator that it is given.
+        args: Training arguments, whose `prompts` and `max_length` count where these are not given. Default: those of
+            the trainer that trains the model, which are known from its first training batch on; give them to a trainer
+            that evaluates before it trains. A prompt or length that is not the model's own is said once.
 
     Raises:
         ValueError: When a batch is made, if a row lacks a column, holds a null or empty query, a null document, or
@@ -71,14 +73,17 @@ class ListwiseCollator(BaseDataCollator):
     ) -> None:
         prompts = getattr(args, "prompts", None) if prompts is None else prompts
         max_length = getattr(args, "max_length", None) if max_length is None else max_length
-        check_fits(model, max(max_length.values(), default=None) if isinstance(max_length, dict) else max_length)
         super().__init__(preprocess_fn=model.preprocess, prompts=prompts, max_length=max_length)
         self.model = model
         self.texts_only = isinstance(model, CrossEncoder)
+        self._asks = [name for name in ("prompts", "max_length") if args is None and getattr(self, name) is None]
+        self._said: set[tuple[str, Any]] = set()
+        self._check_length()
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows into one batch with the columns `query` and `document` and a label tensor."""
         batch: dict[str, Any] = {}
+        self._take_arguments()
         if "dataset_name" in features[0]:
             batch["dataset_name"] = features[0]["dataset_name"]
         for row in features:
@@ -108,6 +113,27 @@ class ListwiseCollator(BaseDataCollator):
         batch["label"] = pack(indices, texts, scores, gains, pairs, ranks, others)
         return batch
 
+    def _take_arguments(self) -> None:
+        """Ask the model's card what its trainer was told; a trainer tells its arguments to its own collator only."""
+        told = self.model.model_card_data.all_hyperparameters  # written when training begins
+        before = self.max_length
+        for name in self._asks:
+            setattr(self, name, told.get(name))
+        if self.max_length != before:
+            self._check_length()
+
+    def _check_length(self) -> None:
+        given = self.max_length
+        check_fits(self.model, max(given.values(), default=None) if isinstance(given, dict) else given)
+        own = self.model.max_seq_length
+        if given and given != own:
+            self._say("max_length", str(given), f"texts are cut to {given} tokens in training, and to {own} in use.")
+
+    def _say(self, what: str, value: Any, message: str) -> None:
+        if (what, value) not in self._said:
+            self._said.add((what, value))
+            warnings.warn(f"ListwiseCollator: {message}", stacklevel=3)
+
     def _tokenize(self, batch: dict[str, Any], side: str, texts: list[str]) -> None:
         # The task is what routes a Router and what a late-interaction model formats by; other models ignore it.
         prompt = self._prompt(batch, side)
@@ -119,6 +145,19 @@ class ListwiseCollator(BaseDataCollator):
 
     def _prompt(self, batch: dict[str, Any], side: str) -> str | None:
         """Return the prompt that is given for a side, or the model's own."""
+        found, own = self._given_prompt(batch, side), own_prompt(self.model, side)
+        if found is None:
+            return own
+        if found != (own or ""):
+            self._say(
+                side,
+                found,
+                f"the prompt {found!r} stands before each {side} in training, and {own or ''!r} in use. Give the model "
+                "its prompts, as in SentenceTransformer(…, prompts=…), so that both are the same.",
+            )
+        return found
+
+    def _given_prompt(self, batch: dict[str, Any], side: str) -> str | None:
         given = self._resolve_prompts(batch)
         if isinstance(given, str):
             return given
@@ -129,7 +168,7 @@ class ListwiseCollator(BaseDataCollator):
                 f"ListwiseCollator knows the prompts of {' and '.join(sides)}, and was given one for {unknown[0]!r}, "
                 "which would be used nowhere."
             )
-        return named[side] if side in named else own_prompt(self.model, side)
+        return named.get(side)
 
 
 def _no_negatives(features: list[dict[str, Any]], places: dict[str, int]) -> list[list[int]] | None:

@@ -21,6 +21,7 @@ from st_wkl.data.dense import retriever_candidates
 from st_wkl.models import own_prompt, prompts_of, set_prompts
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.refresh import RefreshCandidatesCallback
+from st_wkl.training.students import kind_of
 from tests.losses.students import CLASSES, column_rows, make_student, ragged_rows
 from tests.test_package import small_collection
 from tests.training.conftest import WordOverlap, arguments
@@ -191,6 +192,41 @@ def test_the_stock_trainer_can_give_its_arguments(tiny_bert_path: Path, tmp_path
     batch = ListwiseCollator(student, args=args)(ragged_rows(4))
     assert batch["document_input_ids"].shape[1] <= 4
     assert "query_prompt_length" in batch
+
+
+@pytest.mark.parametrize("kind", ["dense", "multi-vector", "cross-encoder"])
+def test_a_stock_trainers_arguments_are_obeyed(kind: str, tiny_bert_path: Path, tmp_path: Path) -> None:
+    """They were used nowhere, without a word, unless the collator had been given them, too."""
+    student = make_student(kind, tiny_bert_path)
+    prompts: Any = "judge: " if kind == "cross-encoder" else {"query": "a b c "}
+    lengths = {"max_length": {"document": 5}} if kind == "multi-vector" else {}
+    collator, batches = ListwiseCollator(student), []
+    loss = WeightedKLDistillationLoss(student)
+    trainer = kind_of(student).trainer(
+        student,
+        arguments(student, tmp_path, max_steps=1, prompts=prompts, **lengths),
+        datasets.Dataset.from_list(ragged_rows(4)),
+        loss=loss,
+        data_collator=collator,
+    )
+    compute = trainer.compute_loss
+    trainer.compute_loss = lambda model, inputs, **options: (
+        batches.append({**inputs}),
+        compute(model, inputs, **options),
+    )[1]  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="'(judge: |a b c )' stands before each (pair|query) in training, and '' in"):
+        trainer.train()
+    (batch,) = batches
+    if kind == "cross-encoder":
+        assert batch["prompt"] == "judge: "
+        return
+    texts = [row["query"] for row in ragged_rows(4)]
+    found = sorted(batch["query_attention_mask"].sum(dim=1).tolist())
+    expected = student.preprocess(texts, prompt="a b c ", task="query")["attention_mask"].sum(dim=1)
+    assert found == sorted(expected.tolist())
+    if kind == "multi-vector":
+        assert batch["document_input_ids"].shape[1] <= 5
+        assert "document" in str(collator.max_length)
 
 
 def test_prompts_are_named_by_side(tiny_bert_path: Path) -> None:
