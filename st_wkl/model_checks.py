@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from st_wkl.config.ranges import NO_LIMIT
+
 logger = logging.getLogger(__name__)
 
 # Layers that are looked at one by one, each by a forward pass over one letter.
 _ONE_BY_ONE = 64
 # How the learned tables of positions are called; rotary and relative ones have none.
 _POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
-# Tokenizers without a limit of their own say 1e30; no reranker reads this many tokens on purpose.
-NO_LIMIT = 1_000_000
 
 
 def check_fits(model: Any, max_length: int | None = None) -> None:

@@ -61,6 +61,7 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
                 raise ValueError(f"torchrun is for {' and '.join(_TOGETHER)}; start {command.__name__} as one process.")
             with _hushed() if quiet else contextlib.redirect_stdout(sys.stderr):
                 given = {name: _expanded(value) for name, value in kwargs.items()}
+                _check(given)
                 with _alone(given):
                     value, text = command(*args, as_json=as_json, quiet=quiet, **given)
         except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -135,6 +136,17 @@ def _hushed() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Stop at a flag out of range before anything heavy is imported or loaded."""
+    from st_wkl.config.ranges import check_options
+
+    for name, value in options.items():
+        try:
+            check_options(**{name: value})
+        except ValueError as error:
+            raise ValueError(str(error).replace(name, f"--{name.replace('_', '-')}", 1)) from None
 
 
 def _print(text: str) -> None:

@@ -38,7 +38,7 @@ def build(
     teacher: Annotated[list[str], typer.Option(help="Cross-encoder, Hub id or folder. Several: z-scored and mixed.")],
     output: Annotated[Path, typer.Option(help="Folder for the distillation dataset.")],
     split: Annotated[str, typer.Option(help="Split of the judgements to learn from.")] = "train",
-    limit: Annotated[int | None, typer.Option(min=1, help="Use the first so many judged queries only.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first so many judged queries only.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG file for the report on the teacher.")] = None,
     run: Annotated[
         list[Path] | None, typer.Option(help="TREC run file in place of BM25.", rich_help_panel=_CANDIDATES)
@@ -52,7 +52,7 @@ def build(
         typer.Option("--bm25", help="BM25 beside runs and retrievers; all are fused.", rich_help_panel=_CANDIDATES),
     ] = False,
     max_length: Annotated[
-        int | None, typer.Option(min=8, help="Tokens the teacher reads. Default: its own.", rich_help_panel=_TEACHER)
+        int | None, typer.Option(help="Tokens the teacher reads. Default: its own.", rich_help_panel=_TEACHER)
     ] = None,
     backend: Annotated[Literal["auto", "torch", "onnx", "openvino"], typer.Option(rich_help_panel=_TEACHER)] = "auto",
     dtype: Annotated[
@@ -60,17 +60,17 @@ def build(
         typer.Option(help="Default: the model's own; auto: bfloat16 where it is fast.", rich_help_panel=_TEACHER),
     ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of one forward pass.", rich_help_panel=_TEACHER)
+        int | None, typer.Option(help="Tokens of one forward pass.", rich_help_panel=_TEACHER)
     ] = None,
     engine: Annotated[
         Literal["process", "pool", "ray"], typer.Option(help="Where pairs are scored.", rich_help_panel=_TEACHER)
     ] = "process",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes of the pool, or actors on Ray.", rich_help_panel=_TEACHER)
+        int | None, typer.Option(help="Processes of the pool, or actors on Ray.", rich_help_panel=_TEACHER)
     ] = None,
     store: StoreOption = None,
-    num_negatives: Annotated[int, typer.Option(min=1, help="Hard negatives per query.", rich_help_panel=_LISTS)] = 15,
-    max_positives: Annotated[int | None, typer.Option(min=1, help="Default: all.", rich_help_panel=_LISTS)] = None,
+    num_negatives: Annotated[int, typer.Option(help="Hard negatives per query.", rich_help_panel=_LISTS)] = 15,
+    max_positives: Annotated[int | None, typer.Option(help="Default: all.", rich_help_panel=_LISTS)] = None,
     choice: Annotated[
         Literal["top", "random", "quantiles"], typer.Option(help="How negatives are drawn.", rich_help_panel=_LISTS)
     ] = "top",
@@ -108,6 +108,7 @@ def build(
     from st_wkl._files import holds_nothing
     from st_wkl.data.builder import DistillationDatasetBuilder
     from st_wkl.data.collection import Collection
+    from st_wkl.data.pools import check_lists
     from st_wkl.data.report import plot_report
     from st_wkl.data.selection import Selection
     from st_wkl.data.teachers import CrossEncoderTeacher
@@ -126,6 +127,8 @@ def build(
     loaded = Collection.load(collection, missing=missing, ignore_identical_ids=ignore_identical_ids)
     if split not in loaded.qrels:
         raise ValueError(f"{collection} has no split {split!r}, only {', '.join(sorted(loaded.qrels))}.")
+    query_ids = list(loaded.qrels[split])[:limit]
+    check_lists(loaded.qrels[split], query_ids, num_negatives, max_positives)  # before teachers are loaded
     options: dict[str, Any] = {
         "max_length": max_length,
         "backend": backend,
@@ -134,7 +137,6 @@ def build(
         "trust_remote_code": trust_remote_code,
     }
     teachers = [CrossEncoderTeacher(model, **options) for model in teacher]
-    query_ids = list(loaded.qrels[split])[:limit]
     builder = DistillationDatasetBuilder(
         loaded,
         teachers if len(teachers) > 1 else teachers[0],

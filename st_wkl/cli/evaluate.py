@@ -22,10 +22,10 @@ def evaluate(
     first_stage: Annotated[
         str | None, typer.Option(help="What finds the candidates to rerank: bm25, a run file, a retriever.")
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Candidates of a query, with --first-stage.")] = 100,
+    top_k: Annotated[int, typer.Option(help="Candidates of a query, with --first-stage.")] = 100,
     cache: Annotated[Path | None, typer.Option(help="Folder to keep results in, by the model's weights.")] = None,
     efficiency: Annotated[bool, typer.Option("--efficiency", help="Measure speed and index size, too.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Texts per forward pass.")] = 32,
     ignore_identical_ids: IdenticalOption = None,
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 from st_wkl._processes import is_first
 from st_wkl._versions import check_adapters
 from st_wkl.cli._answers import Answer, IdenticalOption, JsonOption, QuietOption, TrustOption, answering
+
+logger = logging.getLogger(__name__)
 
 # By name here, so that `--help` needs no torch; a test compares them with `st_wkl.training.LOSSES`.
 LOSS_NAMES = (
@@ -35,7 +38,7 @@ def train(
         typer.Option(help="Weight of an in-batch contrastive term beside the loss. Default: 1 without --loss, else 0."),
     ] = None,
     parameter: Annotated[list[str] | None, typer.Option(help="Other parameter of the loss, name=value.")] = None,
-    mini_batch_size: Annotated[int | None, typer.Option(min=1, help="Texts embedded at once. Default: 32.")] = None,
+    mini_batch_size: Annotated[int | None, typer.Option(help="Texts embedded at once. Default: 32.")] = None,
     query_prompt: Annotated[
         str | None, typer.Option(help="Text before each query. Default: the student's own.")
     ] = None,
@@ -48,12 +51,12 @@ def train(
     dev: Annotated[str | None, typer.Option(help="Collection whose dev split chooses the best checkpoint.")] = None,
     dev_split: Annotated[str, typer.Option(help="Split of --dev; not the one that is reported.")] = "dev",
     ignore_identical_ids: IdenticalOption = None,
-    patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many evaluations without gain.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without gain.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Goes without saying: the same command goes on.", hidden=True)
     ] = False,
     epochs: Annotated[float, typer.Option(help="Passes over the dataset.")] = 3.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Queries per step and process.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Queries per step and process.")] = 32,
     learning_rate: Annotated[float | None, typer.Option(help="Default: by model class, see `distill`.")] = None,
     report_to: Annotated[str, typer.Option(help="Where the trainer logs: none, tensorboard, wandb, …")] = "none",
     seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 42,
@@ -141,12 +144,15 @@ def _is_merged(output: Path, record: Any) -> bool:
 def _parameters(settings: list[str]) -> dict[str, Any]:
     import yaml
 
+    from st_wkl.config.ranges import check_options
+
     found = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"--parameter takes name=value, got {setting!r}.")
         found[name.replace("-", "_")] = yaml.safe_load(value)
+    check_options(**found)
     return found
 
 
@@ -167,6 +173,10 @@ def _evaluator(student: Any, source: str, split: str, ignore_identical_ids: bool
     from st_wkl.training.dev import GradedEvaluator
 
     collection = Collection.load(source, ignore_identical_ids=ignore_identical_ids)
+    if split == "test":
+        logger.warning(
+            "--dev-split is 'test': what chooses the checkpoint looks better than it is when it is reported."
+        )
     candidates = None
     if isinstance(student, CrossEncoder):
         candidates = bm25_candidates(collection, list(collection.judgements(split)), top_k=50)

@@ -68,21 +68,26 @@ def check_keys(node: Any, line: int = 1) -> None:
 
 
 def check_training_arguments(values: Mapping[str, Any], arguments: type) -> None:
-    """Stop at a training argument that does not exist.
+    """Stop at a training argument that does not exist, or whose value is of another type.
 
     Args:
         values: Arguments by name.
         arguments: The class that takes them.
 
     Raises:
-        ValueError: If one is unknown, or is for the run to decide.
+        ValueError: If one is unknown, of another type, or is for the run to decide.
     """
+    hints = get_type_hints(arguments)
     known = {entry.name for entry in dataclasses.fields(arguments) if entry.init}
-    for name in values:
+    for name, value in values.items():
         if name not in known:
             raise ValueError(f"training.{name}: {arguments.__name__} has no such argument{nearest(name, known)}.")
         if name == "output_dir":
             raise ValueError("training.output_dir: set `output` of the run instead; checkpoints go beside the student.")
+        # Others, such as enumerations, are completed by the class, which names what it does not know.
+        plain = {part for part in (get_args(hints[name]) or [hints[name]]) if part is not type(None)}
+        if value is not None and plain <= {int, float, bool, str}:
+            _convert(value, hints[name], f"training.{name}")
 
 
 def read(kind: type[T], values: Any, where: str) -> T:

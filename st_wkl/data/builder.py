@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from st_wkl._versions import installed_versions
+from st_wkl.config.ranges import check_options
 from st_wkl.data.candidates import Candidates, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import IGNORES, DistillationDataset, features
 from st_wkl.data.leaks import document_disjoint, find_leaks
 from st_wkl.data.lists import EnsembleTeacher, ListTeacher, score_lists
 from st_wkl.data.pairwise import PairwiseTeacher, dataset_preferences
-from st_wkl.data.pools import DROPPED, Pool, Row, correct_labels, make_pool, make_row
+from st_wkl.data.pools import DROPPED, Pool, Row, check_lists, correct_labels, make_pool, make_row
 from st_wkl.data.provenance import count_truncated, python_call
 from st_wkl.data.report import TeacherReport, report_on_lists
 from st_wkl.data.score_store import ScoreStore, default_store_path
@@ -69,7 +70,8 @@ class DistillationDatasetBuilder:
         workers: Processes of a pool, or actors on Ray; see `score_pairs`.
 
     Raises:
-        ValueError: A split or a query does not exist, or candidates name unknown documents.
+        ValueError: A split or a query does not exist, candidates name unknown documents, a number is out of range, or
+            a list would have thousands of documents, since a query has as many positives.
 
     Example:
         >>> teacher = CrossEncoderTeacher("cross-encoder/ms-marco-MiniLM-L12-v2")  # doctest: +SKIP
@@ -95,8 +97,7 @@ class DistillationDatasetBuilder:
         engine: Engine = "process",
         workers: int | None = None,
     ) -> None:
-        if num_negatives < 1:
-            raise ValueError(f"num_negatives must be 1 or more, got {num_negatives}: a list of one teaches nothing.")
+        check_options(num_negatives=num_negatives, pairs_per_query=pairs_per_query, workers=workers)
         self.collection = Collection.load(collection)
         self.split = split
         self.num_negatives = num_negatives
@@ -115,6 +116,7 @@ class DistillationDatasetBuilder:
             raise ValueError(
                 f"{len(absent):,} of the query ids are not in {self.collection.name!r}; the first is {absent[0]!r}."
             )
+        check_lists(judged, self.query_ids, self.num_negatives, self.selection.max_positives)
         if candidates is not None:
             _check_candidates(candidates, self.query_ids, self.collection)
         self.engine, self.workers = engine, workers

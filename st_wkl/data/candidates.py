@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections import defaultdict
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from st_wkl.config.ranges import check_options
 from st_wkl.data.selection import own_result
 from st_wkl.text import unspaced, unspaced_characters, words
 
@@ -85,8 +85,7 @@ class BM25:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not 0 <= self.k1 < math.inf or not 0 <= self.b <= 1:
-            raise ValueError(f"BM25 needs a finite k1 of 0 or more and b from 0 to 1, got k1={self.k1}, b={self.b}.")
+        check_options(k1=self.k1, b=self.b)
 
     @property
     def name(self) -> str:
@@ -175,8 +174,7 @@ def bm25_candidates(
         ['d1']
     """
     bm25 = BM25(k1, b, language)
-    if top_k < 1:
-        raise ValueError(f"top_k must be 1 or more, got {top_k}.")
+    check_options(top_k=top_k)
     queries = list(collection.queries) if query_ids is None else list(query_ids)
     if unknown := [query_id for query_id in queries if query_id not in collection.queries]:
         raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")

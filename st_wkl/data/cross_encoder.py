@@ -12,9 +12,10 @@ import numpy as np
 
 from st_wkl._files import expanded
 from st_wkl._hashes import content_hash
+from st_wkl.config.ranges import NO_LIMIT, check_options
 from st_wkl.data.backends import FALLBACK_LENGTH, OnnxEngine, TorchEngine
 from st_wkl.data.provenance import stated_license
-from st_wkl.model_checks import NO_LIMIT, check_complete, check_fits
+from st_wkl.model_checks import check_complete, check_fits
 from st_wkl.model_files import (
     SETTINGS,
     exported_files,
@@ -301,11 +302,7 @@ def _check_options(
         raise ValueError(f'backend must be "auto", "torch", "onnx" or "openvino", got {backend!r}.')
     if dtype not in (None, "auto", "float32", "bfloat16", "float16"):
         raise ValueError(f'dtype must be "auto", "float32", "bfloat16" or "float16", got {dtype!r}.')
-    if max_length is not None and not 8 <= max_length <= NO_LIMIT:
-        raise ValueError(f"max_length must be from 8 to {NO_LIMIT:,}, got {max_length}.")
-    for name, value in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be positive, got {value}.")
+    check_options(max_length=max_length, batch_size=batch_size, batch_tokens=batch_tokens)
 
 
 def _fast_dtype(device: str | None) -> str:

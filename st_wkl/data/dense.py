@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from st_wkl.config.ranges import check_options
 from st_wkl.data.candidates import BM25, Candidate, Candidates, bm25_candidates
 from st_wkl.data.embeddings import Encoder
 from st_wkl.data.selection import own_result
@@ -84,10 +85,9 @@ def retriever_candidates(
     from st_wkl.model_checks import check_complete
     from st_wkl.models import load_model
 
+    check_options(top_k=top_k, batch_size=batch_size)
     if bm25 := BM25.of(model):
         return bm25_candidates(collection, query_ids, top_k=top_k, show_progress=show_progress, **vars(bm25))
-    if top_k < 1:
-        raise ValueError(f"top_k must be 1 or more, got {top_k}.")
     queries = list(collection.queries) if query_ids is None else list(query_ids)
     if unknown := [query_id for query_id in queries if query_id not in collection.queries]:
         raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")

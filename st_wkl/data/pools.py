@@ -9,6 +9,8 @@ import numpy as np
 
 from st_wkl.data.selection import Selection, choose, duplicates, false_negatives
 
+# Public collections have queries with 1,400 positives.
+LONGEST_LIST = 2_048
 # What is counted while the lists are made, in the order in which it happens.
 DUPLICATES = ("copies_of_positives", "near_copies_of_positives", "repeated_documents")
 DROPPED = (
@@ -48,6 +50,26 @@ class Row:
 
     def __post_init__(self) -> None:
         self.num_positives = sum(label > 0 for label in self.labels)
+
+
+def check_lists(
+    judged: Mapping[str, Mapping[str, int]], query_ids: Sequence[str], num_negatives: int, max_positives: int | None
+) -> None:
+    """Stop before work where a list would be so long that no batch holds it, unless its length was asked for.
+
+    Raises:
+        ValueError: With the query, its number of positives and the option that bounds it.
+    """
+    if max_positives is not None or not query_ids:
+        return
+    positives = {query_id: sum(gain > 0 for gain in judged.get(query_id, {}).values()) for query_id in query_ids}
+    most = max(positives, key=positives.__getitem__)
+    if positives[most] + num_negatives > LONGEST_LIST:
+        raise ValueError(
+            f"max_positives must be given, since query {most!r} has {positives[most]:,} positives, and so a list of "
+            f"{positives[most] + num_negatives:,} documents, all of which a batch embeds; {LONGEST_LIST:,} is the most "
+            "without it. Selection(max_positives=…), --max-positives or selection.max_positives keeps the best."
+        )
 
 
 def make_pool(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from st_wkl._files import replacing
+from st_wkl.config.ranges import check_options
 from st_wkl.data._rows import numbered_lines
 from st_wkl.data.candidates import Candidate, Candidates
 from st_wkl.text import plain_text
@@ -52,6 +53,7 @@ def read_run(
     Example:
         >>> candidates = read_run("run.bm25.trec.gz", collection, top_k=50)  # doctest: +SKIP
     """
+    check_options(top_k=top_k)
     path = Path(path).expanduser()
     found: dict[str, dict[str, tuple[float, float, str]]] = {}
     dropped, first = 0, ""
@@ -109,14 +111,23 @@ def write_run(candidates: Candidates, path: str | os.PathLike[str], *, tag: str 
         file: Any = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if path.suffix == ".gz" else raw
         for query_id, hits in candidates.items():
             for hit in hits:
-                for key in (query_id, hit.document_id):
-                    if not key or len(key.split()) != 1 or key != key.strip():
-                        raise ValueError(f"The id {key!r} is empty or has white space; a run cannot hold it.")
+                check_id(query_id)
+                check_id(hit.document_id)
                 name = "_".join(tag.split()) or "run" if tag is not None else _tag(hit)
                 # repr: the shortest text that reads back as the same number
                 file.write(f"{query_id} Q0 {hit.document_id} {hit.rank} {float(hit.score)!r} {name}\n".encode())
         file.close()
     return path
+
+
+def check_id(key: str) -> None:
+    """Stop at an id that the columns of a run file cannot hold.
+
+    Raises:
+        ValueError: The id is empty or has white space.
+    """
+    if not key or len(key.split()) != 1 or key != key.strip():
+        raise ValueError(f"The id {key!r} is empty or has white space; a run cannot hold it. Rename it in all files.")
 
 
 def reciprocal_rank_fusion(
@@ -155,6 +166,7 @@ def reciprocal_rank_fusion(
         raise ValueError("There is nothing to fuse: give one or more candidate lists.")
     if not 0 <= k < math.inf:
         raise ValueError(f"k must be a finite number of 0 or more, got {k}.")
+    check_options(top_k=top_k)
     weights = [1.0] * len(lists) if weights is None else list(weights)
     if len(weights) != len(lists) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(f"weights must be {len(lists)} numbers above 0, one for each list, got {weights}.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from st_wkl.config.ranges import check_options
 from st_wkl.data.cross_encoder import former_identity
 from st_wkl.data.engines import Engine, as_scores, check_bounds, score_parts
 from st_wkl.data.pairs import TextPairs
@@ -71,10 +72,9 @@ def score_pairs(
         >>> score_pairs(WordOverlap(), [("red cat", "a red cat"), ("dog", "a cat")], show_progress=False)
         array([2., 0.], dtype=float32)
     """
+    check_options(chunk_size=chunk_size, workers=workers)
     plan = _Plan.make(teacher, pairs, store)
     unique, scores = plan.pairs, plan.scores
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be 1 or more, got {chunk_size}.")
     chunks = _Chunks(unique, np.isnan(scores), chunk_size)
     cut_before = getattr(teacher, "truncated_pairs", 0)
     missing = np.isnan(scores)
@@ -179,6 +179,8 @@ def estimate_scoring(
         2 pairs, 1 of them different
         0 have a score already, 1 to score
     """
+    if sample_size < 0:
+        raise ValueError(f"sample_size must be 0 or more, got {sample_size}.")
     plan = _Plan.make(teacher, pairs, store, count_all=True)
     missing = np.flatnonzero(np.isnan(plan.scores))
     lengths = plan.work
@@ -199,7 +201,7 @@ def estimate_scoring(
         to_score=len(missing),
         tokens=int(lengths[missing].sum()) if plan.in_tokens else None,
         truncated=plan.truncated,
-        sampled=max(0, sampled),
+        sampled=sampled,
         seconds=seconds,
     )
 

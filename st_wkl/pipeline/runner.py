@@ -156,7 +156,7 @@ def _pending(stage: stages.Stage, parts: Parts) -> dict[str, Any] | None:
         logger.info("%s: done again, since these have changed: %s", stage.name, ", ".join(changed))
         # A card is part of its student, and written anew.
         if stage.name != "card" and (kept := folder.set_aside(made, parts.output)):
-            logger.info("%s: what it had made is now %s", stage.name, kept)
+            logger.warning("%s: what it had made is now %s", stage.name, kept)
     else:
         logger.info("%s: %s", stage.name, "goes on" if found else "begins")
     # Before the work, too: what a killed stage left behind is only of use while its inputs are the same.

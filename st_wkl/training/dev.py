@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,10 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers.trainer_utils import IntervalStrategy
 
 from st_wkl._hashes import content_hash
+from st_wkl.config.ranges import check_options
 from st_wkl.data._reading import whole_gains
 from st_wkl.data.selection import own_result, without_own
+from st_wkl.text import text_hash
 
 if TYPE_CHECKING:
     from sentence_transformers.base.training_args import BaseTrainingArguments
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from st_wkl.data.collection import Collection
     from st_wkl.losses.scoring import Student
     from st_wkl.training.describe import Describer
+
+logger = logging.getLogger(__name__)
 
 # The training arguments that decide which checkpoint is kept; without a dev split they decide nothing.
 SELECTION_ARGUMENTS = (
@@ -88,8 +93,7 @@ class GradedEvaluator(BaseEvaluator):
         ignore_identical_ids: bool = False,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
+        check_options(batch_size=batch_size)
         judged = {query: whole_gains(gains, f"split {name!r}, query {query!r}") for query, gains in qrels.items()}
         self.qrels = {query: gains for query, gains in judged.items() if any(gain > 0 for gain in gains.values())}
         if not self.qrels:
@@ -153,6 +157,7 @@ class GradedEvaluator(BaseEvaluator):
         Example:
             >>> GradedEvaluator.of(Collection.load("mteb/nfcorpus"), "dev", max_queries=100)  # doctest: +SKIP
         """
+        check_options(max_queries=max_queries, max_documents=max_documents, batch_size=batch_size)
         qrels = collection.positives(split)
         draw = random.Random(seed)
         if max_queries is not None and max_queries < len(qrels):
@@ -306,6 +311,20 @@ def set_up(args: BaseTrainingArguments, evaluator: BaseEvaluator, student: Stude
     metric = evaluator.primary_metric
     if args.load_best_model_at_end and metric is not None and args.metric_for_best_model in (None, "loss"):
         args.metric_for_best_model, args.greater_is_better = f"eval_{metric}", evaluator.greater_is_better
+
+
+def say_seen(evaluator: BaseEvaluator, dataset: Any) -> None:
+    """Say how many dev queries are trained on: they choose the checkpoint that knows them by heart."""
+    if not isinstance(evaluator, GradedEvaluator) or not hasattr(dataset, "queries"):
+        return
+    trained = {text_hash(text) for text in dataset.queries["text"]}
+    if seen := sum(text_hash(text) in trained for text in evaluator.queries.values()):
+        logger.warning(
+            "%d of %d dev queries are training queries: the checkpoint that is kept may be the one that knows them by "
+            "heart. Take another split.",
+            seen,
+            len(evaluator.queries),
+        )
 
 
 def score(evaluator: BaseEvaluator, student: Student) -> float:

@@ -24,7 +24,7 @@ from st_wkl._hashes import content_hash
 from st_wkl._processes import is_first, launched
 from st_wkl._versions import check_adapters
 from st_wkl.cards.model_card import write_model_card
-from st_wkl.config.ranges import check_arguments
+from st_wkl.config.ranges import check_arguments, check_options
 from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.evaluation.results import package_versions
@@ -186,6 +186,9 @@ def distill(
     """  # noqa: E501
     output_dir = Path(output_dir)
     check_adapters(lora)
+    check_options(mini_batch_size=mini_batch_size)
+    if dataclasses.is_dataclass(args):
+        check_arguments(args, eval is not None)
     check_dataset(dataset)
     loaded, found_name, given = _load(student, trust_remote_code)
     name = base_name or (found_name if not isinstance(student, nn.Module) else _name_of(loaded, found_name))
@@ -207,6 +210,7 @@ def distill(
         args.accelerator_config = whole_batches(args)
     if eval is not None:
         dev.set_up(args, eval, loaded)
+        dev.say_seen(eval, dataset)
     work = output_dir / CHECKPOINTS
     args.output_dir = str(work)
     args.restore_callback_states_from_checkpoint = True  # a resumed run has to be as patient as it was
@@ -322,8 +326,6 @@ def _arguments(
         raise TypeError(
             f"args is a {type(args).__name__}, but a {type(student).__name__} is trained with {expected.__name__}."
         )
-    if args is not None:
-        check_arguments(args)
     args = copy.copy(args) if args is not None else default_arguments(student, output_dir, lora=lora)
     stock = next(entry.default for entry in dataclasses.fields(args) if entry.name == "learning_rate")
     if is_static(student) and args.learning_rate == stock:

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_wkl._files import write_text
+from st_wkl.config.ranges import check_options
 from st_wkl.data.dense import retriever_candidates
 from st_wkl.data.selection import own_document
 
@@ -90,8 +91,7 @@ class RefreshCandidatesCallback(TrainerCallback):
         batch_size: int = 32,
         show_progress: bool = False,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be 1 or more steps, got {every}.")
+        check_options(every=every, batch_size=batch_size)
         if not candidates and not ranks:
             raise ValueError("There is nothing to refresh: ask for candidates, ranks, or both.")
         self.builder, self.every, self.batch_size = copy.copy(builder), every, batch_size

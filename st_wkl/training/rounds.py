@@ -16,6 +16,7 @@ from sentence_transformers import CrossEncoder
 
 from st_wkl._files import sync, sync_tree
 from st_wkl._hashes import content_hash
+from st_wkl.config.ranges import check_options
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
@@ -104,8 +105,7 @@ def distill_rounds(
         ... )  # doctest: +SKIP
         >>> SentenceTransformer(str(rounds[-1].student))  # doctest: +SKIP
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be 1 or more, got {rounds}.")
+    check_options(rounds=rounds)
     output_dir = Path(output_dir).expanduser()
     first, name = load_model(student, trust_remote_code=trust_remote_code)
     trusted = is_trusted(first, trust_remote_code)

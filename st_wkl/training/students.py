@@ -31,6 +31,7 @@ from torch import nn
 
 from st_wkl import losses as ours
 from st_wkl._processes import launched
+from st_wkl.config.ranges import check_options
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.options import constructor_defaults
 
@@ -212,6 +213,7 @@ def make_loss(
     """
     from st_wkl.config import nearest
 
+    check_options(in_batch=in_batch, mini_batch_size=mini_batch_size)
     if in_batch is None:
         in_batch = 1.0 if name is None and isinstance(student, (SentenceTransformer, SparseEncoder)) else 0.0
     name = name or "kl"
