@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,7 @@ class ListwiseCollator(BaseDataCollator):
         self.model = model
         self.texts_only = isinstance(model, CrossEncoder)
         self._asks = [name for name in ("prompts", "max_length") if args is None and getattr(self, name) is None]
+        self._former = model.model_card_data.all_hyperparameters  # of a training before this one
         self._said: set[tuple[str, Any]] = set()
         self._check_length()
 
@@ -115,7 +117,9 @@ class ListwiseCollator(BaseDataCollator):
 
     def _take_arguments(self) -> None:
         """Ask the model's card what its trainer was told; a trainer tells its arguments to its own collator only."""
-        told = self.model.model_card_data.all_hyperparameters  # written when training begins
+        told = self.model.model_card_data.all_hyperparameters  # made anew when training begins
+        if told is self._former:
+            return
         before = self.max_length
         for name in self._asks:
             setattr(self, name, told.get(name))
@@ -125,8 +129,7 @@ class ListwiseCollator(BaseDataCollator):
     def _check_length(self) -> None:
         given = self.max_length
         check_fits(self.model, max(given.values(), default=None) if isinstance(given, dict) else given)
-        own = self.model.max_seq_length
-        if given and given != own:
+        if given and given != (own := self.model.max_seq_length):
             self._say("max_length", str(given), f"texts are cut to {given} tokens in training, and to {own} in use.")
 
     def _say(self, what: str, value: Any, message: str) -> None:
@@ -171,13 +174,13 @@ class ListwiseCollator(BaseDataCollator):
         return named.get(side)
 
 
-def _no_negatives(features: list[dict[str, Any]], places: dict[str, int]) -> list[list[int]] | None:
-    """Return the places of the batch's documents that are no negatives of each row, beside those in its own list."""
+def _no_negatives(features: list[dict[str, Any]], texts: Iterable[str]) -> list[list[str]] | None:
+    """Return which documents are no negatives of each row, beside those in its own list."""
     queries = {str(number): row[QUERY] for number, row in enumerate(features)}
-    found: list[set[str]] = [{row.get(OWN) or ""} for row in features]
+    found: list[set[str]] = [{row[OWN]} if row.get(OWN) else set() for row in features]
     longest = 4 * max(map(len, queries.values())) + 64  # no spelling of a query is longer, but for runs of spaces
     plain: dict[str, list[str]] = {}
-    for text in places:
+    for text in texts:
         if len(text) <= longest:
             plain.setdefault(plain_text(text), []).append(text)
     for number, row in enumerate(features):
@@ -187,8 +190,7 @@ def _no_negatives(features: list[dict[str, Any]], places: dict[str, int]) -> lis
         answers = {twin: _answers(features[int(twin)]) for twin in twins}
         for twin in twins:
             found[int(twin)] |= set().union(*answers.values()) - answers[twin]
-    listed = [sorted(places[text] for text in texts if text in places) for texts in found]
-    return listed if any(listed) else None
+    return [sorted(others) for others in found] if any(found) else None
 
 
 def _answers(row: dict[str, Any]) -> set[str]:

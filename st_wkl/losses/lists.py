@@ -70,7 +70,7 @@ def pack(
     gains: Sequence[Sequence[float]],
     pairs: Sequence[Sequence[Preference]] | None = None,
     ranks: Sequence[Sequence[int]] | None = None,
-    left_out: Sequence[Sequence[int]] | None = None,
+    left_out: Sequence[Sequence[str]] | None = None,
 ) -> Tensor:
     """Pack ragged lists into the label tensor.
 
@@ -81,16 +81,20 @@ def pack(
         gains: Judged gains of each list.
         pairs: A pairwise teacher's preferences within each list, or None where there is none.
         ranks: Ranks of each list's documents that the dataset gives, or None where it gives none.
-        left_out: For each row, which of `texts` are no negatives of it though they are not among its positives: these
-            stand after its list, with their identity alone.
+        left_out: For each row, texts that are no negatives of it though they are not among its positives: these stand
+            after its list, with their identity alone, by which other processes know them, too.
 
     Returns:
         float32 tensor `(B, N, C)`, padded with NaN scores and gains, and index −1.
     """
+
     # 24 bits are what float32 holds exactly. Two documents that share them by chance, one pair in 17 million, only
     # cost the contrastive term one negative.
-    identities = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=3).digest(), "big") for text in texts]
-    others = left_out or [[]] * len(indices)
+    def identity(text: str) -> int:
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=3).digest(), "big")
+
+    identities = [identity(text) for text in texts]
+    others = [[*map(identity, row)] for row in left_out] if left_out else [[] for _ in indices]
     width = max((len(row) + len(other) for row, other in zip(indices, others, strict=True)), default=0)
     nan = float("nan")
     nothing: list[list[float]] = [[]] * len(indices)
@@ -98,7 +102,7 @@ def pack(
         (nothing if scores is None else scores, nan),
         (gains, nan),
         (indices, ABSENT),
-        ([[identities[place] for place in (*row, *other)] for row, other in zip(indices, others, strict=True)], ABSENT),
+        ([[*(identities[place] for place in row), *rest] for row, rest in zip(indices, others, strict=True)], ABSENT),
         (nothing if ranks is None else ranks, ABSENT),
     ]
     parts = [[[*row, *[fill] * (width - len(row))] for row in rows] for rows, fill in filled]

@@ -227,6 +227,8 @@ def test_a_stock_trainers_arguments_are_obeyed(kind: str, tiny_bert_path: Path, 
     if kind == "multi-vector":
         assert batch["document_input_ids"].shape[1] <= 5
         assert "document" in str(collator.max_length)
+    again = ListwiseCollator(student)  # what a training before was told is not this one's
+    assert "query_prompt_length" not in again(ragged_rows(4))
 
 
 def test_prompts_are_named_by_side(tiny_bert_path: Path) -> None:
