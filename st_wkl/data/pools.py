@@ -68,7 +68,7 @@ def check_lists(
         raise ValueError(
             f"max_positives must be given, since query {most!r} has {positives[most]:,} positives, and so a list of "
             f"{positives[most] + num_negatives:,} documents, all of which a batch embeds; {LONGEST_LIST:,} is the most "
-            "without it. Selection(max_positives=…), --max-positives or selection.max_positives keeps the best."
+            "without it. It is an option of the selection, and keeps those with the highest gain."
         )
 
 
