@@ -135,18 +135,18 @@ class _Watch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        largest = [gradient.detach().abs().amax() for gradient in gradients if gradient is not None and len(gradient)]
-        if largest:
-            _look(torch.stack(largest).amax() < _NO_GRADIENT, ctx.gathering, lambda _: ctx.nothing())
+        there = [gradient.detach() for gradient in gradients if gradient is not None and gradient.numel()]
+        if there and waits(there[0]):
+            none = torch.stack([gradient.abs().amax() for gradient in there]).amax() < _NO_GRADIENT
+            _look(none, ctx.gathering, lambda _: ctx.nothing())
+        elif there and all(bool(gradient.abs().amax() < _NO_GRADIENT) for gradient in there):  # one is enough
+            ctx.nothing()
         return (None, None, *gradients)
 
 
 def _look(bad: Tensor, gathering: Checks | None, found: Found) -> None:
     """Check in a backward pass: with the batch's own checks if they are still open, as inside a gradient cache."""
-    if not waits(bad):
-        if bool(bad):
-            found(1)
-    elif gathering is not None and gathering.open:
+    if gathering is not None and gathering.open:
         gathering.add(bad, found)
     else:
         late = Checks()
