@@ -146,6 +146,7 @@ def owned(output: str | Path) -> Iterator[None]:
             if path is not None:
                 os.truncate(handle, 0)
                 os.write(handle, str(os.getpid()).encode())
+            _remove_abandoned(output)  # a complete output is not written again
             yield
         finally:
             _OWNED.discard(key)

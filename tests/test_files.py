@@ -205,3 +205,12 @@ def test_a_long_name_leaves_room_for_what_is_written_beside_it(tmp_path: Path) -
         assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [name]
         (tmp_path / name / name).unlink()
         (tmp_path / name).rmdir()
+
+
+def test_what_was_left_of_a_complete_output_is_removed_by_its_next_owner(tmp_path: Path) -> None:
+    """Killed after a build or a merge had its name, the workspace stayed: nobody writes a complete output again."""
+    (tmp_path / "o").mkdir()
+    (tmp_path / ".o.abc.part" / "new").mkdir(parents=True)
+    (tmp_path / ".other.abc.part").mkdir()
+    with owned(tmp_path / "o"):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".o.lock", ".other.abc.part", "o"]
