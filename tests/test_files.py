@@ -19,7 +19,9 @@ from sentence_transformers import SentenceTransformer
 from st_wkl import distill
 from st_wkl._files import holds_nothing, owned, replacing, replacing_folder, write_text
 from st_wkl.data.dataset import DistillationDataset
+from tests.losses.students import make_student
 from tests.test_cli import st_wkl
+from tests.test_package import small_collection, write_beir
 from tests.training.conftest import arguments, dataset  # noqa: F401 - a fixture
 
 _OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
@@ -82,6 +84,62 @@ def test_a_training_killed_at_any_file_operation_goes_on(
         assert all((found[name] == value).all() for name, value in expected.items()), point
         assert state(output) == state(tmp_path / "whole" / "s"), point
         assert [path.name for path in output.parent.iterdir()] == ["s"], point
+
+
+# Of each command the share of its operations that are tried, 25 in all; between them lie all kinds of files.
+_TRIED = {
+    "build": (0.08, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0),
+    "train": (0.02, 0.06, 0.12, 0.25, 0.4, 0.55, 0.7, 0.75, 0.8, 0.85, 0.95, 1.0),
+    "run": (0.03, 0.15, 0.6, 0.8, 0.97),
+}
+
+
+@pytest.mark.parametrize("name", _TRIED)
+def test_a_command_killed_at_a_file_operation_goes_on_by_the_same_line(
+    name: str,
+    dataset: DistillationDataset,  # noqa: F811
+    tiny_bert_path: Path,
+    tmp_path: Path,
+) -> None:
+    """A finished build that lacked its picture was refused; what is half done must be nobody's business."""
+    collection = small_collection()
+    collection.qrels["dev"] = {query: collection.qrels["test"][query] for query in list(collection.qrels["test"])[:8]}
+    beir, store = write_beir(collection, tmp_path / "animals"), tmp_path / "scores.sqlite3"
+    make_student("dense", tiny_bert_path).save_pretrained(str(tmp_path / "tiny"))
+    dataset.save_to_disk(tmp_path / "scored")
+    teacher = "packaged:ms-marco-MiniLM-L12-v2"
+    lines: dict[str, list[Any]] = {
+        "build": ["build", beir, "--teacher", teacher, "--max-length", 24, "--num-negatives", 3, "--store", store],
+        "train": ["train", tmp_path / "scored", "--student", tmp_path / "tiny", "--epochs", 1, "--batch-size", 16],
+        "run": ["run", tmp_path / "run.yaml"],
+    }
+    lines["build"] += ["--limit", 12]
+    lines["train"] += ["--lora", "--dev", beir]
+    (tmp_path / "run.yaml").write_text(
+        f"collection: {{source: {beir}, limit: 12}}\ncandidates: {{num_negatives: 3}}\noutput: run\n"
+        f"teacher: {{model: '{teacher}', max_length: 24, store: {store}}}\nstudent: {{model: {tmp_path / 'tiny'}}}\n"
+        "training: {num_train_epochs: 1, per_device_train_batch_size: 6, save_steps: 1}\nevaluation: {split: dev}\n"
+    )
+
+    def work(folder: Path) -> None:
+        picture = ["--plot", folder / "picture.png"] if name == "build" else []
+        code, _, err = st_wkl(*lines[name], *picture, "--output", folder / "o", "--quiet")
+        assert code == 0, err
+
+    def state(folder: Path) -> dict[str, Any]:
+        files = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
+        same = (".safetensors", ".parquet", ".gz", ".png", "provenance.json")
+        return {name: path.read_bytes() if name.endswith(same) else None for name, path in files.items()}
+
+    whole = tmp_path / "whole" / "w"
+    work(tmp_path / "warm")  # what is imported and fetched at first need, the children have
+    total = in_child(lambda: work(whole), whole)
+    for point in sorted({max(1, round(share * total)) for share in _TRIED[name]}):
+        folder = tmp_path / str(point) / "w"
+        in_child(lambda: work(folder), folder, point)  # noqa: B023 - is called at once
+        in_child(lambda: work(folder), folder)  # noqa: B023
+        assert state(folder) == state(whole), point
+    work(whole)
 
 
 def hold(output: Path, ready: Any, end: Any) -> None:
