@@ -125,7 +125,7 @@ def sync_tree(folder: Path) -> None:
 
 def holds_nothing(folder: Path) -> bool:
     """Tell whether a folder holds nothing but what a killed process left of a file, or is not there."""
-    return not folder.exists() or (folder.is_dir() and all(_is_part(path) for path in folder.iterdir()))
+    return not folder.exists() or (folder.is_dir() and all(is_part(path) for path in folder.iterdir()))
 
 
 @contextmanager
@@ -201,7 +201,8 @@ def _lock(output: Path) -> tuple[int, Path | None]:
         os.close(handle)  # of one that has just ended and removed it
 
 
-def _is_part(path: Path) -> bool:
+def is_part(path: Path) -> bool:
+    """Tell whether a file or folder is what a killed process had not finished."""
     return (path.name.startswith(".") and path.name.endswith(_PART)) or path.name == ".lock"  # of earlier versions
 
 

@@ -279,3 +279,20 @@ def test_a_cross_encoder_gets_its_prompt(tiny_bert_path: Path, tmp_path: Path) -
     code, _, err = st_wkl(*train, "--query-prompt", "query: ")
     assert code == 1
     assert "by the names pair, got 'query'" in err
+
+
+def test_ctrl_c_promises_what_the_command_keeps(
+    beir_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation without a cache has nothing to go on from; hours of scores have."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("st_wkl.data.collection.Collection.load", stop)
+    monkeypatch.setattr("st_wkl.evaluation.evaluate", stop)
+    build = ("build", beir_folder, "--teacher", "t", "--output", tmp_path / "o")
+    cached = ("evaluate", "student", beir_folder, "--cache", tmp_path / "kept")
+    for command, again in ((build, "goes on from here"), (cached, "goes on from here"), (cached[:3], "starts anew")):
+        code, _, err = st_wkl(*command)
+        assert (code, err.splitlines()[-1]) == (130, f"stopped; the same command {again}")

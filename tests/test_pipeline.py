@@ -21,6 +21,7 @@ from st_wkl.data.runs import read_run
 from st_wkl.data.teachers import CallableTeacher
 from st_wkl.models import prompts_of
 from st_wkl.pipeline import STAGES, run
+from st_wkl.pipeline.folder import digest
 from st_wkl.pipeline.parts import Parts
 from st_wkl.pipeline.stages import ALL, changed
 from st_wkl.training import TrainingRecord
@@ -147,6 +148,17 @@ def test_inputs_are_the_same_but_for_what_cannot_matter() -> None:
     assert changed(there, there | {"loss": loss | {"parameters": {"positive_threshold": 2}}}) == ["loss"]
     dev = {"split": "dev", "max_queries": None, "max_documents": None, "patience": None}
     assert changed(there | {"dev": dev}, now | {"dev": dev}) == ["training"], "it chooses another checkpoint"
+
+
+def test_half_a_card_is_no_other_student(tmp_path: Path) -> None:
+    """A process killed while it wrote the card leaves a hidden file, and would have the results made again."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    before = digest(tmp_path)
+    (tmp_path / ".README.md.5uh9_6hd.part").write_text("# Half")
+    assert digest(tmp_path) == before
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text("{}")
+    assert digest(tmp_path) != before
 
 
 def test_the_student_has_the_prompts_of_the_configuration(folder: Path, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ IdenticalOption = Annotated[
 ]
 # The commands that several processes of `torchrun` do together.
 _TOGETHER = ("train", "run")
+# The commands that keep what they have done so far.
+_GOES_ON = ("build", "demo", "run", "train", "import_")
 # Where a command works, under whatever name it has that; and arguments of Python that a flag has another name for.
 _PLACES = ("path", "folder", "output")
 _SAME = {"per_device_train_batch_size": "batch_size", "num_train_epochs": "epochs", "output_dir": "output"}
@@ -68,7 +70,9 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
             typer.echo(f"error: {as_typed(str(error), flags)}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
-            typer.echo("stopped; the same command goes on from here", err=True)
+            kept = command.__name__ in _GOES_ON or kwargs.get("cache") is not None
+            again = "goes on from here" if kept else "starts anew"
+            typer.echo(f"stopped; the same command {again}", err=True)
             raise typer.Exit(130) from None
         finally:
             _processes.leave()

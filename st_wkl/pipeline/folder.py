@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from st_wkl._files import holds_nothing, owned, write_text
+from st_wkl._files import holds_nothing, is_part, owned, write_text
 
 RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
 
@@ -78,7 +78,7 @@ def source_digest(source: str) -> str:
 
 
 def digest(path: Path, *, without: set[str] | frozenset[str] = frozenset()) -> str:
-    """Return a hash of a file, or of the names and contents of a folder.
+    """Return a hash of a file, or of the names and contents of a folder, less what a killed process left in it.
 
     Args:
         path: The file or folder.
@@ -88,7 +88,7 @@ def digest(path: Path, *, without: set[str] | frozenset[str] = frozenset()) -> s
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:
         name = file.relative_to(path).as_posix()
-        if file.name in without or file.name == CONFIG_FILE:
+        if file.name in without or file.name == CONFIG_FILE or is_part(file):
             continue
         found.update(f"{name}\n".encode())
         with file.open("rb") as opened:
