@@ -86,7 +86,7 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
     asked = [stage for stage in stages.ALL if config.evaluation is not None or stage.name not in ("before", "after")]
     with folder.claimed(parts.output, who):
         result = RunResult(parts.student)
-        complete = parts.output / _MARKERS / "all.json"
+        complete = parts.output / ".complete.json"
         if together is None and (there := folder.read_json(complete)) and there == _state(parts, asked):
             logger.info("%s is complete: nothing to do", parts.output)
             result.skipped, asked = [stage.name for stage in asked], []
