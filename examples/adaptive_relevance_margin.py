@@ -4,7 +4,7 @@ How alike two documents are says how far apart their scores should be.
 
 Run: python examples/adaptive_relevance_margin.py FOLDER    (a BEIR folder with train and test judgements, e.g. SciFact)
 
-Seen on SciFact, 300 test queries, one seed: nDCG@10 0.7249, undistilled 0.5052; difference +0.2197 [+0.1826, +0.2575].
+Seen on SciFact, 300 test queries, one seed: nDCG@10 0.7249, undistilled 0.5052; difference +0.2197 [+0.1816, +0.2577].
 Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 

@@ -6,8 +6,8 @@ with the few training queries beside them.
 Run: python examples/asymmetric.py FOLDER    (a BEIR folder with train and test judgements, e.g. SciFact)
 
 Seen on SciFact, 300 test queries, one seed, vectors in bf16: nDCG@10 0.6393, static on both sides 0.5052; difference
-+0.1341 [+0.0949, +0.1731]; the teacher on both sides 0.6250. On NFCorpus 0.3119, 0.2428 and 0.3162. No judgement of
-relevance takes part.
++0.1341 [+0.0949, +0.1731] (bootstrap); the teacher on both sides 0.6250. On NFCorpus 0.3119, 0.2428 and 0.3162. No
+judgement of relevance takes part.
 """
 
 import sys

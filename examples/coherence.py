@@ -5,7 +5,7 @@ writes better ones.
 
 Run: python examples/coherence.py FOLDER    (a BEIR folder with train and test judgements, e.g. SciFact)
 
-Seen on SciFact, 300 test queries, one seed: nDCG@10 0.7256, undistilled 0.5052; difference +0.2204 [+0.1835, +0.2586].
+Seen on SciFact, 300 test queries, one seed: nDCG@10 0.7256, undistilled 0.5052; difference +0.2204 [+0.1817, +0.2591].
 Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 

@@ -5,7 +5,8 @@ with a language model, give `CallablePairwiseTeacher` a function of your own: on
 
 Run: python examples/pair_distill.py FOLDER    (a BEIR folder with train and test judgements, e.g. SciFact)
 
-Seen on SciFact, 300 test queries, one seed: nDCG@10 0.6986, undistilled 0.5052; difference +0.1934 [+0.1594, +0.2287].
+Seen on SciFact, 300 test queries, one seed: nDCG@10 0.6986, undistilled 0.5052; difference +0.1934 [+0.1594, +0.2287]
+(bootstrap).
 KL alone on the same lists, without pairs and without the in-batch term: 0.5928.
 Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
