@@ -152,7 +152,7 @@ def test_what_cannot_travel_is_refused_at_once() -> None:
         score_pairs(Local(), make_pairs(3), engine="pool", show_progress=False)
     with pytest.raises(ValueError, match='engine must be "process", "pool" or "ray"'):
         score_pairs(Local(), make_pairs(3), engine="spark", show_progress=False)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="workers must be positive"):
+    with pytest.raises(ValueError, match="workers must be 1 or more, got 0"):
         score_pairs(Local(), make_pairs(3), engine="pool", workers=0, show_progress=False)
 
 

@@ -212,7 +212,7 @@ def test_wrong_folders_and_options(cross_encoder_onnx_path: Path, tmp_path: Path
         CrossEncoderTeacher(cross_encoder_onnx_path, prompt="Judge: ")
     with pytest.raises(ValueError, match="backend must be"):
         CrossEncoderTeacher(cross_encoder_onnx_path, backend="tensorflow")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="batch_size must be positive"):
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         CrossEncoderTeacher(cross_encoder_onnx_path, batch_size=0)
     with pytest.raises(ValueError, match="cannot use the device 'tpu'"):
         CrossEncoderTeacher(cross_encoder_onnx_path, device="tpu")

@@ -56,7 +56,7 @@ def animals() -> Collection:
 
 def trained(student: object, dataset: object, folder: str, loss: str | None = None, lora: bool = False) -> Path:
     """Train two steps and return the student's folder."""
-    loaded = sentence_transformers.SentenceTransformer(str(student)) if isinstance(student, Path) else student
+    loaded = sentence_transformers.SentenceTransformer(str(student)) if isinstance(student, str | Path) else student
     args = default_arguments(loaded, folder, lora=lora, per_device_train_batch_size=8, max_steps=2, use_cpu=True)
     return distill(loaded, dataset, loss, args, output_dir=folder, lora=lora).folder
 
