@@ -128,7 +128,9 @@ def evaluate(
     teacher = None if bm25 else TeacherWrapper.of(model, name, revision)
     if efficiency and (bm25 or teacher):
         what = "BM25" if bm25 else "a teacher of this kind"
-        raise ValueError(f"efficiency is measured on a model's forward pass, and {what} has none; leave it out")
+        raise ValueError(
+            f"efficiency is measured on a model's forward pass, and {what} has none; leave out efficiency="
+        )
     if exposure is None and isinstance(model, str | Path) and not (bm25 or teacher):
         exposure = _carried_exposure(str(model))
     how = _How(

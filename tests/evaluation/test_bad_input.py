@@ -84,7 +84,7 @@ def test_first_stages_that_are_none(student: Any, tmp_path: Path) -> None:
         evaluate(student, collection(), first_stage=other, show_progress=False)
     with pytest.raises(ValueError, match="no candidate for any query of tiny"):
         evaluate(student, collection(), first_stage={"x1": {"d1": 1.0}}, show_progress=False)
-    with pytest.raises(ValueError, match="top_k is 0"):
+    with pytest.raises(ValueError, match="top_k must be 1 or more, got 0"):
         evaluate(student, collection(), first_stage="bm25", top_k=0, show_progress=False)
     partly = {query: {document: 1.0 for document in gains} for query, gains in GAINS.items() if query != "q1"}
     with pytest.warns(UserWarning, match="no candidate for 1 of 6 queries of tiny, which count as 0, such as q1"):

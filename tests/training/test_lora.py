@@ -37,7 +37,9 @@ def base(tiny_bert_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def embed(model: Any) -> np.ndarray:
-    return SentenceTransformer(str(model)).encode(TEXTS) if isinstance(model, str | Path) else model.eval().encode(TEXTS)
+    return (
+        SentenceTransformer(str(model)).encode(TEXTS) if isinstance(model, str | Path) else model.eval().encode(TEXTS)
+    )
 
 
 def trained(base: Path, rows: DistillationDataset, folder: Path, **options: Any) -> Any:
