@@ -19,7 +19,7 @@ from st_wkl.config.ranges import check_options
 from st_wkl.data._reading import document_text, whole_gains
 from st_wkl.data.selection import without_own
 from st_wkl.evaluation.qrels import exposure_groups
-from st_wkl.evaluation.results import Results, results_file
+from st_wkl.evaluation.results import Results, check_replaceable, results_file
 from st_wkl.evaluation.run_scores import MEASURES, saved, score_run
 from st_wkl.evaluation.scores import UNSEEN, TaskScores
 from st_wkl.models import identity
@@ -108,6 +108,7 @@ def evaluate(
     Raises:
         ValueError: If a task is unknown, a score is not finite, a cross-encoder has nothing to rerank, or the queries
             do not average to what MTEB reports.
+        FileExistsError: If `output` holds a file that is no results file.
 
     Example:
         >>> results = evaluate("student", ["NFCorpus", "data/my_corpus"], output="student")  # doctest: +SKIP
@@ -124,6 +125,8 @@ def evaluate(
 
     check_options(batch_size=batch_size, top_k=top_k)
     resolved = resolve_tasks(tasks, split, ignore_identical_ids)
+    if output is not None:
+        check_replaceable(output)
     bm25 = BM25.of(model)
     teacher = None if bm25 else TeacherWrapper.of(model, name, revision)
     if efficiency and (bm25 or teacher):

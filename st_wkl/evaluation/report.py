@@ -82,12 +82,16 @@ def write_report(
 
     Raises:
         ValueError: If there are no results, a label is unknown, or nothing can be compared.
+        FileExistsError: If a file of another kind would be replaced.
 
     Example:
         >>> write_report("report.html", {"before": before, "after": after}, collections=[collection])  # doctest: +SKIP
     """
     if not results:
         raise ValueError("there are no results to report; give at least one results file")
+    path = Path(path).expanduser()
+    if path.is_file() and path.read_bytes()[:9].lower() not in (b"", b"<!doctype"):
+        raise FileExistsError(f"{path} is there and is no HTML page: choose another output, or delete it")
     before = before or next(iter(results))
     for label in filter(None, (before, teacher)):
         if label not in results:

@@ -149,6 +149,16 @@ def results_file(path: str | Path) -> Path:
     return path if path.suffix == ".json" else path / FILE_NAME
 
 
+def check_replaceable(path: str | Path) -> None:
+    """Raise FileExistsError, before any work, if results written to `path` would replace a file of somebody else."""
+    file = results_file(path)
+    if file.exists():
+        try:
+            Results.load(file)
+        except ValueError as error:
+            raise FileExistsError(f"{file} would be replaced: {error}, or choose another output") from error
+
+
 def package_versions(packages: Iterable[str] = ()) -> dict[str, str]:
     """Return the versions of what decides a score."""
     names = packages or ("mteb", "sentence-transformers", "transformers", "torch", "numpy", "pytrec-eval-terrier")

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from st_wkl.cli import app
 from st_wkl.data.candidates import bm25_candidates
 from st_wkl.evaluation import evaluate, evaluate_run
+from st_wkl.evaluation.report import write_report
 from st_wkl.evaluation.tasks import load_task, resolve_tasks
 from tests.evaluation.tiny import DOCUMENTS, GAINS, QUERIES, collection
 
@@ -155,3 +156,18 @@ def test_a_bad_file_is_found_out_before_the_work(static_student_path: Path, tmp_
     assert output.read_bytes() == before
     compared = CliRunner().invoke(app, [*arguments, "--against", str(output), "--teacher", str(output)])
     assert "undefined: the teacher is not better" in compared.stdout
+
+
+def test_files_of_others_are_not_replaced(student: Any, tmp_path: Path) -> None:
+    """A slip of the keyboard in --output must not cost somebody's corpus."""
+    for name in ("notes.json", "corpus.jsonl"):
+        (tmp_path / name).write_text('{"mine": 1}\n')
+    with pytest.raises(FileExistsError, match=r"notes\.json would be replaced: .*choose another output"):
+        evaluate(student, collection(), output=tmp_path / "notes.json", show_progress=False)
+    results = evaluate(student, collection(), output=tmp_path / "ours.json", show_progress=False)
+    evaluate(student, collection(), output=tmp_path / "ours.json", show_progress=False)
+    with pytest.raises(FileExistsError, match=r"corpus\.jsonl is there and is no HTML page"):
+        write_report(tmp_path / "corpus.jsonl", {"before": results})
+    for _ in range(2):
+        write_report(tmp_path / "report.html", {"before": results})
+    assert [(tmp_path / name).read_text() for name in ("notes.json", "corpus.jsonl")] == ['{"mine": 1}\n'] * 2
