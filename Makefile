@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/demo
 	@$(BIN)/st-wkl demo
 
+# One thread each: workers that all take every core wait for each other.
 test: .venv/dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: .venv/dev
 	$(BIN)/ruff check .
