@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from st_wkl._files import replacing_folder
 from st_wkl.cards._texts import is_hub_id
 from st_wkl.leaderboard.model import known_training_datasets, model_code, model_meta, variable_name
 from st_wkl.leaderboard.results import collect, result_folders, task_files
@@ -132,22 +130,13 @@ def prepare(
 
 def _write(output: Path, meta: ModelMeta, sources: list[str | Path], weights: str, notes: list[str]) -> Submission:
     """Write everything to a temporary folder, check it there, and put it in its place."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(dir=output.parent, prefix=".submission."))
-    try:
-        new, old = workspace / "new", workspace / "old"
-        new.mkdir()
+    with replacing_folder(output) as new:
         module = f"{re.sub(r'[^a-z0-9]+', '_', str(meta.name).split('/')[0].lower()).strip('_')}_models"
         (new / f"{module}.py").write_text(model_code(meta), encoding="utf-8")
         (new / _SCRIPT).write_text(_script(meta, module), encoding="utf-8")
         place = collect(sources, meta, weights, new) if sources else None
         tasks = tuple(file.stem for file in task_files(place)) if place else ()
         (new / _PAGE).write_text(_page(meta, module, tasks, notes), encoding="utf-8")
-        if output.exists():
-            os.replace(output, old)
-        os.replace(new, output)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
     return Submission(
         folder=output,
         meta=meta,
