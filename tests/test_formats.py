@@ -49,13 +49,17 @@ TEACHER = {
 }
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch) -> Path:
+def work_in_copy(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to work in, as the folder in which the artefacts were made."""
-    copy = tmp_path / "formats"
-    shutil.copytree(FORMATS, copy)
+    copy = shutil.copytree(folder, tmp_path / folder.name)
     monkeypatch.chdir(copy)
     return copy
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """What a run and a store left behind."""
+    return work_in_copy(FORMATS, tmp_path, monkeypatch)
 
 
 def stored_pairs(collection: Collection, dataset: DistillationDataset) -> list[tuple[str, str]]:
@@ -193,11 +197,8 @@ def test_a_stopped_training_of_format_1_is_not_taken_for_another(home):
 
 @pytest.fixture
 def animals(tmp_path, monkeypatch) -> Path:
-    """A copy of what a run with several sources, a pairwise teacher and a refresh left behind."""
-    copy = tmp_path / "animals"
-    shutil.copytree(ANIMALS, copy)
-    monkeypatch.chdir(copy)
-    return copy
+    """What a run with several sources, a pairwise teacher and a refresh left behind."""
+    return work_in_copy(ANIMALS, tmp_path, monkeypatch)
 
 
 def test_answers_of_a_pairwise_teacher_are_found_again(animals):
