@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -323,11 +322,3 @@ def difference(first: list[np.ndarray], second: list[np.ndarray]) -> float:
     """Return the largest difference of two models' outputs; NaN anywhere counts as infinite."""
     found = max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
     return found if np.isfinite(found) else float("inf")
-
-
-def adapter_base(folder: str | Path) -> str | None:
-    """Return the base model that a folder with an adapter names, None where there is no adapter."""
-    path = Path(folder) / ADAPTER_CONFIG
-    if not path.is_file():
-        return None
-    return json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
