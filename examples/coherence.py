@@ -14,8 +14,8 @@ import sys
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 
 from st_wkl import Collection, CrossEncoderTeacher, DistillationDatasetBuilder, compare, evaluate
-from st_wkl.data.paraphrases import add_paraphrases
 from st_wkl.losses import CoherenceLoss
+from st_wkl.methods.paraphrases import add_paraphrases
 from st_wkl.packaged import CROSS_ENCODER, STATIC_STUDENT, fetch
 from st_wkl.training import default_arguments
 

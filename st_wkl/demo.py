@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_wkl._files import write_text
+from st_wkl.files import write_text
 from st_wkl.packaged import CROSS_ENCODER, SQUAD, STATIC_STUDENT, fetch
 
 if TYPE_CHECKING:
@@ -357,7 +357,7 @@ def _evaluate(model: str, name: str, collection: Collection, path: Path) -> Resu
 
 
 def _write_card(folder: Path, result: DemoResult, label: str) -> None:
-    from st_wkl.cards.model_card import write_model_card
+    from st_wkl.publish.model_card import write_model_card
     from st_wkl.training import TrainingRecord
 
     write_model_card(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from st_wkl._files import cache_folder, expanded
+from st_wkl.files import cache_folder, expanded
 
 
 @dataclass(frozen=True)

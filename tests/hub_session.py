@@ -24,17 +24,17 @@ from peft import LoraConfig, TaskType
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from typer.testing import CliRunner
 
-from st_wkl.cards import write_model_card
 from st_wkl.cli import app
 from st_wkl.data.dataset import DistillationDataset
-from st_wkl.data.exposure import EXPOSURE_FILE, Exposure
-from st_wkl.hub import push_dataset, push_student
 from st_wkl.models import hash_weights
+from st_wkl.publish.hub import push_dataset, push_student
+from st_wkl.publish.model_card import write_model_card
+from st_wkl.record import EXPOSURE_FILE, Exposure
 from st_wkl.text import text_hash
 from st_wkl.training.lora import merge
-from tests.cards.test_dataset_card import PROVENANCE, dataset
-from tests.cards.test_model_card import record, results
 from tests.fake_hub import EXPIRED, READING, WRITING
+from tests.publish.test_dataset_card import PROVENANCE, dataset
+from tests.publish.test_model_card import record, results
 
 TEXTS = ["a query of the house", "what is that", "he was not there", "by the book"]
 tiny, work = Path(sys.argv[1]), Path(sys.argv[2])

@@ -16,9 +16,9 @@ from sentence_transformers import (
 
 from st_wkl import DistillationDatasetBuilder, ListwiseCollator, WeightedKLDistillationLoss
 from st_wkl.training.refresh import RefreshCandidatesCallback
+from tests.methods.test_rounds import WordOverlap
 from tests.processes import COMPARABLE, leave
 from tests.test_package import small_collection
-from tests.test_rounds import WordOverlap
 
 
 def main(model_path: str, output: str, processes: str) -> None:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from st_wkl import distill
-from st_wkl._files import holds_nothing, owned, replacing, replacing_folder, write_text
 from st_wkl.data.dataset import DistillationDataset
+from st_wkl.files import holds_nothing, owned, replacing, replacing_folder, write_text
 from tests.losses.students import make_student
 from tests.test_cli import st_wkl
 from tests.test_package import small_collection, write_beir

@@ -20,7 +20,6 @@ from st_wkl.config import RunConfig
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.data.dense import retriever_candidates
-from st_wkl.data.exposure import Exposure
 from st_wkl.data.pairwise import preferences
 from st_wkl.data.runs import read_run
 from st_wkl.data.score_store import ScoreStore
@@ -28,6 +27,7 @@ from st_wkl.data.teachers import CrossEncoderTeacher
 from st_wkl.evaluation.results import Results
 from st_wkl.models import hash_weights, model_revision
 from st_wkl.pipeline import run
+from st_wkl.record import Exposure
 from st_wkl.text import text_hash
 from st_wkl.training import TrainingRecord, checkpoints, default_arguments, distill
 from st_wkl.training.refresh import RefreshCandidatesCallback

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from st_wkl._files import cache_folder
 from st_wkl.cli import app
 from st_wkl.config import RunConfig
 from st_wkl.data.collection import Collection
@@ -18,6 +17,7 @@ from st_wkl.data.dataset import DistillationDataset
 from st_wkl.data.runs import read_run, write_run
 from st_wkl.data.score_store import ScoreStore
 from st_wkl.evaluation import Results
+from st_wkl.files import cache_folder
 from st_wkl.models import load_model
 from st_wkl.packaged import named
 from st_wkl.pipeline.parts import Parts

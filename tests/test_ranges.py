@@ -23,11 +23,11 @@ from st_wkl.data.runs import read_run, reciprocal_rank_fusion
 from st_wkl.data.scoring import estimate_scoring, score_pairs
 from st_wkl.data.selection import Selection, choose
 from st_wkl.evaluation import evaluate
+from st_wkl.methods.rounds import distill_rounds
 from st_wkl.pipeline import run
 from st_wkl.training import distill, make_loss
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.refresh import RefreshCandidatesCallback
-from st_wkl.training.rounds import distill_rounds
 from tests.test_package import write_beir
 
 NOWHERE: Any = "no/such/thing"

@@ -29,9 +29,9 @@ from st_wkl.losses.lists import unpack
 from st_wkl.training.refresh import RefreshCandidatesCallback, student_ranks_in
 from tests.losses.students import features_and_labels, listwise_batch, make_student, ragged_rows
 from tests.losses.test_students import one_score
+from tests.methods.test_rounds import WordOverlap
 from tests.processes import run_module
 from tests.test_package import small_collection
-from tests.test_rounds import WordOverlap
 
 
 def builder(tmp_path: Path, **options: Any) -> DistillationDatasetBuilder:

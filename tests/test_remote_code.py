@@ -13,14 +13,14 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from typer.main import get_command
 
-from st_wkl.cards.model_card import write_model_card
 from st_wkl.cli import app
 from st_wkl.config import RunConfig
 from st_wkl.data.collection import Collection
 from st_wkl.data.dense import retriever_candidates
 from st_wkl.evaluation import evaluate
-from st_wkl.hub import push_student
 from st_wkl.models import load_model, model_revision
+from st_wkl.publish.hub import push_student
+from st_wkl.publish.model_card import write_model_card
 from st_wkl.training import default_arguments, distill
 from st_wkl.training.lora import merge
 

@@ -25,18 +25,18 @@ from st_wkl import (
     ListwiseCollator,
     WeightedSumLoss,
 )
-from st_wkl._hashes import content_hash
 from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.dense import exact_top_k
-from st_wkl.data.feedback import FeedbackTeacher
-from st_wkl.data.paraphrases import add_paraphrases
 from st_wkl.data.selection import Selection, choose
 from st_wkl.evaluation import shared_document_queries
 from st_wkl.evaluation.run_scores import evaluate_run
+from st_wkl.files import content_hash
 from st_wkl.functional import raise_positives
+from st_wkl.methods.feedback import FeedbackTeacher
+from st_wkl.methods.moving_average import MovingAverageCallback, MovingAverageLoss
+from st_wkl.methods.paraphrases import add_paraphrases
 from st_wkl.packaged import CROSS_ENCODER, MINILM, STATIC_STUDENT, fetch, named
 from st_wkl.training import default_arguments
-from st_wkl.training.ema import MovingAverageCallback, MovingAverageLoss
 from st_wkl.training.refresh import RefreshCandidatesCallback
 
 HERE = Path(__file__).parent

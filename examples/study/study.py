@@ -106,7 +106,7 @@ def write_tuned(config: dict[str, Any], output: Path) -> None:
     """Write the best setting of each collection and method; other collections' settings stay."""
     from runs import done
 
-    from st_wkl._files import write_text
+    from st_wkl.files import write_text
 
     best: dict[tuple[str, str], tuple[float, Any]] = {}
     for run, scores in done(output, tuning_runs(config, output)):
@@ -169,7 +169,7 @@ def execute(job: tuple[Any, str, str, list[str]]) -> str:
     import torch
     from runs import measure, train
 
-    from st_wkl._files import write_text
+    from st_wkl.files import write_text
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

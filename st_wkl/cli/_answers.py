@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 from st_wkl import _processes
-from st_wkl._files import expanded, owned
+from st_wkl.files import expanded, owned
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars and no log lines.")]

@@ -105,13 +105,13 @@ def build(
     """
     from dataclasses import asdict
 
-    from st_wkl._files import holds_nothing
     from st_wkl.data.builder import DistillationDatasetBuilder
     from st_wkl.data.collection import Collection
     from st_wkl.data.pools import check_lists
     from st_wkl.data.report import plot_report
     from st_wkl.data.selection import Selection
     from st_wkl.data.teachers import CrossEncoderTeacher
+    from st_wkl.files import holds_nothing
 
     if not (output / "provenance.json").is_file() and not holds_nothing(output):
         raise FileExistsError(f"{output} exists already. Choose another --output, or delete it if it may go.")

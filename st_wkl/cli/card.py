@@ -30,9 +30,9 @@ def card(
     quiet: QuietOption = False,
 ) -> Answer:
     """Write a student's card from its record and results; what its owner wrote there stays."""
-    from st_wkl.cards import write_model_card
     from st_wkl.evaluation import Results
-    from st_wkl.training.record import RECORD_FILE, TrainingRecord
+    from st_wkl.publish.model_card import write_model_card
+    from st_wkl.record import RECORD_FILE, TrainingRecord
 
     columns = {label: Results.load(path) for label, path in _pairs(results, "before=results.json").items()}
     licences = _pairs(licence or [], "student=mit")

@@ -30,8 +30,8 @@ def init(
     quiet: QuietOption = False,
 ) -> Answer:
     """Write a commented configuration for `st-wkl run`."""
-    from st_wkl._files import write_text
     from st_wkl.config import template
+    from st_wkl.files import write_text
 
     text = template(path.name, collection=collection, teacher=teacher, student=student, output=str(output))
     if path.exists() and path.read_bytes() != text.encode():

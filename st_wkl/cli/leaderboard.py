@@ -38,7 +38,7 @@ def prepare(
     quiet: QuietOption = False,
 ) -> Answer:
     """Write MTEB's entry of the model, its results in the repository's layout, and what to do with both."""
-    from st_wkl.leaderboard import prepare as write
+    from st_wkl.publish.leaderboard import prepare as write
 
     done = write(
         student,

@@ -27,7 +27,7 @@ def push(
 
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-    from st_wkl.hub import push_dataset, push_student
+    from st_wkl.publish.hub import push_dataset, push_student
 
     if quiet:
         disable_progress_bars()

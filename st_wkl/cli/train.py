@@ -136,7 +136,7 @@ def train(
 
 def _is_merged(output: Path, record: Any) -> bool:
     """Tell whether a folder holds this very student, merged before."""
-    from st_wkl.training.record import RECORD_FILE, TrainingRecord
+    from st_wkl.record import RECORD_FILE, TrainingRecord
 
     return (output / RECORD_FILE).is_file() and TrainingRecord.load(output).run == record.run
 

@@ -111,8 +111,8 @@ def pushes(path: str) -> str:
     """Say why an argument by which a trainer sends a student to the Hub is refused."""
     return (
         f"{path}: a run sends nothing to the Hub, and would make a public repository here. Leave it out; "
-        "`st-wkl push FOLDER REPOSITORY`, or st_wkl.hub.push_student, sends the finished student, private unless you "
-        "say otherwise."
+        "`st-wkl push FOLDER REPOSITORY`, or st_wkl.push_student, sends the finished student, private unless you say "
+        "otherwise."
     )
 
 

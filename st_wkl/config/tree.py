@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import yaml
 
-from st_wkl._files import write_text
 from st_wkl.config.ranges import check_ranges
 from st_wkl.config.reading import load_yaml, nearest, read
+from st_wkl.files import write_text
 
 FORMAT = 1
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from st_wkl._files import expanded
-from st_wkl._hashes import content_hash
 from st_wkl.config.ranges import NO_LIMIT, check_options
 from st_wkl.data.backends import FALLBACK_LENGTH, OnnxEngine, TorchEngine
 from st_wkl.data.provenance import stated_license
+from st_wkl.files import content_hash, expanded
 from st_wkl.model_checks import check_complete, check_fits
 from st_wkl.model_files import (
     SETTINGS,

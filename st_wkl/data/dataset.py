@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_wkl._files import replacing_folder
 from st_wkl.data.selection import is_own_text, shared_judgements
+from st_wkl.files import replacing_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -259,7 +259,7 @@ class DistillationDataset:
         return self._save(Path(folder).expanduser(), "path/to/this/folder")
 
     def _save(self, folder: Path, card_path: str) -> Path:
-        from st_wkl.cards.dataset_card import dataset_card
+        from st_wkl.data.dataset_card import dataset_card
 
         if folder.exists() and not (folder / _PROVENANCE).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} holds something other than a distillation dataset. Give another folder.")
@@ -312,7 +312,7 @@ class DistillationDataset:
         """Upload the files of `save_to_disk`, card included, as a dataset of the Hub, in one commit.
 
         Texts of the collection are part of it: look at their licence before you make it public. You log in with `hf
-        auth login` or `HF_TOKEN`; no token passes through here. More on what is checked: `st_wkl.hub.push_dataset`.
+        auth login` or `HF_TOKEN`; no token passes through here. More on what is checked: `st_wkl.push_dataset`.
 
         Args:
             repo_id: `"organisation/name"`; new, or pushed by this package before.
@@ -327,7 +327,7 @@ class DistillationDataset:
             PermissionError: No login, or no access.
             ConnectionError: The network broke; the message says what the repository holds.
         """
-        from st_wkl.hub import push_dataset
+        from st_wkl.publish.hub import push_dataset
 
         return push_dataset(self, repo_id, private=private, create_pr=create_pr).url
 

@@ -12,8 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from st_wkl._files import replacing, set_aside
-from st_wkl._hashes import content_hash
+from st_wkl.files import content_hash, replacing, set_aside
 
 # Of a text, or of a list of texts: one matrix, or for late interaction one (tokens, D) matrix for each text.
 Embeddings = Tensor | list[Tensor]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_wkl._files import replacing
+from st_wkl.files import replacing
 
 if TYPE_CHECKING:
     from st_wkl.data.dataset import DistillationDataset

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from st_wkl._files import expanded, replacing
+from st_wkl.files import expanded, replacing
 
 # Marks exported files and their layout.
 _KEY, _VERSION = b"st_wkl.scores", b"1"

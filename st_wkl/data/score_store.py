@@ -16,7 +16,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from st_wkl._files import cache_folder, expanded, set_aside
 from st_wkl.data.cross_encoder import former_identity
 from st_wkl.data.pairs import Pair, pair_hashes
 from st_wkl.data.score_checks import (
@@ -30,6 +29,7 @@ from st_wkl.data.score_checks import (
     write_scores_of,
 )
 from st_wkl.data.score_files import BATCH, read_scores, write_scores
+from st_wkl.files import cache_folder, expanded, set_aside
 
 Identity = Mapping[str, Any]
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from st_wkl.data.cross_encoder import CrossEncoderTeacher
 from st_wkl.data.engines import as_scores
-from st_wkl.data.feedback import FeedbackTeacher
 from st_wkl.data.lists import EnsembleTeacher, ListTeacher, score_lists
 from st_wkl.data.pairwise import CallablePairwiseTeacher, CrossEncoderPairwiseTeacher, PairwiseTeacher
+from st_wkl.methods.feedback import FeedbackTeacher
 
 __all__ = [
     "Teacher",

@@ -13,8 +13,6 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from st_wkl._files import parents_of
-from st_wkl._hashes import content_hash
 from st_wkl.config.ranges import check_options
 from st_wkl.data._reading import document_text, whole_gains
 from st_wkl.data.selection import without_own
@@ -22,6 +20,7 @@ from st_wkl.evaluation.qrels import exposure_groups
 from st_wkl.evaluation.results import Results, check_replaceable, results_file
 from st_wkl.evaluation.run_scores import MEASURES, saved, score_run
 from st_wkl.evaluation.scores import UNSEEN, TaskScores
+from st_wkl.files import content_hash, parents_of
 from st_wkl.models import identity
 
 if TYPE_CHECKING:
@@ -30,11 +29,11 @@ if TYPE_CHECKING:
     from mteb.models import MTEBModels
 
     from st_wkl.data.candidates import BM25
-    from st_wkl.data.exposure import Exposure
     from st_wkl.data.teachers import Teacher
     from st_wkl.evaluation.tasks import Task
     from st_wkl.evaluation.two_stage import FirstStage
     from st_wkl.models import AnyModel
+    from st_wkl.record import Exposure
 
 logger = logging.getLogger(__name__)
 
@@ -344,8 +343,8 @@ def _carried_exposure(model: str) -> Exposure | None:
     """Return what the folder or Hub repository of a student says about its training texts."""
     from sentence_transformers.util import load_file_path
 
-    from st_wkl.data.exposure import EXPOSURE_FILE, Exposure
     from st_wkl.packaged import named
+    from st_wkl.record import EXPOSURE_FILE, Exposure
 
     path = load_file_path(named(model)[0], EXPOSURE_FILE)
     return None if path is None else Exposure.load(Path(path).parent)

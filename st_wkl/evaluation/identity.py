@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from st_wkl._hashes import content_hash
+from st_wkl.files import content_hash
 from st_wkl.models import load_model, model_name, model_revision
 from st_wkl.packaged import named
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from st_wkl._files import replacing
 from st_wkl.evaluation.effects import Effect, with_queries
 from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN
+from st_wkl.files import replacing
 
 _MARKS = {
     None: '<circle r="5.5" fill="currentColor"/>',

@@ -12,7 +12,7 @@ from st_wkl.text import text_hash
 
 if TYPE_CHECKING:
     from st_wkl.data.collection import Collection
-    from st_wkl.data.exposure import Exposure
+    from st_wkl.record import Exposure
 
 
 def relevant_qrels(collection: Collection, split: str) -> dict[str, dict[str, int]]:
@@ -55,7 +55,7 @@ def exposure_groups(
         `{"shared": ids, "unseen": ids}` without an empty part, and the ids of queries that are training queries, too.
 
     Example:
-        >>> from st_wkl.data.exposure import Exposure
+        >>> from st_wkl.record import Exposure
         >>> from st_wkl.text import text_hash
         >>> seen = Exposure(frozenset([text_hash("a cat?")]), frozenset([text_hash("Cats purr.")]))
         >>> exposure_groups({"q1": {"d1": 1}}, {"q1": "a cat?"}, {"d1": "Cats purr."}, seen)

@@ -12,12 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_wkl._files import write_text
 from st_wkl.evaluation.effects import Effect, compare_all, go_by_p, with_queries
 from st_wkl.evaluation.plots import forest_plot
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
 from st_wkl.evaluation.tables import common_groups
+from st_wkl.files import write_text
 
 if TYPE_CHECKING:
     from st_wkl.data.collection import Collection

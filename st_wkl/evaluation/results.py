@@ -11,9 +11,9 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
-from st_wkl._files import write_text
 from st_wkl._versions import installed_versions
 from st_wkl.evaluation.scores import TaskScores
+from st_wkl.files import write_text
 
 # 2 added groups, training queries, more metrics per query and the checksum; files of version 1 are read as they are.
 SCHEMA_VERSION = 2

@@ -9,16 +9,16 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from st_wkl._hashes import content_hash
 from st_wkl.data.selection import without_own
 from st_wkl.evaluation.qrels import exposure_groups, relevant_qrels
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import TaskScores
+from st_wkl.files import content_hash
 
 if TYPE_CHECKING:
     from st_wkl.data.candidates import Candidates
     from st_wkl.data.collection import Collection
-    from st_wkl.data.exposure import Exposure
+    from st_wkl.record import Exposure
 
 Run: TypeAlias = dict[str, dict[str, float]]
 

@@ -20,9 +20,9 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta
 
-from st_wkl._files import file_name
 from st_wkl.data.collection import Collection
 from st_wkl.evaluation.qrels import relevant_qrels
+from st_wkl.files import file_name
 
 
 class CollectionTask(AbsTaskRetrieval):

@@ -21,8 +21,6 @@ import mteb
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.models import ModelMeta
 
-from st_wkl._files import file_name
-from st_wkl._hashes import content_hash
 from st_wkl.data._reading import document_text
 from st_wkl.data.candidates import BM25, bm25_candidates
 from st_wkl.data.collection import Collection
@@ -31,6 +29,7 @@ from st_wkl.data.selection import without_own
 from st_wkl.evaluation.identity import identified
 from st_wkl.evaluation.run_scores import Run, check_known, checked_run
 from st_wkl.evaluation.tasks import CollectionTask
+from st_wkl.files import content_hash, file_name
 from st_wkl.model_checks import check_complete
 from st_wkl.models import load_model
 from st_wkl.text import ANALYSER

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
-from st_wkl.losses.coherence import CoherenceLoss
 from st_wkl.losses.in_batch import InBatchContrastiveLoss
 from st_wkl.losses.list_contrastive import ListContrastiveLoss
 from st_wkl.losses.margin_kl import MarginKL
@@ -14,6 +13,7 @@ from st_wkl.losses.rank_net import RankNetDistillLoss
 from st_wkl.losses.regularised_kl import RegularisedKLDistillLoss
 from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
 from st_wkl.losses.weighted_sum import WeightedSumLoss
+from st_wkl.methods.coherence import CoherenceLoss
 
 __all__ = [
     "AdaptiveRelevanceMarginLoss",

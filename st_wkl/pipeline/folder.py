@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from st_wkl._files import holds_nothing, is_part, owned, write_text
+from st_wkl.files import holds_nothing, is_part, owned, write_text
 
 RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
 

@@ -9,11 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_wkl._files import write_text
-from st_wkl._hashes import content_hash
 from st_wkl._processes import launched
 from st_wkl._versions import installed_versions
 from st_wkl.config import RunConfig
+from st_wkl.files import content_hash, write_text
 from st_wkl.packaged import named
 from st_wkl.pipeline import folder, stages
 from st_wkl.pipeline.parts import Parts

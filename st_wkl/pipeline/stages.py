@@ -234,7 +234,7 @@ def _card_inputs(parts: Parts) -> dict[str, Any]:
 
 
 def _write_card(parts: Parts) -> None:
-    from st_wkl.cards.model_card import write_model_card
+    from st_wkl.publish.model_card import write_model_card
     from st_wkl.training import TrainingRecord
 
     results, comparisons = {}, {}

@@ -1,6 +1,6 @@
 """From a student and a distillation dataset to a trained student and the record of how it was made."""
 
-from st_wkl.training.record import RECORD_FILE, TrainingRecord  # isort: skip (the cards read it, and `distill` writes cards)
+from st_wkl.record import RECORD_FILE, TrainingRecord  # isort: skip (the cards read it, and `distill` writes cards)
 from st_wkl.training.distillation import Distilled, distill
 from st_wkl.training.students import LOSSES, default_arguments, make_loss
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from st_wkl._files import holds_nothing, sync_tree, write_text
+from st_wkl.files import holds_nothing, sync_tree, write_text
 from st_wkl.training.describe import differences, told
 
 if TYPE_CHECKING:

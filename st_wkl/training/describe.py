@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from st_wkl._hashes import content_hash
+from st_wkl.files import content_hash
 from st_wkl.losses.options import constructor_defaults
 from st_wkl.models import model_revision
 

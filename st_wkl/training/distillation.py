@@ -19,17 +19,16 @@ from sentence_transformers.util import get_rank
 from torch import nn
 
 from st_wkl._compat import card_text
-from st_wkl._files import holds_nothing, owned, sync_tree
-from st_wkl._hashes import content_hash
 from st_wkl._processes import is_first, launched
 from st_wkl._versions import check_adapters
-from st_wkl.cards.model_card import write_model_card
 from st_wkl.config.ranges import check_arguments, check_options
-from st_wkl.data.exposure import Exposure
 from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.evaluation.results import package_versions
+from st_wkl.files import content_hash, holds_nothing, owned, sync_tree
 from st_wkl.model_checks import check_student
 from st_wkl.models import check_reloads, is_trusted, load_model, prompts_of
+from st_wkl.publish.model_card import write_model_card
+from st_wkl.record import RECORD_FILE, Exposure, TrainingRecord
 from st_wkl.training import checkpoints, dev
 from st_wkl.training.data import TrainingData, check_dataset, training_data, try_loss, whole_batches
 from st_wkl.training.describe import Describer, differences, told
@@ -39,7 +38,6 @@ from st_wkl.training.identity import run_identity, told_arguments, told_options
 from st_wkl.training.lora import check_base, check_config, check_reload, has_adapter, prepare, save
 from st_wkl.training.plot import PLOT_FILE, plot_training
 from st_wkl.training.precision import HALF, name_of, named_dtype, to_master
-from st_wkl.training.record import RECORD_FILE, TrainingRecord
 from st_wkl.training.rehearsal import keep_exactly, rehearse
 from st_wkl.training.sharding import check_sharded
 from st_wkl.training.students import (
@@ -167,7 +165,7 @@ def distill(
 
     Returns:
         The student with its record and folder. The card gains a results table from
-        `st_wkl.cards.model_card.write_model_card`.
+        `st_wkl.publish.model_card.write_model_card`.
 
     Raises:
         FileExistsError: If `output_dir` holds something already, and it is not this run to be resumed, or another process

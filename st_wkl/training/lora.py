@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from st_wkl._files import owned, replacing, replacing_folder
+from st_wkl.files import owned, replacing, replacing_folder
 from st_wkl.training.lora_config import (
     adapter_of,
     check_config,
@@ -215,7 +215,7 @@ def merge(
         >>> merge("my-adapter", "my-student")  # doctest: +SKIP
     """
     from st_wkl.models import is_trusted, load_model
-    from st_wkl.training.record import RECORD_FILE, TrainingRecord
+    from st_wkl.record import RECORD_FILE, TrainingRecord
 
     output, dtype = Path(output).expanduser(), named_dtype(save_dtype or torch.float32)
     if output.exists() and (output.is_file() or any(output.iterdir())):
@@ -295,8 +295,8 @@ def merged_in_place(student: Any) -> Any:
 
 def _take_along(source: Path, target: Path, record: Any) -> None:
     """Bring the record, the card and the hashes of the training texts of an adapter into the merged folder."""
-    from st_wkl.cards.model_card import write_model_card
-    from st_wkl.data.exposure import EXPOSURE_FILE
+    from st_wkl.publish.model_card import write_model_card
+    from st_wkl.record import EXPOSURE_FILE
 
     record.lora = {**record.lora, "merged": True}
     if (source / EXPOSURE_FILE).is_file():

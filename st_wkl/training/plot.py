@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from st_wkl._files import replacing
+from st_wkl.files import replacing
 from st_wkl.training.logs import AGREEMENT, MEAN_WEIGHT
 
 PLOT_FILE = "training.png"

@@ -14,11 +14,11 @@ import torch
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from st_wkl.data.feedback import FeedbackTeacher
 from st_wkl.data.score_store import ScoreStore
 from st_wkl.data.scoring import score_pairs
 from st_wkl.data.teachers import CrossEncoderTeacher
-from st_wkl.data.token_feedback import TokenFeedbackTeacher
+from st_wkl.methods.feedback import FeedbackTeacher
+from st_wkl.methods.token_feedback import TokenFeedbackTeacher
 from st_wkl.models import identity, model_revision
 
 PAIRS = [("ABC", "DEF abc"), ("abc", "def")]

@@ -32,12 +32,12 @@ from mteb.models.cache_wrappers import CachedEmbeddingWrapper
 from sentence_transformers import CrossEncoder, SparseEncoder
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
-from st_wkl.cards import write_model_card
-from st_wkl.cards._metadata import write_eval_results
 from st_wkl.evaluation import evaluate
 from st_wkl.evaluation.identity import identified
 from st_wkl.evaluation.tasks import CollectionTask
-from st_wkl.leaderboard import model_meta
+from st_wkl.publish._metadata import write_eval_results
+from st_wkl.publish.leaderboard_model import model_meta
+from st_wkl.publish.model_card import write_model_card
 from tests.evaluation.tiny import GAINS, QUERIES, collection, plain_mteb, reranking_task, scrambled
 
 

@@ -18,8 +18,8 @@ from transformers import EarlyStoppingCallback
 
 from st_wkl import MarginKL, WeightedKLDistillationLoss, WeightedSumLoss, distill
 from st_wkl.data.dataset import DistillationDataset
-from st_wkl.data.exposure import Exposure
 from st_wkl.models import load_model, model_revision
+from st_wkl.record import Exposure
 from st_wkl.training import LOSSES, RECORD_FILE, TrainingRecord, default_arguments, make_loss
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.students import takes_lists

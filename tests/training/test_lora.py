@@ -19,8 +19,8 @@ from transformers import BertTokenizer, ModernBertConfig, ModernBertModel, Qwen3
 from st_wkl import distill
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.packaged import MINILM
+from st_wkl.record import TrainingRecord
 from st_wkl.training.lora import base_hash, check_config, default_targets, has_adapter, merge, prepare
-from st_wkl.training.record import TrainingRecord
 from tests.fake_hub import FakeHub
 from tests.losses.students import make_student
 from tests.training.conftest import KillAt, Killed, arguments
@@ -280,7 +280,7 @@ def test_bad_adapters_are_errors(
 PUSH = """
 import sys, numpy as np
 from sentence_transformers import SentenceTransformer
-from st_wkl.hub import push_student
+from st_wkl.publish.hub import push_student
 push_student(sys.argv[1], "me/student")
 np.save(sys.argv[2], SentenceTransformer("me/student").encode(eval(sys.argv[3])))
 """

@@ -11,10 +11,10 @@ from sentence_transformers import SentenceTransformer
 
 from st_wkl import distill
 from st_wkl.data.dataset import DistillationDataset
+from st_wkl.methods.moving_average import MovingAverageCallback
+from st_wkl.record import TrainingRecord
 from st_wkl.training.dev import GradedEvaluator
-from st_wkl.training.ema import MovingAverageCallback
 from st_wkl.training.lora import merge
-from st_wkl.training.record import TrainingRecord
 from tests.losses.students import CLASSES, make_student
 from tests.training.conftest import KillAt, Killed, arguments
 

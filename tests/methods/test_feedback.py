@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from st_wkl.data.feedback import FeedbackTeacher, rocchio
 from st_wkl.data.teachers import score_lists
+from st_wkl.methods.feedback import FeedbackTeacher, rocchio
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

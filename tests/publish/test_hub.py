@@ -28,7 +28,7 @@ def session(tiny_bert_path: Path, tmp_path_factory: pytest.TempPathFactory) -> A
         run = subprocess.run(
             [sys.executable, "-m", "tests.hub_session", str(tiny_bert_path), str(base / "work")],
             env=hub.environment(base / "home"),
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
             timeout=600,

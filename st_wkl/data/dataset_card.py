@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from st_wkl.cards._texts import is_hub_id, without_local_paths
-from st_wkl.cards.model_card import _listed
 from st_wkl.data.report import TeacherReport
 from st_wkl.evaluation.tables import markdown_block, markdown_cell, markdown_text
+from st_wkl.publish._texts import is_hub_id, without_local_paths
+from st_wkl.publish.model_card import _listed
 
 if TYPE_CHECKING:
     from st_wkl.data.dataset import DistillationDataset

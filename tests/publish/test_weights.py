@@ -13,9 +13,9 @@ import torch
 from peft import LoraConfig, TaskType
 from sentence_transformers import SentenceTransformer
 
-from st_wkl.cards import write_model_card
-from st_wkl.cards._weights import check_published
 from st_wkl.evaluation import Results, evaluate
+from st_wkl.publish._weights import check_published
+from st_wkl.publish.model_card import write_model_card
 from st_wkl.training.lora import merge
 from tests.evaluation.tiny import collection
 from tests.losses.students import CLASSES, make_student

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from st_wkl._files import replacing
+from st_wkl.files import replacing
 from st_wkl.losses.base import CandidateListLoss
 from st_wkl.losses.lists import SCORE, holds_lists
 from st_wkl.losses.scoring import embed, score_lists

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from st_wkl.cards.licences import _CLASSES, licence_of
+from st_wkl.publish.licences import _CLASSES, licence_of
 
 KNOWN = st.sampled_from([licence for group in _CLASSES for licence in group])
 

@@ -15,9 +15,9 @@ from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 from sentence_transformers.sentence_transformer.modules import Router
 
-from st_wkl.data.paraphrases import add_paraphrases
 from st_wkl.functional import coherence
 from st_wkl.losses import CoherenceLoss, WeightedKLDistillationLoss
+from st_wkl.methods.paraphrases import add_paraphrases
 from tests.losses.students import (
     assert_same,
     column_rows,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,8 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from st_wkl._hashes import content_hash
+from typing import Any
 
 _PART = ".part"
 # Outputs that are worked on, by thread: a command owns what the functions that it calls own again.
@@ -236,3 +237,17 @@ def set_aside(path: str | Path) -> Path:
         number += 1
     os.replace(path, kept)
     return kept
+
+
+def content_hash(value: Any, *, size: int = 20) -> str:
+    """Return a hash of a JSON value, whatever the order of its keys.
+
+    Args:
+        value: What `json.dumps` takes.
+        size: Bytes; two hexadecimal digits each.
+
+    Example:
+        >>> content_hash({"a": 1, "b": 2}, size=4) == content_hash({"b": 2, "a": 1}, size=4)
+        True
+    """
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=size).hexdigest()

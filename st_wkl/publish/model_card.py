@@ -12,20 +12,20 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from st_wkl._files import write_text
-from st_wkl.cards._front_matter import with_changes
-from st_wkl.cards._metadata import SOURCE, adapter_settings, fill_front_matter, name_of, write_eval_results
-from st_wkl.cards._results import compared_task, parts_of, results_section
-from st_wkl.cards._texts import is_hub_id, model_class, usage, with_usage, without_local_paths, without_training_texts
-from st_wkl.cards._weights import check_results, marker
-from st_wkl.cards.licences import Licence, licence_of
 from st_wkl.config.reading import check_keys
 from st_wkl.evaluation.compare import Comparison
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.tables import markdown_block, markdown_cell, markdown_code, markdown_text
+from st_wkl.files import write_text
+from st_wkl.publish._front_matter import with_changes
+from st_wkl.publish._metadata import SOURCE, adapter_settings, fill_front_matter, name_of, write_eval_results
+from st_wkl.publish._results import compared_task, parts_of, results_section
+from st_wkl.publish._texts import is_hub_id, model_class, usage, with_usage, without_local_paths, without_training_texts
+from st_wkl.publish._weights import check_results, marker
+from st_wkl.publish.licences import Licence, licence_of
 
 if TYPE_CHECKING:
-    from st_wkl.training.record import TrainingRecord
+    from st_wkl.record import TrainingRecord
 
 BEGIN, END = "<!-- st-wkl:begin -->", "<!-- st-wkl:end -->"
 _BLOCK = re.compile(rf"{BEGIN}.*?{END}", re.DOTALL)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mteb.models import ModelMeta
 
     from st_wkl.models import AnyModel
-    from st_wkl.training.record import TrainingRecord
+    from st_wkl.record import TrainingRecord
 
 _CODE_URL = "https://pypi.org/project/st-wkl/"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

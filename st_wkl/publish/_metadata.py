@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from st_wkl._files import file_name, write_text
-from st_wkl.cards._texts import is_hub_id, model_class
-from st_wkl.cards.licences import Licence
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import METRIC_LABELS, TaskScores
+from st_wkl.files import file_name, write_text
+from st_wkl.publish._texts import is_hub_id, model_class
+from st_wkl.publish.licences import Licence
 
 if TYPE_CHECKING:
-    from st_wkl.training.record import TrainingRecord
+    from st_wkl.record import TrainingRecord
 
 # Marks our entries in the model-index, so that writing the card again replaces them and leaves others alone.
 SOURCE, _SOURCE_URL = "st-wkl", "https://pypi.org/project/st-wkl/"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from st_wkl._push import ROOT_FILE
 from st_wkl.data.dataset import DistillationDataset, features
-from st_wkl.data.exposure import EXPOSURE_FILE, Exposure
 from st_wkl.evaluation.results import FILE_NAME
+from st_wkl.publish.push import ROOT_FILE
+from st_wkl.record import EXPOSURE_FILE, RECORD_FILE, Exposure
 from st_wkl.text import text_hash
-from st_wkl.training.record import RECORD_FILE
 
 
 def a_dataset() -> DistillationDataset:

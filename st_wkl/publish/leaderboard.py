@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_wkl._files import replacing_folder
-from st_wkl.cards._texts import is_hub_id
-from st_wkl.leaderboard.model import known_training_datasets, model_code, model_meta, variable_name
-from st_wkl.leaderboard.results import collect, result_folders, task_files
-from st_wkl.training.record import RECORD_FILE, TrainingRecord
+from st_wkl.files import replacing_folder
+from st_wkl.publish._texts import is_hub_id
+from st_wkl.publish.leaderboard_model import known_training_datasets, model_code, model_meta, variable_name
+from st_wkl.publish.leaderboard_results import collect, result_folders, task_files
+from st_wkl.record import RECORD_FILE, TrainingRecord
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta
@@ -150,7 +150,7 @@ def _write(output: Path, meta: ModelMeta, sources: list[str | Path], weights: st
 
 def _card_license(student: Path) -> str:
     """Return the licence that the student's card names."""
-    from st_wkl.cards.model_card import read_card
+    from st_wkl.publish.model_card import read_card
 
     path = student / "README.md"
     found = read_card(path, student.name)[1].data.to_dict().get("license")

@@ -26,7 +26,7 @@ class CoherenceLoss(StudentLoss):
     Takes the columns query, paraphrase, positive, and any negatives, in this order, and a column `label` with 1 where
     the paraphrase is one and 0 where it is missing (any text may stand there then). Missing ones take part in the
     contrast with their query alone; they are counted in `rows_without_paraphrase`.
-    `st_wkl.data.paraphrases.add_paraphrases` makes these columns. Without labels, every row has a paraphrase.
+    `st_wkl.methods.paraphrases.add_paraphrases` makes these columns. Without labels, every row has a paraphrase.
 
     Args:
         model: The student, a `SentenceTransformer` or `SparseEncoder`.
@@ -75,7 +75,7 @@ class CoherenceLoss(StudentLoss):
         if len(embeddings) < 3:
             raise ValueError(
                 f"CoherenceLoss expects the columns query, paraphrase, positive, … but got {len(embeddings)} of them. "
-                "st_wkl.data.paraphrases.add_paraphrases adds the second."
+                "st_wkl.methods.paraphrases.add_paraphrases adds the second."
             )
         query, paraphrase, *documents = embeddings
         rows = len(query)

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from st_wkl.losses import InBatchContrastiveLoss, MarginKL, WeightedKLDistillationLoss
-from st_wkl.training.ema import MovingAverageCallback, MovingAverageLoss
+from st_wkl.methods.moving_average import MovingAverageCallback, MovingAverageLoss
 from tests.losses.students import column_rows, features_and_labels, listwise_batch, make_student, ragged_rows
 from tests.losses.test_students import one_score
 from tests.losses.test_trainers import trained, weights

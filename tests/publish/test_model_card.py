@@ -20,9 +20,8 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 
-from st_wkl.cards import write_model_card
-from st_wkl.cards.model_card import BEGIN, END
 from st_wkl.evaluation import Comparison, Results, TaskScores
+from st_wkl.publish.model_card import BEGIN, END, write_model_card
 from st_wkl.training import TrainingRecord
 from tests.losses.students import CLASSES, make_student
 

@@ -12,9 +12,9 @@ from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTra
 from st_wkl.data.collator import ListwiseCollator
 from st_wkl.data.pairwise import CrossEncoderPairwiseTeacher
 from st_wkl.losses import PairDistillLoss
+from st_wkl.methods.rounds import distill_rounds
 from st_wkl.models import model_revision
 from st_wkl.training import default_arguments
-from st_wkl.training.rounds import distill_rounds
 from tests.test_package import small_collection
 
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from st_wkl.cli import app
-from tests.cards.test_model_card import front_matter, record, results
+from tests.publish.test_model_card import front_matter, record, results
 
 
 @pytest.fixture
