@@ -9,10 +9,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from st_wkl.data.builder import DistillationDatasetBuilder
+    from st_wkl.data.candidates import BM25
     from st_wkl.data.collator import ListwiseCollator
     from st_wkl.data.collection import Collection
+    from st_wkl.data.dataset import DistillationDataset
+    from st_wkl.data.selection import Selection
     from st_wkl.data.teachers import CrossEncoderTeacher
-    from st_wkl.evaluation import compare, evaluate
+    from st_wkl.evaluation import Results, compare, evaluate
     from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
     from st_wkl.losses.in_batch import InBatchContrastiveLoss
     from st_wkl.losses.list_contrastive import ListContrastiveLoss
@@ -25,9 +28,11 @@ if TYPE_CHECKING:
     from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
     from st_wkl.losses.weighted_sum import WeightedSumLoss
     from st_wkl.methods.coherence import CoherenceLoss
+    from st_wkl.pipeline import run
     from st_wkl.publish.hub import push_dataset, push_student
     from st_wkl.publish.model_card import write_model_card
-    from st_wkl.training import distill
+    from st_wkl.training import distill, make_loss
+    from st_wkl.training.lora import merge
 
 # Where each public name lives. Importing torch and sentence-transformers takes seconds, so a name is only imported
 # when it is first used; `st-wkl --help` and tab completion never pay for it.
@@ -48,9 +53,16 @@ _HOMES = {
     "DistillationDatasetBuilder": "st_wkl.data.builder",
     "CrossEncoderTeacher": "st_wkl.data.teachers",
     "Collection": "st_wkl.data.collection",
+    "DistillationDataset": "st_wkl.data.dataset",
+    "Selection": "st_wkl.data.selection",
+    "BM25": "st_wkl.data.candidates",
     "distill": "st_wkl.training",
+    "make_loss": "st_wkl.training",
+    "merge": "st_wkl.training.lora",
     "evaluate": "st_wkl.evaluation",
     "compare": "st_wkl.evaluation",
+    "Results": "st_wkl.evaluation",
+    "run": "st_wkl.pipeline",
     "write_model_card": "st_wkl.publish.model_card",
     "push_student": "st_wkl.publish.hub",
     "push_dataset": "st_wkl.publish.hub",
@@ -73,9 +85,16 @@ __all__ = [
     "DistillationDatasetBuilder",
     "CrossEncoderTeacher",
     "Collection",
+    "DistillationDataset",
+    "Selection",
+    "BM25",
     "distill",
+    "make_loss",
+    "merge",
     "evaluate",
     "compare",
+    "Results",
+    "run",
     "write_model_card",
     "push_student",
     "push_dataset",
