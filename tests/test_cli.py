@@ -10,21 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from st_wkl import demo as demo_module
-from st_wkl.cli import app
 from st_wkl.data.builder import DistillationDatasetBuilder
-from tests.losses.students import make_student
-from tests.test_package import small_collection, write_beir
-from tests.training.conftest import WordOverlap
-
-
-def st_wkl(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
+from tests.helpers.animals import WordOverlap, small_collection, write_beir
+from tests.helpers.command import st_wkl
+from tests.helpers.students import make_student
 
 
 @pytest.fixture

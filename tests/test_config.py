@@ -10,7 +10,7 @@ import yaml
 
 from st_wkl.config import RunConfig, check_training_arguments, nearest, template
 from st_wkl.pipeline.parts import Parts
-from tests.test_package import small_collection, write_beir
+from tests.helpers.animals import small_collection, write_beir
 
 SMALLEST: dict[str, Any] = {
     "output": "out",

@@ -19,10 +19,11 @@ from sentence_transformers import SentenceTransformer
 from st_wkl import distill
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.files import holds_nothing, owned, replacing, replacing_folder, write_text
-from tests.losses.students import make_student
-from tests.test_cli import st_wkl
-from tests.test_package import small_collection, write_beir
-from tests.training.conftest import arguments, dataset  # noqa: F401 - a fixture
+from tests.helpers.animals import small_collection, write_beir
+from tests.helpers.command import st_wkl
+from tests.helpers.students import make_student
+from tests.helpers.training import arguments
+from tests.training.conftest import dataset  # noqa: F401 - a fixture
 
 _OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 

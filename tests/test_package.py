@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 import st_wkl
 from st_wkl.data.collection import Collection
+from tests.helpers.animals import small_collection
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,25 +72,3 @@ def test_scripts_of_the_readme_run(
     # The stock trainer's default arguments, but without its checkpoints and reports.
     monkeypatch.setenv("WANDB_MODE", "disabled")
     exec(compile(scripts, "README.md", "exec"), {})
-
-
-def small_collection() -> Collection:
-    subjects = ["cats", "dogs", "birds", "whales", "snakes", "horses", "wolves", "frogs"]
-    facts = ["like water", *(f"like {what} and water" for what in ("grass", "meat", "fish", "fruit"))]
-    documents = {f"d{i}-{j}": f"{s} {f}" for i, s in enumerate(subjects) for j, f in enumerate(facts)}
-    queries = {f"q{i}-{j}": f"do {s} {f}" for i, s in enumerate(subjects) for j, f in enumerate(facts)}
-    qrels = {query: {query.replace("q", "d"): 1} for query in queries}
-    return Collection("animals", documents, queries, {"train": qrels, "test": qrels})
-
-
-def write_beir(collection: Collection, folder: Path) -> Path:
-    """Write a collection as the files that a user has, and return their folder."""
-    (folder / "qrels").mkdir(parents=True)
-    for name, texts in (("corpus", collection.documents), ("queries", collection.queries)):
-        lines = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    for split, judged in collection.qrels.items():
-        rows = ["query-id\tcorpus-id\tscore"]
-        rows += [f"{query}\t{document}\t{gain}" for query, found in judged.items() for document, gain in found.items()]
-        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(rows), encoding="utf-8")
-    return folder

@@ -25,9 +25,9 @@ from st_wkl.pipeline.folder import digest
 from st_wkl.pipeline.parts import Parts
 from st_wkl.pipeline.stages import ALL, changed
 from st_wkl.training import TrainingRecord
-from tests.processes import run_module
-from tests.test_cli import st_wkl
-from tests.test_package import small_collection, write_beir
+from tests.helpers.animals import small_collection, write_beir
+from tests.helpers.command import st_wkl
+from tests.helpers.processes import run_module
 
 
 @pytest.fixture(scope="module")

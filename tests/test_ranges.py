@@ -28,7 +28,7 @@ from st_wkl.pipeline import run
 from st_wkl.training import distill, make_loss
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.refresh import RefreshCandidatesCallback
-from tests.test_package import write_beir
+from tests.helpers.animals import write_beir
 
 NOWHERE: Any = "no/such/thing"
 MINE = Collection("mine", {"d": "cats"}, {"q": "cats"}, {"train": {"q": {"d": 1}}})

@@ -10,7 +10,7 @@ import pytest
 
 from st_wkl.data.collection import Collection
 from st_wkl.models import load_model
-from tests.test_package import small_collection, write_beir
+from tests.helpers.animals import small_collection, write_beir
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_LINE = "from st_wkl import Collection, DistillationDatasetBuilder, compare, distill, evaluate"

@@ -11,7 +11,7 @@ import pytest
 from st_wkl.data.candidates import BM25, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dense import retriever_candidates
-from tests.test_package import small_collection
+from tests.helpers.animals import small_collection
 
 
 def collection(documents: list[str], *queries: str) -> Collection:

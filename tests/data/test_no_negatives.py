@@ -31,7 +31,7 @@ from st_wkl.training.data import training_data
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.refresh import RefreshCandidatesCallback
 from tests.data.test_collection import mteb_folder
-from tests.test_package import write_beir
+from tests.helpers.animals import write_beir
 
 WORDS = "river stone garden market winter engine school planet letter bridge doctor forest".split()  # noqa: SIM905
 TEACHER = CallableTeacher(lambda query, text: float(len({*query.split()} & {*text.split()})), name="t", version="1")

@@ -20,7 +20,7 @@ from st_wkl.data.score_store import ScoreStore
 from st_wkl.losses import PairDistillLoss
 from st_wkl.training import distill
 from tests.data.test_builder import DOCUMENTS, HAND, LengthTeacher, build
-from tests.losses.students import features_and_labels, gradients, make_student
+from tests.helpers.students import features_and_labels, gradients, make_student
 
 SHORTER = CallablePairwiseTeacher(lambda q, a, b: 0.9 if len(a) < len(b) else 0.2, name="shorter", version="1")
 

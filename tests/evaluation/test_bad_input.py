@@ -24,7 +24,7 @@ from st_wkl.data.candidates import bm25_candidates
 from st_wkl.evaluation import evaluate, evaluate_run
 from st_wkl.evaluation.report import write_report
 from st_wkl.evaluation.tasks import load_task, resolve_tasks
-from tests.evaluation.tiny import DOCUMENTS, GAINS, QUERIES, collection
+from tests.helpers.tiny import DOCUMENTS, GAINS, QUERIES, collection
 
 
 def beir(folder: Path, documents: dict[str, str], queries: dict[str, str], gains: Any) -> Path:

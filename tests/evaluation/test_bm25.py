@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from st_wkl.cli import app
 from st_wkl.evaluation import BM25, evaluate
 from tests.evaluation.test_bad_input import beir
-from tests.evaluation.tiny import DOCUMENTS, GAINS, QUERIES, collection
+from tests.helpers.tiny import DOCUMENTS, GAINS, QUERIES, collection
 
 PLAIN = BM25(k1=0.9, b=0.4, language=None)
 COLUMNS = ("cranfield", "nfcorpus", "scifact", "insuranceqa")

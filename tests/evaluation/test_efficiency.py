@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, BertMod
 
 from st_wkl.evaluation import evaluate
 from st_wkl.evaluation.efficiency import measure_efficiency, parameter_counts
-from tests.evaluation.tiny import DOCUMENTS, QUERIES, collection
+from tests.helpers.tiny import DOCUMENTS, QUERIES, collection
 
 TEXTS = (list(QUERIES.values()), list(DOCUMENTS.values()))
 

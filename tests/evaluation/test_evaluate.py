@@ -24,7 +24,7 @@ from st_wkl.data.candidates import bm25_candidates
 from st_wkl.data.teachers import CallableTeacher, CrossEncoderTeacher
 from st_wkl.evaluation import Results, compare, evaluate, evaluate_run
 from st_wkl.evaluation.tasks import CollectionTask, resolve_tasks
-from tests.evaluation.tiny import DOCUMENTS, GAINS, QUERIES, collection, plain_mteb, scrambled
+from tests.helpers.tiny import DOCUMENTS, GAINS, QUERIES, collection, plain_mteb, scrambled
 
 
 def test_every_query_and_the_mean_are_mtebs(student: Any) -> None:

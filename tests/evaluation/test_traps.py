@@ -38,7 +38,7 @@ from st_wkl.evaluation.tasks import CollectionTask
 from st_wkl.publish._metadata import write_eval_results
 from st_wkl.publish.leaderboard_model import model_meta
 from st_wkl.publish.model_card import write_model_card
-from tests.evaluation.tiny import GAINS, QUERIES, collection, plain_mteb, reranking_task, scrambled
+from tests.helpers.tiny import GAINS, QUERIES, collection, plain_mteb, reranking_task, scrambled
 
 
 def test_another_local_model_gets_its_own_score(student: Any, tmp_path: Path) -> None:

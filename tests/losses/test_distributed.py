@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.processes import run_module
+from tests.helpers.processes import run_module
 
 
 @pytest.mark.parametrize("mini_batch_size", [0, 3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -34,28 +33,22 @@ from st_wkl.losses import (
     WeightedKLDistillationLoss,
 )
 from st_wkl.losses.lists import unpack
-from tests.losses.students import (
+from tests.helpers.students import (
     CLASSES,
+    EXACT,
     assert_same,
     column_rows,
     features_and_labels,
     gradients,
     listwise_batch,
     make_student,
+    moved,
+    one_score,
+    paired_rows,
     ragged_rows,
+    trained,
+    weights,
 )
-from tests.losses.test_students import EXACT, one_score
-from tests.losses.test_trainers import moved, trained, weights
-
-
-def paired_rows(n: int = 6) -> list[dict[str, Any]]:
-    """Ragged rows with preferences between neighbours; every third row has none."""
-    rows = ragged_rows(n)
-    for number, row in enumerate(rows):
-        neighbours = itertools.pairwise(range(len(row["documents"])))
-        row["pairs"] = [] if number % 3 == 2 else [[i, j, 0.1 + 0.8 * (i % 2)] for i, j in neighbours]
-    return rows
-
 
 NEIGHBOURS: dict[str, Any] = {
     "pair": PairDistillLoss,

@@ -18,15 +18,16 @@ from sentence_transformers.util import pairwise_cos_sim
 from torch import Tensor
 
 from st_wkl.losses import InBatchContrastiveLoss, MarginKL, WeightedKLDistillationLoss, WeightedSumLoss
-from st_wkl.losses.scoring import embed
-from tests.losses.students import (
+from tests.helpers.students import (
     CLASSES,
+    EXACT,
     assert_same,
     column_rows,
     features_and_labels,
     gradients,
     listwise_batch,
     make_student,
+    one_score,
     ragged_rows,
 )
 
@@ -54,24 +55,8 @@ def make_loss(name: str, model: Any, **options: Any) -> Any:
 
 
 # Upstream computes MaxSim in float32, whatever it is given.
-EXACT = dict.fromkeys(KINDS, 1e-9) | {"multi-vector": 1e-6}
 LOSSES = ["weighted-kl", "margin-kl", "in-batch", "sum"]
 COMBINATIONS = [(kind, loss) for kind in KINDS for loss in LOSSES if (kind, loss) != ("cross-encoder", "in-batch")]
-
-
-def one_score(model: Any, kind: str, query: str, document: str) -> Tensor:
-    """Score one document for one query in batches of one, so that nothing is padded, merged or shared."""
-    if kind == "cross-encoder":
-        return model(model.preprocess([(query, document)]))["scores"].view(())
-    output = "tokens" if kind == "multi-vector" else "embedding"
-    q = embed(model, {**model.preprocess([query], task="query"), "task": "query"}, output)[0]
-    d = embed(model, {**model.preprocess([document], task="document"), "task": "document"}, output)[0]
-    if kind == "dense":
-        return q @ d / (q.norm() * d.norm())
-    if kind == "sparse":
-        return q @ d
-    q, d = q[q[:, -1] > 0, :-1], d[d[:, -1] > 0, :-1]
-    return (q @ d.T).max(dim=1).values.sum()
 
 
 def loop_weighted_kl(model: Any, kind: str, rows: list[dict[str, Any]], gamma: float, alpha: float) -> Tensor:

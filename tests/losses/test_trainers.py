@@ -12,15 +12,7 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from peft import LoraConfig
 from sentence_transformers import (
-    CrossEncoderTrainer,
-    CrossEncoderTrainingArguments,
-    MultiVectorEncoderTrainer,
-    MultiVectorEncoderTrainingArguments,
     SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-    SparseEncoderTrainer,
-    SparseEncoderTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import (
     DistillKLDivLoss,
@@ -32,56 +24,18 @@ from torch import nn
 
 from st_wkl.data.collator import ListwiseCollator
 from st_wkl.losses import InBatchContrastiveLoss, MarginKL, WeightedKLDistillationLoss, WeightedSumLoss
-from tests.losses.students import (
+from tests.helpers.students import (
     CLASSES,
     assert_same,
     column_rows,
     gradients,
     listwise_batch,
     make_student,
+    moved,
     ragged_rows,
+    trained,
+    weights,
 )
-
-TRAINERS: dict[str, Any] = {
-    "dense": (SentenceTransformerTrainer, SentenceTransformerTrainingArguments),
-    "sparse": (SparseEncoderTrainer, SparseEncoderTrainingArguments),
-    "multi-vector": (MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments),
-    "cross-encoder": (CrossEncoderTrainer, CrossEncoderTrainingArguments),
-}
-
-
-def trained(kind: str, model: Any, loss: Any, folder: Path, dataset: Any, **options: Any) -> Any:
-    trainer_class, arguments_class = TRAINERS[kind]
-    arguments = {
-        "per_device_train_batch_size": 3,
-        "per_device_eval_batch_size": 3,
-        "max_steps": 3,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "constant",
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        **options.pop("arguments", {}),
-    }
-    trainer = trainer_class(
-        model=model,
-        args=arguments_class(output_dir=str(folder), **arguments),
-        train_dataset=dataset,
-        loss=loss,
-        **{"data_collator": ListwiseCollator(model), **options},
-    )
-    trainer.train()
-    return trainer
-
-
-def weights(model: Any) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
-    return any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize("kind", list(CLASSES))

@@ -28,11 +28,18 @@ from st_wkl.losses import (
     WeightedSumLoss,
 )
 from st_wkl.training.guard import check_loss_values
-from tests.losses.students import column_rows, features_and_labels, gradients, listwise_batch, make_student, ragged_rows
+from tests.helpers.students import (
+    column_rows,
+    features_and_labels,
+    gradients,
+    listwise_batch,
+    make_student,
+    paired_rows,
+    ragged_rows,
+    rows_with_paraphrases,
+    trained,
+)
 from tests.losses.test_losses import rows, train
-from tests.losses.test_neighbours import paired_rows
-from tests.losses.test_trainers import trained
-from tests.methods.test_coherence import rows_with_paraphrases
 
 # What makes a host wait for its device: a value is read, or the size of a result hangs on values.
 WAITS = {

@@ -26,10 +26,17 @@ from torch import Tensor
 import st_wkl.losses as ours
 from st_wkl.losses import CoherenceLoss, InBatchContrastiveLoss, MarginKL, WeightedKLDistillationLoss, WeightedSumLoss
 from st_wkl.training import make_loss
-from tests.losses.students import assert_same, features_and_labels, gradients, listwise_batch, make_student, ragged_rows
-from tests.losses.test_neighbours import paired_rows
-from tests.losses.test_trainers import trained
-from tests.methods.test_coherence import rows_with_paraphrases
+from tests.helpers.students import (
+    assert_same,
+    features_and_labels,
+    gradients,
+    listwise_batch,
+    make_student,
+    paired_rows,
+    ragged_rows,
+    rows_with_paraphrases,
+    trained,
+)
 
 DIMS, WEIGHTS = (32, 8), (1.0, 0.5)
 SPLADE = {"document_regularizer_weight": 1e-2, "query_regularizer_weight": 1e-2}

@@ -13,8 +13,8 @@ from sentence_transformers.util import get_rank
 
 from st_wkl.data.collator import ListwiseCollator
 from st_wkl.losses import InBatchContrastiveLoss, WeightedKLDistillationLoss, WeightedSumLoss
-from tests.losses.students import make_student, ragged_rows
-from tests.processes import COMPARABLE, leave
+from tests.helpers.processes import COMPARABLE, leave
+from tests.helpers.students import make_student, ragged_rows
 
 
 def main(model_path: str, output: str, processes: str, mini_batch_size: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +17,17 @@ from sentence_transformers.sentence_transformer.modules import Router
 from st_wkl.functional import coherence
 from st_wkl.losses import CoherenceLoss, WeightedKLDistillationLoss
 from st_wkl.methods.paraphrases import add_paraphrases
-from tests.losses.students import (
+from tests.helpers.students import (
     assert_same,
-    column_rows,
     features_and_labels,
     gradients,
     make_student,
+    moved,
     ragged_rows,
+    rows_with_paraphrases,
+    trained,
+    weights,
 )
-from tests.losses.test_trainers import moved, trained, weights
 
 
 def test_coherence_equals_a_plain_loop() -> None:
@@ -71,20 +72,6 @@ def test_missing_paraphrases_count_in_nothing() -> None:
         coherence(query, torch.eye(3), torch.eye(2))
     alone = coherence(query[:1], torch.eye(2)[1:], torch.eye(2)[:1])
     assert alone[1].item() == 0
-
-
-def rows_with_paraphrases(missing: tuple[int, ...] = ()) -> list[dict[str, Any]]:
-    rows = column_rows(5, candidates=2)
-    return [
-        {
-            "query": row["query"],
-            "paraphrase": "" if number in missing else " ".join(reversed(row["query"].split())) + " so",
-            "positive": row["positive"],
-            "negative_1": row["negative_1"],
-            "label": float(number not in missing),
-        }
-        for number, row in enumerate(rows)
-    ]
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])

@@ -11,9 +11,16 @@ from datasets import Dataset
 
 from st_wkl.losses import InBatchContrastiveLoss, MarginKL, WeightedKLDistillationLoss
 from st_wkl.methods.moving_average import MovingAverageCallback, MovingAverageLoss
-from tests.losses.students import column_rows, features_and_labels, listwise_batch, make_student, ragged_rows
-from tests.losses.test_students import one_score
-from tests.losses.test_trainers import trained, weights
+from tests.helpers.students import (
+    column_rows,
+    features_and_labels,
+    listwise_batch,
+    make_student,
+    one_score,
+    ragged_rows,
+    trained,
+    weights,
+)
 
 
 def test_the_average_is_that_of_the_weights(tiny_bert_path: Path, tmp_path: Path) -> None:

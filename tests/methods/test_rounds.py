@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTransformerTrainer
 
@@ -15,23 +14,7 @@ from st_wkl.losses import PairDistillLoss
 from st_wkl.methods.rounds import distill_rounds
 from st_wkl.models import model_revision
 from st_wkl.training import default_arguments
-from tests.test_package import small_collection
-
-
-class WordOverlap:
-    """A teacher that counts shared words, and which pairs it was asked about."""
-
-    def __init__(self, name: str = "word-overlap") -> None:
-        self.name = name
-        self.asked: list[tuple[str, str]] = []
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"model": self.name}
-
-    def score(self, pairs: list[tuple[str, str]]) -> np.ndarray:
-        self.asked += pairs
-        return np.array([3.0 * len({*q.split()} & {*d.split()}) for q, d in pairs], dtype=np.float32)
+from tests.helpers.animals import WordOverlap, small_collection
 
 
 def options(tmp_path: Path, **changes: Any) -> dict[str, Any]:

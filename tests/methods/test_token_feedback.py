@@ -16,7 +16,7 @@ from st_wkl.data.selection import Selection
 from st_wkl.losses import WeightedKLDistillationLoss
 from st_wkl.methods.token_feedback import TokenFeedbackTeacher, centroid_expansion
 from tests.data.test_builder import DOCUMENTS, HAND, build, collection
-from tests.losses.students import listwise_batch, make_student
+from tests.helpers.students import listwise_batch, make_student
 
 TEXTS = list(DOCUMENTS.values())
 

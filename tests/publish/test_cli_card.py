@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from st_wkl.cli import app
-from tests.publish.test_model_card import front_matter, record, results
+from tests.helpers.cards import record, results
+from tests.publish.test_model_card import front_matter
 
 
 @pytest.fixture

@@ -7,48 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from datasets import Dataset
 from huggingface_hub import DatasetCard
 
-from st_wkl.data.dataset import DistillationDataset, features
-from st_wkl.data.report import report_on_lists
-
-PROVENANCE: dict[str, Any] = {
-    "collection": {"name": "mteb/scifact", "fingerprint": "f00"},
-    "split": "train",
-    "num_negatives": 15,
-    "candidates": {"sources": {"bm25": 30}, "top_k": 18},
-    "selection": {"choice": "top", "absolute_margin": 3.0, "seed": 0},
-    "teacher": {"model": "cross-encoder/ms-marco|L12", "revision": "abc", "max_length": 512},
-    "teacher_license": "apache-2.0",
-    "license": "cc-by-nc-4.0",
-    "counts": {"queries": 1, "pairs": 2},
-    "dropped": {"false_negatives": 4, "empty_documents": 0},
-    "report": report_on_lists([[3.0, 1.0]], [[1, 0]]).to_dict(),
-    "leaks": {
-        "test": "scifact, test",
-        "test_queries": 300,
-        "queries_with_shared_documents": 196,
-        "share_of_judgements": 0.637,
-        "equal_queries": 2,
-        "near_queries": 12,
-    },
-    "command": "st-wkl build mteb/scifact --store /home/someone/scores.sqlite3",
-    "versions": {"st-wkl": "0.1.0"},
-}
-
-
-def dataset(provenance: dict[str, Any]) -> DistillationDataset:
-    """Return a dataset of one list."""
-    return DistillationDataset(
-        Dataset.from_list(
-            [{"query_id": "q", "document_ids": ["1", "2"], "scores": [3.0, 1.0], "labels": [1, 0]}],
-            features=features("train"),
-        ),
-        Dataset.from_list([{"query_id": "q", "text": "query"}]),
-        Dataset.from_list([{"document_id": "1", "text": "one"}, {"document_id": "2", "text": "two"}]),
-        provenance,
-    )
+from st_wkl.data.dataset import DistillationDataset
+from tests.helpers.cards import PROVENANCE, dataset
 
 
 def test_the_card_says_it_all(tmp_path: Path) -> None:

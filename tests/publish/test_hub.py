@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.fake_hub import EXPIRED, READING, WRITING, FakeHub
+from tests.helpers.fake_hub import EXPIRED, READING, WRITING, FakeHub
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def session(tiny_bert_path: Path, tmp_path_factory: pytest.TempPathFactory) -> A
         hub.create("me/edited", "dataset")
         hub.commit("me/edited", {"README.md": b"# Edited on the web\n"}, "Update README.md", "somebody", "dataset")
         run = subprocess.run(
-            [sys.executable, "-m", "tests.hub_session", str(tiny_bert_path), str(base / "work")],
+            [sys.executable, "-m", "tests.helpers.hub_session", str(tiny_bert_path), str(base / "work")],
             env=hub.environment(base / "home"),
             cwd=Path(__file__).parents[2],
             capture_output=True,

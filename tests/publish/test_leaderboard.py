@@ -24,8 +24,8 @@ from st_wkl.publish.leaderboard import prepare
 from st_wkl.publish.leaderboard_model import known_training_datasets, model_code, model_meta
 from st_wkl.publish.leaderboard_results import collect
 from st_wkl.training import TrainingRecord
-from tests.fake_hub import Commit, FakeHub
-from tests.losses.students import CLASSES, make_student
+from tests.helpers.fake_hub import Commit, FakeHub
+from tests.helpers.students import CLASSES, make_student
 
 COMMIT = "0123456789" * 4
 TASK = "NanoSciFactRetrieval"

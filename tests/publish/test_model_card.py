@@ -20,52 +20,10 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 
-from st_wkl.evaluation import Comparison, Results, TaskScores
+from st_wkl.evaluation import Comparison
 from st_wkl.publish.model_card import BEGIN, END, write_model_card
-from st_wkl.training import TrainingRecord
-from tests.losses.students import CLASSES, make_student
-
-CITATION = """@misc{someone2026loss,
-  title = {A Loss},
-}"""
-
-
-def results(name: str, ndcg: float, **changes: Any) -> Results:
-    values: dict[str, Any] = {
-        "task": "squad-dev",
-        "split": "test",
-        "subset": "default",
-        "main_metric": "ndcg_at_10",
-        "metrics": {"ndcg_at_10": ndcg, "recall_at_100": 0.9, "precision_at_3": 0.1},
-        "per_query": {"q1": ndcg, "q2": ndcg},
-        "dataset_revision": "abc",
-        "seconds": 1.0,
-    }
-    return Results(model={"name": name, "revision": "r"}, tasks=[TaskScores(**{**values, **changes})])
-
-
-def record(**changes: Any) -> TrainingRecord:
-    values: dict[str, Any] = {
-        "student": "potion-base-8M",
-        "loss": "WeightedKLDistillationLoss",
-        "loss_config": {"gamma": 2.0, "alpha": 1.0, "beta": None},
-        "loss_citation": CITATION,
-        "teacher": {"model": "ms-marco|L12", "backend": "onnx", "max_length": 256, "activation": "identity"},
-        "dataset": {
-            "collection": {"name": "squad-dev", "fingerprint": "f00"},
-            "split": "train",
-            "teacher": {"model": "ms-marco|L12"},
-            "counts": {"queries": 700, "pairs": 5600},
-            "dropped": {"queries_without_positive": 0, "empty_documents": 3},
-            "report": {"precision_at_1": 0.8843},
-            "versions": {"bm25s": "1"},
-        },
-        "arguments": {"learning_rate": 0.03, "num_train_epochs": 8},
-        "seconds": 9.84,
-        "versions": {"st-wkl": "0.1.0"},
-    }
-    return TrainingRecord(**{**values, **changes})
-
+from tests.helpers.cards import CITATION, record, results
+from tests.helpers.students import CLASSES, make_student
 
 ALL: dict[str, Any] = {
     "results": {"before": results("potion", 0.697), "after": results("student", 0.711), "BM25": results("BM25", 0.8)},

@@ -17,8 +17,8 @@ from st_wkl.evaluation import Results, evaluate
 from st_wkl.publish._weights import check_published
 from st_wkl.publish.model_card import write_model_card
 from st_wkl.training.lora import merge
-from tests.evaluation.tiny import collection
-from tests.losses.students import CLASSES, make_student
+from tests.helpers.students import CLASSES, make_student
+from tests.helpers.tiny import collection
 
 
 def changed(folder: Path) -> None:

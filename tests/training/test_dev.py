@@ -21,8 +21,8 @@ from st_wkl.losses.lists import CandidateLists
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.logs import TeacherAgreementCallback, _agreement, watch
 from st_wkl.training.plot import plot_training
-from tests.losses.students import CLASSES, make_student, ragged_rows
-from tests.test_package import small_collection
+from tests.helpers.animals import small_collection
+from tests.helpers.students import CLASSES, make_student, ragged_rows
 
 
 def graded() -> Collection:

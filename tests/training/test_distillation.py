@@ -23,9 +23,9 @@ from st_wkl.record import Exposure
 from st_wkl.training import LOSSES, RECORD_FILE, TrainingRecord, default_arguments, make_loss
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.students import takes_lists
-from tests.losses.students import CLASSES, make_student, ragged_rows
-from tests.test_package import small_collection
-from tests.training.conftest import KillAt, Killed, LogOf, arguments
+from tests.helpers.animals import small_collection
+from tests.helpers.students import CLASSES, make_student, ragged_rows
+from tests.helpers.training import KillAt, Killed, LogOf, arguments
 
 
 def test_distilled_student_is_saved_with_its_record(

@@ -17,8 +17,8 @@ from st_wkl import MarginKL, distill
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.losses import MarginMSEDistillLoss, PearsonDistillLoss, WeightedKLDistillationLoss, WeightedSumLoss
 from st_wkl.training import default_arguments
-from tests.losses.students import gradients, listwise_batch, make_student, ragged_rows
-from tests.training.conftest import arguments
+from tests.helpers.students import gradients, listwise_batch, make_student, ragged_rows
+from tests.helpers.training import arguments
 
 
 def masked(dataset: DistillationDataset, value: float) -> DistillationDataset:

@@ -26,8 +26,8 @@ from st_wkl.losses import AdaptiveRelevanceMarginLoss, InBatchContrastiveLoss
 from st_wkl.training import RECORD_FILE, TrainingRecord
 from st_wkl.training.describe import Describer, differences, told
 from st_wkl.training.identity import matters, run_identity
-from tests.losses.students import make_student
-from tests.training.conftest import KillAt, Killed, arguments
+from tests.helpers.students import make_student
+from tests.helpers.training import KillAt, Killed, arguments
 
 
 class Curve(enum.Enum):

@@ -21,9 +21,9 @@ from st_wkl.data.dataset import DistillationDataset
 from st_wkl.packaged import MINILM
 from st_wkl.record import TrainingRecord
 from st_wkl.training.lora import base_hash, check_config, default_targets, has_adapter, merge, prepare
-from tests.fake_hub import FakeHub
-from tests.losses.students import make_student
-from tests.training.conftest import KillAt, Killed, arguments
+from tests.helpers.fake_hub import FakeHub
+from tests.helpers.students import make_student
+from tests.helpers.training import KillAt, Killed, arguments
 
 TEXTS = ["do cats like water", "dogs like meat and water", "frogs"]
 

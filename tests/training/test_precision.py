@@ -15,8 +15,8 @@ from st_wkl.methods.moving_average import MovingAverageCallback
 from st_wkl.record import TrainingRecord
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.lora import merge
-from tests.losses.students import CLASSES, make_student
-from tests.training.conftest import KillAt, Killed, arguments
+from tests.helpers.students import CLASSES, make_student
+from tests.helpers.training import KillAt, Killed, arguments
 
 HALF = torch.bfloat16
 

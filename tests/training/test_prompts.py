@@ -22,9 +22,9 @@ from st_wkl.models import own_prompt, prompts_of, set_prompts
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.refresh import RefreshCandidatesCallback
 from st_wkl.training.students import kind_of
-from tests.losses.students import CLASSES, column_rows, make_student, ragged_rows
-from tests.test_package import small_collection
-from tests.training.conftest import WordOverlap, arguments
+from tests.helpers.animals import WordOverlap, small_collection
+from tests.helpers.students import CLASSES, column_rows, make_student, ragged_rows
+from tests.helpers.training import arguments
 
 PROMPTS: list[tuple[dict[str, str], str | None]] = [
     ({}, None),

@@ -12,8 +12,8 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 
 from st_wkl.losses import WeightedKLDistillationLoss
 from st_wkl.training.sharding import check_sharded
-from tests.losses.students import make_student
-from tests.processes import run_module
+from tests.helpers.processes import run_module
+from tests.helpers.students import make_student
 
 
 @pytest.fixture(scope="module")

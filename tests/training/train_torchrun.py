@@ -19,8 +19,8 @@ from st_wkl.losses import WeightedKLDistillationLoss
 from st_wkl.training import distill
 from st_wkl.training.lora import default_targets
 from st_wkl.training.students import kind_of
-from tests.losses.students import make_student, ragged_rows
-from tests.processes import COMPARABLE, leave
+from tests.helpers.processes import COMPARABLE, leave
+from tests.helpers.students import make_student, ragged_rows
 
 
 class LossCurve(TrainerCallback):

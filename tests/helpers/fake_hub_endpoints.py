@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 if TYPE_CHECKING:
-    from tests.fake_hub import Commit, FakeHub, Repo
+    from tests.helpers.fake_hub import Commit, FakeHub, Repo
 
 OWNER = "me"
 TOKENS = {"hf_writing": "write", "hf_reading": "read"}  # any other token is an expired one

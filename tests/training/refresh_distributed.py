@@ -16,9 +16,8 @@ from sentence_transformers import (
 
 from st_wkl import DistillationDatasetBuilder, ListwiseCollator, WeightedKLDistillationLoss
 from st_wkl.training.refresh import RefreshCandidatesCallback
-from tests.methods.test_rounds import WordOverlap
-from tests.processes import COMPARABLE, leave
-from tests.test_package import small_collection
+from tests.helpers.animals import WordOverlap, small_collection
+from tests.helpers.processes import COMPARABLE, leave
 
 
 def main(model_path: str, output: str, processes: str) -> None:

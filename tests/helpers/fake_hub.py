@@ -20,7 +20,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.fake_hub_endpoints import OWNER, Handler
+from tests.helpers.fake_hub_endpoints import OWNER, Handler
 
 WRITING, READING, EXPIRED = "hf_writing", "hf_reading", "hf_expired"
 
@@ -100,7 +100,7 @@ class FakeHub:
     def environment(self, home: Path, token: str | None = WRITING) -> dict[str, str]:
         """Return this process's environment, changed so that huggingface_hub talks to this Hub and to no other."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_OFF"))}
-        root = str(Path(__file__).resolve().parents[1])
+        root = str(Path(__file__).resolve().parents[2])
         ours |= {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),

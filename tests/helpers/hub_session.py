@@ -32,9 +32,8 @@ from st_wkl.publish.model_card import write_model_card
 from st_wkl.record import EXPOSURE_FILE, Exposure
 from st_wkl.text import text_hash
 from st_wkl.training.lora import merge
-from tests.fake_hub import EXPIRED, READING, WRITING
-from tests.publish.test_dataset_card import PROVENANCE, dataset
-from tests.publish.test_model_card import record, results
+from tests.helpers.cards import PROVENANCE, dataset, record, results
+from tests.helpers.fake_hub import EXPIRED, READING, WRITING
 
 TEXTS = ["a query of the house", "what is that", "he was not there", "by the book"]
 tiny, work = Path(sys.argv[1]), Path(sys.argv[2])

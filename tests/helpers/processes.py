@@ -12,7 +12,7 @@ import torch
 
 from st_wkl import _processes
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # Arguments under which several processes add up the same numbers as one: Adam magnifies what rounding leaves.
 COMPARABLE: dict[str, Any] = {

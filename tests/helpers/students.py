@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers import (
+    CrossEncoder,
+    CrossEncoderTrainer,
+    CrossEncoderTrainingArguments,
+    MultiVectorEncoder,
+    MultiVectorEncoderTrainer,
+    MultiVectorEncoderTrainingArguments,
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+    SparseEncoder,
+    SparseEncoderTrainer,
+    SparseEncoderTrainingArguments,
+)
 from torch import Tensor, nn
 
 from st_wkl.data.collator import ListwiseCollator
+from st_wkl.losses.scoring import embed
 
 CLASSES: dict[str, Any] = {
     "dense": SentenceTransformer,
@@ -19,6 +34,14 @@ CLASSES: dict[str, Any] = {
     "cross-encoder": CrossEncoder,
 }
 WORDS = "the of and to in a is that for it as was with be by on not he his but at are this have from".split()  # noqa: SIM905
+
+
+TRAINERS: dict[str, Any] = {
+    "dense": (SentenceTransformerTrainer, SentenceTransformerTrainingArguments),
+    "sparse": (SparseEncoderTrainer, SparseEncoderTrainingArguments),
+    "multi-vector": (MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments),
+    "cross-encoder": (CrossEncoderTrainer, CrossEncoderTrainingArguments),
+}
 
 
 def make_student(kind: str, path: Path, seed: int = 0) -> Any:
@@ -95,3 +118,78 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: 
     assert largest > 0
     for name, gradient in first.items():
         torch.testing.assert_close(gradient, second[name], rtol=0, atol=tolerance * max(largest, 1.0), msg=name)
+
+
+EXACT = dict.fromkeys(CLASSES, 1e-9) | {"multi-vector": 1e-6}
+
+
+def one_score(model: Any, kind: str, query: str, document: str) -> Tensor:
+    """Score one document for one query in batches of one, so that nothing is padded, merged or shared."""
+    if kind == "cross-encoder":
+        return model(model.preprocess([(query, document)]))["scores"].view(())
+    output = "tokens" if kind == "multi-vector" else "embedding"
+    q = embed(model, {**model.preprocess([query], task="query"), "task": "query"}, output)[0]
+    d = embed(model, {**model.preprocess([document], task="document"), "task": "document"}, output)[0]
+    if kind == "dense":
+        return q @ d / (q.norm() * d.norm())
+    if kind == "sparse":
+        return q @ d
+    q, d = q[q[:, -1] > 0, :-1], d[d[:, -1] > 0, :-1]
+    return (q @ d.T).max(dim=1).values.sum()
+
+
+def trained(kind: str, model: Any, loss: Any, folder: Path, dataset: Any, **options: Any) -> Any:
+    trainer_class, arguments_class = TRAINERS[kind]
+    arguments = {
+        "per_device_train_batch_size": 3,
+        "per_device_eval_batch_size": 3,
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        **options.pop("arguments", {}),
+    }
+    trainer = trainer_class(
+        model=model,
+        args=arguments_class(output_dir=str(folder), **arguments),
+        train_dataset=dataset,
+        loss=loss,
+        **{"data_collator": ListwiseCollator(model), **options},
+    )
+    trainer.train()
+    return trainer
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
+    return any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def paired_rows(n: int = 6) -> list[dict[str, Any]]:
+    """Ragged rows with preferences between neighbours; every third row has none."""
+    rows = ragged_rows(n)
+    for number, row in enumerate(rows):
+        neighbours = itertools.pairwise(range(len(row["documents"])))
+        row["pairs"] = [] if number % 3 == 2 else [[i, j, 0.1 + 0.8 * (i % 2)] for i, j in neighbours]
+    return rows
+
+
+def rows_with_paraphrases(missing: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    rows = column_rows(5, candidates=2)
+    return [
+        {
+            "query": row["query"],
+            "paraphrase": "" if number in missing else " ".join(reversed(row["query"].split())) + " so",
+            "positive": row["positive"],
+            "negative_1": row["negative_1"],
+            "label": float(number not in missing),
+        }
+        for number, row in enumerate(rows)
+    ]

@@ -27,11 +27,9 @@ from st_wkl.functional import weighted_kl
 from st_wkl.losses import PairDistillLoss
 from st_wkl.losses.lists import unpack
 from st_wkl.training.refresh import RefreshCandidatesCallback, student_ranks_in
-from tests.losses.students import features_and_labels, listwise_batch, make_student, ragged_rows
-from tests.losses.test_students import one_score
-from tests.methods.test_rounds import WordOverlap
-from tests.processes import run_module
-from tests.test_package import small_collection
+from tests.helpers.animals import WordOverlap, small_collection
+from tests.helpers.processes import run_module
+from tests.helpers.students import features_and_labels, listwise_batch, make_student, one_score, ragged_rows
 
 
 def builder(tmp_path: Path, **options: Any) -> DistillationDatasetBuilder:
@@ -277,7 +275,7 @@ def test_two_processes_renew_the_lists_of_one(static_student_path: Path, tmp_pat
     for processes in (1, 2):
         output = tmp_path / str(processes)
         output.mkdir()
-        run_module("tests.refresh_distributed", static_student_path, output, processes, processes=processes)
+        run_module("tests.training.refresh_distributed", static_student_path, output, processes, processes=processes)
         found = [json.loads((output / f"seen-{rank}.json").read_text(encoding="utf-8")) for rank in range(processes)]
         seen[processes] = (found, load_file(output / "weights.safetensors"))
     (alone,), weights = seen[1]

@@ -1,0 +1,1 @@
+"""What several test files share: small collections and students, runs that are killed, a Hub."""
