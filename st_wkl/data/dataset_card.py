@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from st_wkl.data.report import TeacherReport
-from st_wkl.evaluation.tables import markdown_block, markdown_cell, markdown_text
-from st_wkl.publish._texts import is_hub_id, without_local_paths
-from st_wkl.publish.model_card import _listed
+from st_wkl.markdown import is_hub_id, listed, markdown_block, markdown_cell, markdown_text, without_local_paths
 
 if TYPE_CHECKING:
     from st_wkl.data.dataset import DistillationDataset
@@ -115,20 +113,20 @@ def _made(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the rows of the table on the origin."""
     collection, teacher = provenance.get("collection"), provenance.get("teacher")
     if isinstance(collection, Mapping):
-        yield "Collection", _listed(_name(collection, "unknown"), {**collection, "split": provenance.get("split")})
+        yield "Collection", listed(_name(collection, "unknown"), {**collection, "split": provenance.get("split")})
     if isinstance(teacher, Mapping):
         licence = {"licence": provenance.get("teacher_license") or "not stated here, see the model"}
-        yield "Teacher", _listed(_teacher_name(provenance), {**teacher, **licence})
+        yield "Teacher", listed(_teacher_name(provenance), {**teacher, **licence})
     elif teacher:  # several teachers: whatever describes them
-        yield "Teachers", _listed(None, {"teacher": str(teacher)})
-    yield "Candidates", _listed(None, provenance.get("candidates") or {})
+        yield "Teachers", listed(None, {"teacher": str(teacher)})
+    yield "Candidates", listed(None, provenance.get("candidates") or {})
     selection = {"num_negatives": provenance.get("num_negatives"), **(provenance.get("selection") or {})}
-    yield "Selection", _listed(None, selection)
-    yield "Preferences", _listed(None, provenance.get("preferences") or {})
-    yield "Counts", _listed(None, provenance.get("counts") or {})
+    yield "Selection", listed(None, selection)
+    yield "Preferences", listed(None, provenance.get("preferences") or {})
+    yield "Counts", listed(None, provenance.get("counts") or {})
     lost = {what.replace("_", " "): count for what, count in (provenance.get("dropped") or {}).items() if count}
-    yield "Left out", _listed(None, lost)
-    yield "Versions", _listed(None, provenance.get("versions") or {})
+    yield "Left out", listed(None, lost)
+    yield "Versions", listed(None, provenance.get("versions") or {})
 
 
 def _report(provenance: Mapping[str, Any]) -> str:

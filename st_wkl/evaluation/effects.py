@@ -14,7 +14,8 @@ import numpy as np
 from st_wkl.evaluation.compare import Comparison, blocks, compare, holm
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
-from st_wkl.evaluation.tables import common_groups, markdown_table
+from st_wkl.evaluation.tables import common_groups
+from st_wkl.markdown import markdown_table
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
+from st_wkl.markdown import markdown_table, markdown_text
 
 if TYPE_CHECKING:
     from st_wkl.evaluation.results import Results
@@ -78,32 +78,3 @@ def _part_cell(scores: TaskScores, members: list[str]) -> str:
     if not members:
         return ""
     return f"{math.fsum(scores.per_query[query] for query in members) / len(members):.4f} ({len(members)})"
-
-
-def markdown_table(lines: Iterable[Iterable[str]]) -> str:
-    """Return rows of cells, the header and its rule among them, as a markdown table without a last newline."""
-    return "\n".join("| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def markdown_cell(text: str) -> str:
-    """Return `text` so that it stays inside one cell of a markdown table."""
-    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
-
-
-def markdown_text(text: str) -> str:
-    """Return `text`, such as a name from a file, as one line that is no HTML, whatever it holds."""
-    return re.sub(r"(?<!\\)<", r"\\<", " ".join(text.split()))
-
-
-def markdown_code(text: object) -> str:
-    """Return a name or value as code on one line, whatever it holds."""
-    line = " ".join(str(text).splitlines())  # spaces stay: a prompt often ends with one
-    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
-    space = " " if line[:1] == "`" or line[-1:] == "`" else ""
-    return f"{fence}{space}{line}{space}{fence}"
-
-
-def markdown_block(language: str, text: str) -> str:
-    """Return lines of code as a block that they cannot end."""
-    fence = "`" * max(3, max(map(len, re.findall("`+", text)), default=0) + 1)
-    return f"{fence}{language}\n{text.strip()}\n{fence}"

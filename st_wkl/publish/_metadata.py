@@ -15,7 +15,8 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import METRIC_LABELS, TaskScores
 from st_wkl.files import file_name, write_text
-from st_wkl.publish._texts import is_hub_id, model_class
+from st_wkl.markdown import is_hub_id
+from st_wkl.publish._texts import model_class
 from st_wkl.publish.licences import Licence
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from st_wkl.evaluation.compare import Comparison, paired_difference
 from st_wkl.evaluation.results import Results
 from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
-from st_wkl.evaluation.tables import markdown_code, markdown_table, markdown_text
+from st_wkl.markdown import markdown_code, markdown_table, markdown_text
 
 _PARTS = {SHARED: "with a seen document", UNSEEN: "with none seen"}
 # Of means that were rounded to 5 decimals on both sides.

@@ -1,17 +1,11 @@
-"""What must not stay in a card: paths of this machine and training texts; and the example that takes their place."""
+"""What must not stay in a card: training texts; and the example that takes their place."""
 
 from __future__ import annotations
 
 import json
 import re
-import tempfile
 from pathlib import Path
-from typing import Any
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# Folders that only mean something on one machine; those of this one are added when a card is written.
-_LOCAL_ROOTS = ("/home", "/Users", "/root", "/tmp", "/mnt", "/media", "/scratch", "/private", "/var/folders")
-_SYSTEM_ROOTS = {"/", "/usr", "/etc", "/bin", "/dev", "/opt", "/lib"}
 # The samples of a training or evaluation dataset, as sentence-transformers' template prints them.
 _SAMPLES = re.compile(r"^\* Samples:[ \t]*\r?\n(?:[ \t]*\|.*\r?\n)+", re.MULTILINE)
 # Its example code, whose sentences come from the training data; ours has another comment, so it is not found again.
@@ -86,27 +80,3 @@ def usage(folder: Path) -> str:
         f"```python\nfrom sentence_transformers import {name}\n\n{load}\n"
         f"query = {_QUERY!r}\ndocuments = [\n{documents}\n]\n{use}\n```"
     )
-
-
-def is_hub_id(value: Any) -> bool:
-    """Say whether `value` is an id on the Hub and not a folder here."""
-    if isinstance(value, list):
-        return bool(value) and all(is_hub_id(item) for item in value)
-    return isinstance(value, str) and bool(_HUB_ID.fullmatch(value)) and not Path(value).exists()
-
-
-def without_local_paths(content: str, folder: Path) -> str:
-    """Return the text with each path of this machine cut to its last part."""
-    here = {f"/{place.parts[1]}" for place in (folder.resolve(), Path.cwd(), Path.home()) if len(place.parts) > 1}
-    temporary = {tempfile.gettempdir()}
-    roots = sorted({*_LOCAL_ROOTS, *here, *temporary} - _SYSTEM_ROOTS, key=len, reverse=True)
-    any_root = "|".join(map(re.escape, roots))
-    # A model that was loaded from a folder is linked as if the folder were a Hub id.
-    content = re.sub(r"\[[^\]]*\]\(https://huggingface\.co//([^)]*)\)", lambda m: f"`{_last_part(m[1])}`", content)
-    unix = rf"""(?<![\w/.:~-])(?:file://)?(?:{any_root})/[^\s"'`()<>\[\]|,;:]+"""
-    windows = r"""(?<!\w)[A-Za-z]:\\[^\s"'`()<>\[\]|,;:]+"""
-    return re.sub(f"{unix}|{windows}", lambda match: _last_part(match[0]), content)
-
-
-def _last_part(path: str) -> str:
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]

@@ -222,7 +222,7 @@ def _complete_safetensors(path: Path) -> bool:
 
 def _cleaned(folder: Path, files: list[str], repo_id: str) -> dict[str, bytes]:
     """Return the content of those files that must not go as they are: with paths of this machine, or a stand-in."""
-    from st_wkl.publish._texts import without_local_paths
+    from st_wkl.markdown import without_local_paths
 
     changed = {}
     for name in files:
@@ -261,7 +261,7 @@ def _without_samples(text: str, folder: Path) -> str:
 
 
 def _clean_json(text: str, folder: Path, path: Path) -> str:
-    from st_wkl.publish._texts import without_local_paths
+    from st_wkl.markdown import without_local_paths
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
@@ -282,8 +282,8 @@ def _adapter(folder: Path, contents: Mapping[str, bytes], base_model: str | None
     """Return the adapter's configuration and card with a base model that others can load."""
     from huggingface_hub import ModelCard
 
+    from st_wkl.markdown import is_hub_id
     from st_wkl.publish._front_matter import with_changes
-    from st_wkl.publish._texts import is_hub_id
 
     original = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     named = original.get("base_model_name_or_path")

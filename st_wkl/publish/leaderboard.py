@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_wkl.files import replacing_folder
-from st_wkl.publish._texts import is_hub_id
+from st_wkl.markdown import is_hub_id
 from st_wkl.publish.leaderboard_model import known_training_datasets, model_code, model_meta, variable_name
 from st_wkl.publish.leaderboard_results import collect, result_folders, task_files
 from st_wkl.record import RECORD_FILE, TrainingRecord

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
-from st_wkl.evaluation.tables import markdown_code
+from st_wkl.markdown import markdown_code
 
 if TYPE_CHECKING:
     from mteb.models import ModelMeta

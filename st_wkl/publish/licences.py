@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from st_wkl.evaluation.tables import markdown_code
+from st_wkl.markdown import markdown_code
 
 # Ids of the Hub, by what they ask of somebody who passes the student on.
 _FREE = ("cc0-1.0", "unlicense", "0bsd", "pddl", "wtfpl")

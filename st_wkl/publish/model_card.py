@@ -15,12 +15,20 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from st_wkl.config.reading import check_keys
 from st_wkl.evaluation.compare import Comparison
 from st_wkl.evaluation.results import Results
-from st_wkl.evaluation.tables import markdown_block, markdown_cell, markdown_code, markdown_text
 from st_wkl.files import write_text
+from st_wkl.markdown import (
+    linked,
+    listed,
+    markdown_block,
+    markdown_cell,
+    markdown_code,
+    markdown_text,
+    without_local_paths,
+)
 from st_wkl.publish._front_matter import with_changes
 from st_wkl.publish._metadata import SOURCE, adapter_settings, fill_front_matter, name_of, write_eval_results
 from st_wkl.publish._results import compared_task, parts_of, results_section
-from st_wkl.publish._texts import is_hub_id, model_class, usage, with_usage, without_local_paths, without_training_texts
+from st_wkl.publish._texts import model_class, usage, with_usage, without_training_texts
 from st_wkl.publish._weights import check_results, marker
 from st_wkl.publish.licences import Licence, licence_of
 
@@ -258,15 +266,15 @@ def _about_training(record: TrainingRecord, folder: Path) -> list[str]:
     """Return a sentence and a table on how the model was trained."""
     teacher, collection = name_of(record.teacher), name_of(record.dataset)
     rows = [
-        ("Student", _listed(record.student, {"licence": record.student_license})),
-        ("Loss", _listed(record.loss, record.loss_config)),
-        ("Teacher", _listed(teacher, {**record.teacher, "licence": record.dataset.get("teacher_license")})),
+        ("Student", listed(record.student, {"licence": record.student_license})),
+        ("Loss", listed(record.loss, record.loss_config)),
+        ("Teacher", listed(teacher, {**record.teacher, "licence": record.dataset.get("teacher_license")})),
         ("Data", _about_data(collection, record.dataset)),
-        ("LoRA", _about_adapter(record) or _listed(None, adapter_settings(folder))),
-        ("Prompts", _listed(None, record.prompts)),
-        ("Training", _listed(None, record.arguments)),
+        ("LoRA", _about_adapter(record) or listed(None, adapter_settings(folder))),
+        ("Prompts", listed(None, record.prompts)),
+        ("Training", listed(None, record.arguments)),
         ("Training time", f"{record.seconds:.1f} seconds"),
-        ("Versions", _listed(None, record.versions)),
+        ("Versions", listed(None, record.versions)),
     ]
     lines = [f"| {name} | {markdown_cell(value)} |" for name, value in rows if value]
     table = "\n".join(["| | |", "| :-- | :-- |", *lines])
@@ -296,7 +304,7 @@ def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:
     sources = (provenance.get("candidates") or {}).get("sources") or {}
     dropped = {what: number for what, number in (provenance.get("dropped") or {}).items() if number}
     parts = [
-        _linked(collection, "datasets/")
+        linked(collection, "datasets/")
         + (f", split {markdown_code(provenance['split'])}" if "split" in provenance else "")
     ]
     parts += [f"{counts[what]:,} {what}" for what in ("queries", "documents") if what in counts]
@@ -317,28 +325,3 @@ def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:
             "left out: " + ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in dropped.items())
         )
     return "; ".join(parts)
-
-
-def _listed(name: str | None, settings: Mapping[str, Any]) -> str:
-    """Return `name` and the settings as one line of text."""
-    items = [f"{key} {markdown_code(value)}" for key, value in _flat(settings) if value != name]
-    return ": ".join(part for part in (_linked(name) if name else "", ", ".join(items)) if part)
-
-
-def _linked(name: str, kind: str = "") -> str:
-    return f"[`{name}`](https://huggingface.co/{kind}{name})" if is_hub_id(name) else markdown_code(name)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every number, word and short list of nested settings with the path to it."""
-    for key, value in settings.items():
-        label = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{label}.")
-        elif isinstance(value, float):
-            yield label, f"{value:.6g}"
-        elif isinstance(value, list | tuple):
-            if value and len(value) <= 8 and all(isinstance(item, str | int | float) for item in value):
-                yield label, ", ".join(map(str, value))
-        elif value is not None and value != "":
-            yield label, str(value)
