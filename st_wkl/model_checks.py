@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from st_wkl.config.ranges import NO_LIMIT
+from st_wkl.ranges import NO_LIMIT
 
 logger = logging.getLogger(__name__)
 

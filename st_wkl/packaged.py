@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from st_wkl.files import cache_folder, expanded
+from st_wkl.ranges import nearest
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,6 @@ def named(source: str) -> tuple[str, str]:
         ('minishlab/potion-base-8M', 'minishlab/potion-base-8M')
     """
     if source.startswith("packaged:"):
-        from st_wkl.config import nearest
-
         known = {packaged.name: packaged for packaged in (STATIC_STUDENT, CROSS_ENCODER, MINILM)}
         name = source.removeprefix("packaged:")
         if name not in known:

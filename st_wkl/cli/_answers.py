@@ -19,6 +19,7 @@ import typer
 
 from st_wkl import _processes
 from st_wkl.files import expanded, owned
+from st_wkl.ranges import OptionError, check_options
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars and no log lines.")]
@@ -144,13 +145,10 @@ def _hushed() -> Iterator[None]:
 
 def _check(options: dict[str, Any]) -> None:
     """Stop at a flag out of range before anything heavy is imported or loaded."""
-    from st_wkl.config.ranges import check_options
-
-    for name, value in options.items():
-        try:
-            check_options(**{name: value})
-        except ValueError as error:
-            raise ValueError(str(error).replace(name, f"--{name.replace('_', '-')}", 1)) from None
+    try:
+        check_options(**options)
+    except OptionError as error:
+        raise ValueError(f"--{error.option.replace('_', '-')} {error.told}") from None
 
 
 def _print(text: str) -> None:

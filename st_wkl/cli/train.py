@@ -144,7 +144,7 @@ def _is_merged(output: Path, record: Any) -> bool:
 def _parameters(settings: list[str]) -> dict[str, Any]:
     import yaml
 
-    from st_wkl.config.ranges import check_options
+    from st_wkl.ranges import check_options
 
     found = {}
     for setting in settings:

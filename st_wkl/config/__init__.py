@@ -1,6 +1,5 @@
 """A whole run as one tree of dataclasses, which is one YAML file."""
 
-from st_wkl.config.reading import check_training_arguments, nearest
 from st_wkl.config.tree import (
     CandidatesConfig,
     CollectionConfig,
@@ -13,6 +12,8 @@ from st_wkl.config.tree import (
     TeacherConfig,
 )
 from st_wkl.config.yaml_template import template
+from st_wkl.ranges import nearest
+from st_wkl.reading import check_training_arguments
 
 __all__ = [
     "CandidatesConfig",

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import yaml
 
-from st_wkl.config.ranges import check_ranges
-from st_wkl.config.reading import load_yaml, nearest, read
 from st_wkl.files import write_text
+from st_wkl.ranges import check_arguments, check_options, nearest
+from st_wkl.reading import load_yaml, read
 
 FORMAT = 1
 
@@ -222,7 +222,8 @@ class RunConfig:
                 "or write the configuration anew with `st-wkl init`."
             )
         config = read(cls, values, "")
-        check_ranges(config.to_dict())
+        check_options(config.to_dict())
+        check_arguments(config.training, config.dev is not None, "training")
         return config
 
     @classmethod

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-from st_wkl.data.builder import DistillationDatasetBuilder
-from st_wkl.data.calibration import calibrate, combine
-from st_wkl.data.candidates import BM25, Candidate, Candidates, bm25_candidates
-from st_wkl.data.collection import Collection, document_text
-from st_wkl.data.dataset import DistillationDataset
-from st_wkl.data.leaks import LeakReport, document_disjoint, find_leaks
-from st_wkl.data.pairwise import preferences, sample_pairs
-from st_wkl.data.report import plot_report, teacher_report
-from st_wkl.data.runs import hard_negative_candidates, read_run, reciprocal_rank_fusion, write_run
-from st_wkl.data.score_store import ScoreStore, ScoreStoreError, StoreInfo, default_store_path
-from st_wkl.data.scoring import estimate_scoring, score_pairs
-from st_wkl.data.selection import Selection
-from st_wkl.data.teachers import (
-    CallablePairwiseTeacher,
-    CallableTeacher,
-    CrossEncoderPairwiseTeacher,
-    CrossEncoderTeacher,
-    EnsembleTeacher,
-    FeedbackTeacher,
-    Teacher,
-    score_lists,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
 
-# `retriever_candidates` stays in `st_wkl.data.dense`: it needs torch at once, which nothing else here does.
+if TYPE_CHECKING:
+    from st_wkl.data.builder import DistillationDatasetBuilder
+    from st_wkl.data.calibration import calibrate, combine
+    from st_wkl.data.candidates import BM25, Candidate, Candidates, bm25_candidates
+    from st_wkl.data.collection import Collection, document_text
+    from st_wkl.data.dataset import DistillationDataset
+    from st_wkl.data.leaks import LeakReport, document_disjoint, find_leaks
+    from st_wkl.data.pairwise import preferences, sample_pairs
+    from st_wkl.data.report import plot_report, teacher_report
+    from st_wkl.data.runs import hard_negative_candidates, read_run, reciprocal_rank_fusion, write_run
+    from st_wkl.data.score_store import ScoreStore, ScoreStoreError, StoreInfo, default_store_path
+    from st_wkl.data.scoring import estimate_scoring, score_pairs
+    from st_wkl.data.selection import Selection
+    from st_wkl.data.teachers import (
+        CallablePairwiseTeacher,
+        CallableTeacher,
+        CrossEncoderPairwiseTeacher,
+        CrossEncoderTeacher,
+        EnsembleTeacher,
+        FeedbackTeacher,
+        Teacher,
+        score_lists,
+    )
+
+# Where each name lives. It is imported when it is first used, so that whoever needs one file, such as the command line
+# that shows the options of `Selection`, waits for no other.
+_FILES = {
+    "builder": "DistillationDatasetBuilder",
+    "calibration": "calibrate combine",
+    "candidates": "BM25 Candidate Candidates bm25_candidates",
+    "collection": "Collection document_text",
+    "dataset": "DistillationDataset",
+    "leaks": "LeakReport document_disjoint find_leaks",
+    "pairwise": "preferences sample_pairs",
+    "report": "plot_report teacher_report",
+    "runs": "hard_negative_candidates read_run reciprocal_rank_fusion write_run",
+    "score_store": "ScoreStore ScoreStoreError StoreInfo default_store_path",
+    "scoring": "estimate_scoring score_pairs",
+    "selection": "Selection",
+    "teachers": "CallablePairwiseTeacher CallableTeacher CrossEncoderPairwiseTeacher CrossEncoderTeacher "
+    "EnsembleTeacher FeedbackTeacher Teacher score_lists",
+}
+
 __all__ = [
     "Collection",
     "document_text",
@@ -64,3 +86,10 @@ __all__ = [
     "DistillationDatasetBuilder",
     "DistillationDataset",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for file, names in _FILES.items():
+        if name in names.split():
+            return getattr(importlib.import_module(f"{__name__}.{file}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

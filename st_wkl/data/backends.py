@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from st_wkl.config.ranges import NO_LIMIT
+from st_wkl.ranges import NO_LIMIT
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder

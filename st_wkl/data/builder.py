@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from st_wkl._versions import installed_versions
-from st_wkl.config.ranges import check_options
 from st_wkl.data.candidates import Candidates, bm25_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import IGNORES, DistillationDataset, features
@@ -26,6 +25,7 @@ from st_wkl.data.score_store import ScoreStore, default_store_path
 from st_wkl.data.scoring import ScoringEstimate, estimate_scoring
 from st_wkl.data.selection import Selection, own_document, shared_judgements
 from st_wkl.data.teachers import CrossEncoderTeacher, Teacher
+from st_wkl.ranges import check_options
 from st_wkl.text import near_texts
 
 if TYPE_CHECKING:

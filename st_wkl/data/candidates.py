@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from st_wkl.config.ranges import check_options
 from st_wkl.data.selection import own_result
+from st_wkl.ranges import check_options
 from st_wkl.text import unspaced, unspaced_characters, words
 
 if TYPE_CHECKING:

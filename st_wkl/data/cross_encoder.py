@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from st_wkl.config.ranges import NO_LIMIT, check_options
 from st_wkl.data.backends import FALLBACK_LENGTH, OnnxEngine, TorchEngine
 from st_wkl.data.provenance import stated_license
 from st_wkl.files import content_hash, expanded
@@ -28,6 +27,7 @@ from st_wkl.model_files import (
 from st_wkl.models import identity as model_identity
 from st_wkl.models import is_retriever, model_state, own_hooks
 from st_wkl.packaged import named
+from st_wkl.ranges import NO_LIMIT, check_options
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from st_wkl.config.ranges import check_options
 from st_wkl.data.candidates import BM25, Candidate, Candidates, bm25_candidates
 from st_wkl.data.embeddings import Encoder
 from st_wkl.data.selection import own_result
+from st_wkl.ranges import check_options
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder

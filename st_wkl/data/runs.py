@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from st_wkl.config.ranges import check_options
 from st_wkl.data._rows import numbered_lines
 from st_wkl.data.candidates import Candidate, Candidates
 from st_wkl.files import replacing
+from st_wkl.ranges import check_options
 from st_wkl.text import plain_text
 
 if TYPE_CHECKING:

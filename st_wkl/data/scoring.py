@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from st_wkl.config.ranges import check_options
 from st_wkl.data.cross_encoder import former_identity
 from st_wkl.data.engines import Engine, as_scores, check_bounds, score_parts
 from st_wkl.data.pairs import TextPairs
+from st_wkl.ranges import check_options
 
 if TYPE_CHECKING:
     from st_wkl.data.pairs import Pair

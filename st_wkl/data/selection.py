@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from st_wkl.config.ranges import check_options
+from st_wkl.ranges import check_options
 from st_wkl.text import jaccard, plain_text, text_words
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from st_wkl.config.ranges import check_options
 from st_wkl.data._reading import document_text, whole_gains
 from st_wkl.data.selection import without_own
 from st_wkl.evaluation.qrels import exposure_groups
@@ -22,6 +21,7 @@ from st_wkl.evaluation.run_scores import MEASURES, saved, score_run
 from st_wkl.evaluation.scores import UNSEEN, TaskScores
 from st_wkl.files import content_hash, parents_of
 from st_wkl.models import identity
+from st_wkl.ranges import check_options
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import CrossEncoder
 
-from st_wkl.config.ranges import check_options
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.files import content_hash, sync, sync_tree
 from st_wkl.models import is_trusted, load_model, model_revision
+from st_wkl.ranges import check_options
 from st_wkl.training.distillation import distill
 from st_wkl.training.refresh import Retriever, mine
 

@@ -12,7 +12,6 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from st_wkl.config.reading import check_keys
 from st_wkl.evaluation.compare import Comparison
 from st_wkl.evaluation.results import Results
 from st_wkl.files import write_text
@@ -31,6 +30,7 @@ from st_wkl.publish._results import compared_task, parts_of, results_section
 from st_wkl.publish._texts import model_class, usage, with_usage, without_training_texts
 from st_wkl.publish._weights import check_results, marker
 from st_wkl.publish.licences import Licence, licence_of
+from st_wkl.reading import check_keys
 
 if TYPE_CHECKING:
     from st_wkl.record import TrainingRecord

@@ -15,10 +15,10 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder
 from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers.trainer_utils import IntervalStrategy
 
-from st_wkl.config.ranges import check_options
 from st_wkl.data._reading import whole_gains
 from st_wkl.data.selection import own_result, without_own
 from st_wkl.files import content_hash
+from st_wkl.ranges import check_options
 from st_wkl.text import text_hash
 
 if TYPE_CHECKING:

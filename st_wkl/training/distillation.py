@@ -21,13 +21,13 @@ from torch import nn
 from st_wkl._compat import card_text
 from st_wkl._processes import is_first, launched
 from st_wkl._versions import check_adapters
-from st_wkl.config.ranges import check_arguments, check_options
 from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.evaluation.results import package_versions
 from st_wkl.files import content_hash, holds_nothing, owned, sync_tree
 from st_wkl.model_checks import check_student
 from st_wkl.models import check_reloads, is_trusted, load_model, prompts_of
 from st_wkl.publish.model_card import write_model_card
+from st_wkl.ranges import check_arguments, check_options
 from st_wkl.record import RECORD_FILE, Exposure, TrainingRecord
 from st_wkl.training import checkpoints, dev
 from st_wkl.training.data import TrainingData, check_dataset, training_data, try_loss, whole_batches

@@ -18,10 +18,10 @@ from sentence_transformers.util import get_rank, get_world_size
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from st_wkl.config.ranges import check_options
 from st_wkl.data.dense import retriever_candidates
 from st_wkl.data.selection import own_document
 from st_wkl.files import write_text
+from st_wkl.ranges import check_options
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -31,9 +31,9 @@ from torch import nn
 
 from st_wkl import losses as ours
 from st_wkl._processes import launched
-from st_wkl.config.ranges import check_options
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.options import constructor_defaults
+from st_wkl.ranges import check_options, nearest
 
 if TYPE_CHECKING:
     from sentence_transformers.base.trainer import BaseTrainer
@@ -211,8 +211,6 @@ def make_loss(
     Example:
         >>> make_loss(student, "margin-kl", pairs="all")  # doctest: +SKIP
     """
-    from st_wkl.config import nearest
-
     check_options(in_batch=in_batch, mini_batch_size=mini_batch_size)
     if in_batch is None:
         in_batch = 1.0 if name is None and isinstance(student, (SentenceTransformer, SparseEncoder)) else 0.0
@@ -243,8 +241,6 @@ def make_loss(
 
 def _check_parameters(name: str, student: Student, parameters: Mapping[str, Any]) -> None:
     """Stop at a parameter that a loss does not have, and say where one makes another loss of it."""
-    from st_wkl.config import nearest
-
     kind: Any = LOSSES[name]
     known = constructor_defaults(getattr(kind, "func", kind))
     for parameter in parameters:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from st_wkl.ranges import nearest
+
 T = TypeVar("T")
 # YAML 1.1 wants a dot and a sign in 1.0e-3; what people write is 1e-3.
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return `" (did you mean 'x'?)"` for the nearest of the right names, nothing if none is near.
-
-    Example:
-        >>> nearest("lerning_rate", ["learning_rate", "seed"])
-        " (did you mean 'learning_rate'?)"
-    """
-    found = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.6)
-    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def load_yaml(content: bytes) -> Any:
