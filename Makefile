@@ -2,14 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint test-newest test-oldest test-pinned test-readme study-small clean
+.PHONY: demo test test-slow lint test-newest test-oldest test-pinned test-readme study-small clean
 
 demo: .venv/demo
 	@$(BIN)/st-wkl demo
 
 # One thread each: workers that all take every core wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST) --dist loadfile -m 'not slow'
+
+# What starts processes, is killed, talks to a Hub, or takes long.
+test-slow: .venv/dev
+	$(PYTEST) --dist loadgroup -m slow
 
 lint: .venv/dev
 	$(BIN)/ruff check .

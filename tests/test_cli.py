@@ -128,6 +128,7 @@ def test_existing_output_is_refused_before_any_work(beir_folder: Path, tmp_path:
     assert "exists already" in err
 
 
+@pytest.mark.slow
 def test_demo_resumes_and_prints_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo is the first contact: its numbers have to be complete, and a second run must only read them."""
     sizes = {"TRAIN_QUESTIONS": 40, "TEST_QUESTIONS": 60, "TEACHER_QUESTIONS": 5, "EPOCHS": 1, "NUM_NEGATIVES": 3}

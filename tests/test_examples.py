@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("examples")]
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 METHODS = sorted(
     path.stem for path in EXAMPLES.glob("*.py") if "Seen on " in path.read_text(encoding="utf-8").split('"""')[1]

@@ -59,6 +59,7 @@ def in_child(work: Any, folder: Path, kill_at: int | None = None) -> int:
         os._exit(7)
 
 
+@pytest.mark.slow
 def test_a_training_killed_at_any_file_operation_goes_on(
     static_student_path: Path,
     dataset: DistillationDataset,  # noqa: F811
@@ -95,6 +96,7 @@ _TRIED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _TRIED)
 def test_a_command_killed_at_a_file_operation_goes_on_by_the_same_line(
     name: str,
@@ -167,6 +169,7 @@ def test_a_second_process_is_told_of_the_first(tmp_path: Path) -> None:
     assert output.is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [

@@ -178,6 +178,7 @@ def work(settings: dict[str, Any]) -> None:
     run(RunConfig.from_dict(settings), show_progress=False)
 
 
+@pytest.mark.slow
 def test_killed_in_each_stage_it_ends_with_the_same_weights(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Machines are taken away without notice; what was done has to count, and nothing may differ in the end."""
     # A server that has the imports done makes a process in milliseconds.
@@ -212,6 +213,7 @@ def test_killed_in_each_stage_it_ends_with_the_same_weights(folder: Path, undist
     assert all(marker["complete"] for marker in markers)
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_do_one_run(folder: Path, tmp_path: Path) -> None:
     """Two processes that build, train and write at the same place, each for itself, would spoil each other's work."""
     file, output, stages = tmp_path / "config.yaml", tmp_path / "run", ["candidates", "dataset", "train", "card"]

@@ -81,6 +81,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 each_engine = pytest.mark.parametrize("engine", WORKERS, indirect=True)
 
 
+@pytest.mark.slow
 @each_engine
 def test_same_scores_other_processes_one_writer(engine: Engine, tmp_path: Path) -> None:
     """Workers score, this process writes: chunks come back in any order and still land at their pairs."""
@@ -97,6 +98,7 @@ def test_same_scores_other_processes_one_writer(engine: Engine, tmp_path: Path) 
     assert os.getpid() not in ids
 
 
+@pytest.mark.slow
 @each_engine
 @pytest.mark.parametrize("fault", ["raise", "short", "nan"])
 def test_errors_of_workers_name_the_pair(engine: Engine, fault: str) -> None:
@@ -112,6 +114,7 @@ def test_errors_of_workers_name_the_pair(engine: Engine, fault: str) -> None:
         assert np.isnan(store.get(ProcessTeacher().identity, [CULPRIT])[0])
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_an_error_and_loses_nothing() -> None:
     """Out of memory kills a process without a word; waiting for it for ever would be worse than the loss."""
     pairs = [*make_pairs(60), CULPRIT]
@@ -126,6 +129,7 @@ def test_a_dead_worker_is_an_error_and_loses_nothing() -> None:
         assert store.count() == 61
 
 
+@pytest.mark.slow
 def test_real_teacher_in_a_pool(cross_encoder_onnx_path: Path) -> None:
     """A session of onnxruntime cannot travel; the teacher is made again in each worker, from the same files."""
     teacher = CrossEncoderTeacher(cross_encoder_onnx_path, max_length=32)

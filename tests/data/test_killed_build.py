@@ -11,11 +11,14 @@ from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.candidates import Candidate
 from st_wkl.data.collection import Collection
 from st_wkl.data.score_store import ScoreStore
+
+pytestmark = pytest.mark.slow
 
 QUERIES, CANDIDATES = 1_500, 20  # 58 chunks, of which twenty killed runs commit about half
 

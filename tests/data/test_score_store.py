@@ -340,6 +340,7 @@ def run(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_committed_scores_survive_kill_9(tmp_path: Path) -> None:
     """A transaction that was cut off leaves the file as it was before, without any repair."""
     code = (
@@ -362,6 +363,7 @@ def test_committed_scores_survive_kill_9(tmp_path: Path) -> None:
         assert store.get({"model": "t"}, [("q", "99")]) == [99.0]
 
 
+@pytest.mark.slow
 def test_processes_share_one_file(tmp_path: Path) -> None:
     """Several scoring processes on one machine may open and fill a new store at the same moment."""
     code = (
@@ -380,6 +382,7 @@ def test_processes_share_one_file(tmp_path: Path) -> None:
         assert store.get({"model": "third"}, [("q", "39-24")]) == [39.0]
 
 
+@pytest.mark.slow
 def test_new_stores_are_made_once(tmp_path: Path) -> None:
     """Processes that start together race to make the tables of a new store."""
     code = (

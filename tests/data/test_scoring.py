@@ -122,6 +122,7 @@ def test_interrupted_run_ends_with_the_same_bits(stop_after: int) -> None:
     assert max((first.seen + second.seen).values()) == 1
 
 
+@pytest.mark.slow
 def test_real_int8_teacher_killed_and_restarted(tmp_path: Path, cross_encoder_onnx_path: Path) -> None:
     """The same with SIGKILL and a real dynamic int8 model, whose scores do depend on their batch."""
     pairs = make_pairs(48)
@@ -233,6 +234,7 @@ class LoggingTeacher:
         return scores
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
     """SIGKILL anywhere, in the middle of a commit too: what was committed stays, is not scored again, and fits."""
     pairs, chance = make_pairs(1_600), random.Random(0)

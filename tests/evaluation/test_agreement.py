@@ -27,6 +27,8 @@ from st_wkl.evaluation.tasks import CollectionTask
 from st_wkl.evaluation.two_stage import BM25Search
 from st_wkl.training.lora import merge
 
+pytestmark = pytest.mark.slow
+
 TOP_K = 10
 KINDS: dict[str, Any] = {
     "static": SentenceTransformer,

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from tests.helpers.processes import run_module
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
+
 
 @pytest.mark.parametrize("mini_batch_size", [0, 3])
 def test_two_processes_equal_one(mini_batch_size: int, tiny_bert_path: Path, tmp_path: Path) -> None:

@@ -266,6 +266,7 @@ def test_sum_refuses_what_it_cannot_share(tiny_bert_path: Path) -> None:
         WeightedSumLoss(model, [(math.nan, MarginKL(model))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feature", ["lora", "gradient_checkpointing", "accumulation", "bf16", "compile"])
 def test_gradient_cache_with_what_users_turn_on(feature: str, tiny_bert_path: Path, tmp_path: Path) -> None:
     """Each of these changes how the second forward pass runs; the trained weights must be those of plain training."""

@@ -12,6 +12,8 @@ import pytest
 
 from tests.helpers.fake_hub import EXPIRED, READING, WRITING, FakeHub
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hub")]
+
 
 @pytest.fixture(scope="module")
 def session(tiny_bert_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:

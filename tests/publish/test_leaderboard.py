@@ -202,6 +202,7 @@ def test_the_teacher_s_and_the_base_s_data_count_as_the_student_s() -> None:
         known_training_datasets(record(), ["SciFacts"])
 
 
+@pytest.mark.slow
 def test_mteb_takes_what_was_prepared(student: Path, cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """MTEB's own submission, against a local repository in place of GitHub, is the judge of layout and names."""
     out = tmp_path / "submission"
@@ -242,6 +243,7 @@ def test_mteb_takes_what_was_prepared(student: Path, cache: Path, tmp_path: Path
     assert {f"{folder}/{TASK}.json", f"{folder}/model_meta.json"} <= set(committed)
 
 
+@pytest.mark.slow
 def test_the_script_computes_what_prepare_takes(student: Path, tmp_path: Path) -> None:
     """The whole way against a Hub: entry, MTEB's own loader at that commit, MTEB's own data, results, submission."""
     files = {str(path.relative_to(student)): path.read_bytes() for path in student.rglob("*") if path.is_file()}

@@ -55,6 +55,7 @@ def test_distilled_student_is_saved_with_its_record(
         assert "word-overlap" in content
 
 
+@pytest.mark.slow
 def test_the_licence_of_the_base_model_reaches_the_card(
     dataset: DistillationDataset, static_student_path: Path, tiny_bert_path: Path, tmp_path: Path
 ) -> None:

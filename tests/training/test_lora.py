@@ -137,6 +137,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_kept(variant: str, base: Path, dataset: DistillationDataset, tmp_path: Path) -> None:
     """Upstream lost DoRA's magnitudes, froze biases and tokens at going on, and took their base for another one."""
@@ -286,6 +287,7 @@ np.save(sys.argv[2], SentenceTransformer("me/student").encode(eval(sys.argv[3]))
 """
 
 
+@pytest.mark.slow
 def test_the_whole_way_on_minilm_ends_on_the_hub(
     minilm_path: Path, dataset: DistillationDataset, tmp_path: Path
 ) -> None:

@@ -269,6 +269,7 @@ def test_distill_takes_the_changing_lists(static_student_path: Path, tmp_path: P
     assert [said["step"] for said in refresh.history] == [2, 4]
 
 
+@pytest.mark.slow
 def test_two_processes_renew_the_lists_of_one(static_student_path: Path, tmp_path: Path) -> None:
     """Only the first process mines; a process that kept its old lists would train another student, silently."""
     seen = {}

@@ -15,6 +15,8 @@ from st_wkl.training.sharding import check_sharded
 from tests.helpers.processes import run_module
 from tests.helpers.students import make_student
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("torchrun")]
+
 
 @pytest.fixture(scope="module")
 def folder(tiny_bert_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
