@@ -24,12 +24,7 @@ def waits(tensor: Tensor) -> bool:
 
 
 def check(bad: Tensor, found: Found) -> None:
-    """Call `found` with the number of places where `bad` holds, if there are any: now, or when the loss is settled.
-
-    Args:
-        bad: Boolean, of any shape.
-        found: Raises, or says it.
-    """
+    """Call `found` with the number of places where `bad` holds, if there are any: now, or when the loss is settled."""
     gathering = _GATHERING.get()
     if gathering is not None and waits(bad):
         gathering.add(bad, found)
@@ -81,14 +76,12 @@ class Checks:
 
     def send(self) -> None:
         """Let the counts come to the host, without waiting for them."""
-        counts = torch.stack(self._counts)
+        self._host = counts = torch.stack(self._counts)
         if counts.device.type == "cuda":
             self._host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
             self._host.copy_(counts, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record()
-        else:
-            self._host = counts
 
     def read(self) -> None:
         """Wait for the counts, and call what was to be called for those that are not 0; once."""
@@ -104,20 +97,13 @@ class Checks:
 
 
 def watch_gradient(embeddings: list[Tensor], nothing: Callable[[], None]) -> list[Tensor]:
-    """Return the embeddings, and call `nothing` if the loss that is computed of them gives them no gradient.
-
-    Args:
-        embeddings: One tensor per column.
-        nothing: Says it.
-    """
+    """Return the embeddings, and call `nothing` if the loss that is computed of them gives them no gradient."""
     learning = [place for place, column in enumerate(embeddings) if column.requires_grad]
     if not learning or not torch.is_grad_enabled():
         return embeddings
-    watched = list(embeddings)
     passed = _Watch.apply(_GATHERING.get(), nothing, *(embeddings[place] for place in learning))
-    for place, column in zip(learning, passed, strict=True):
-        watched[place] = column
-    return watched
+    found = dict(zip(learning, passed, strict=True))
+    return [found.get(place, column) for place, column in enumerate(embeddings)]
 
 
 # Optimizers that divide by the gradient's size add 1e-8 to it: what is far below moves nothing.
@@ -138,21 +124,15 @@ class _Watch(torch.autograd.Function):
         there = [gradient.detach() for gradient in gradients if gradient is not None and gradient.numel()]
         if there and waits(there[0]):
             none = torch.stack([gradient.abs().amax() for gradient in there]).amax() < _NO_GRADIENT
-            _look(none, ctx.gathering, lambda _: ctx.nothing())
+            # With the batch's own checks if they are still open, as inside a gradient cache.
+            checks = ctx.gathering if ctx.gathering is not None and ctx.gathering.open else Checks()
+            checks.add(none, lambda _: ctx.nothing())
+            if checks is not ctx.gathering:
+                checks.send()
+                _after_backward(checks.read)
         elif there and all(bool(gradient.abs().amax() < _NO_GRADIENT) for gradient in there):  # one is enough
             ctx.nothing()
         return (None, None, *gradients)
-
-
-def _look(bad: Tensor, gathering: Checks | None, found: Found) -> None:
-    """Check in a backward pass: with the batch's own checks if they are still open, as inside a gradient cache."""
-    if gathering is not None and gathering.open:
-        gathering.add(bad, found)
-    else:
-        late = Checks()
-        late.add(bad, found)
-        late.send()
-        _after_backward(late.read)
 
 
 def _after_backward(call: Callable[[], None]) -> None:

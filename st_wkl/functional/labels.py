@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from st_wkl.functional._scores import check_shape
+
 
 def raise_positives(teacher_scores: Tensor, positives: Tensor, mask: Tensor | None = None) -> Tensor:
     """Give every positive the highest teacher score of its row: the judgements overrule a teacher that is wrong.
@@ -19,9 +21,6 @@ def raise_positives(teacher_scores: Tensor, positives: Tensor, mask: Tensor | No
     Returns:
         `(B, N)` corrected scores in a new tensor.
 
-    Raises:
-        ValueError: If shapes differ.
-
     Source:
         CollectiveKD, NAACL 2022 (https://arxiv.org/abs/2205.03273), where it is done for the one labelled positive.
 
@@ -30,7 +29,7 @@ def raise_positives(teacher_scores: Tensor, positives: Tensor, mask: Tensor | No
         >>> raise_positives(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[True, False, False]]))
         tensor([[3., 3., 2.]])
     """
-    positives, mask = _check_correction(teacher_scores, positives, mask)
+    positives, mask = _checked(teacher_scores, positives, mask)
     if not teacher_scores.numel():
         return teacher_scores.clone()
     best = torch.where(mask, teacher_scores, -math.inf).amax(dim=1, keepdim=True)
@@ -51,9 +50,6 @@ def swap_positives(teacher_scores: Tensor, positives: Tensor, mask: Tensor | Non
         `(B, N)` corrected scores in a new tensor. Of equal scores the first in the row takes part, and a positive that
         shares the highest score is right already.
 
-    Raises:
-        ValueError: If shapes differ.
-
     Source:
         The label swap of DGAD (https://arxiv.org/abs/2409.01627).
 
@@ -62,7 +58,7 @@ def swap_positives(teacher_scores: Tensor, positives: Tensor, mask: Tensor | Non
         >>> swap_positives(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[True, False, False]]))
         tensor([[3., 1., 2.]])
     """
-    positives, mask = _check_correction(teacher_scores, positives, mask)
+    positives, mask = _checked(teacher_scores, positives, mask)
     if not teacher_scores.numel():
         return teacher_scores.clone()
     best, best_place = torch.where(mask, teacher_scores, -math.inf).max(dim=1, keepdim=True)
@@ -72,13 +68,9 @@ def swap_positives(teacher_scores: Tensor, positives: Tensor, mask: Tensor | Non
     return torch.where(wrong, swapped, teacher_scores)
 
 
-def _check_correction(scores: Tensor, positives: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _checked(scores: Tensor, positives: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     if scores.ndim != 2:
         raise ValueError(f"teacher_scores must be (B, N), got the shape {tuple(scores.shape)}.")
-    for name, tensor in (("positives", positives), ("mask", mask)):
-        if tensor is not None and tensor.shape != scores.shape:
-            raise ValueError(
-                f"{name} must have the shape of teacher_scores, {tuple(scores.shape)}, not {tuple(tensor.shape)}."
-            )
-    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.to(scores.device).bool()
-    return positives.to(scores.device).bool() & mask, mask
+    mask = torch.ones_like(scores) if mask is None else check_shape("mask", mask, scores, "teacher_scores")
+    positives = check_shape("positives", positives, scores, "teacher_scores")
+    return positives.bool() & mask.bool(), mask.bool()

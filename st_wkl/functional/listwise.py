@@ -12,13 +12,12 @@ from torch import Tensor
 from st_wkl.functional._checks import check
 from st_wkl.functional._scores import (
     Reduction,
+    Scores,
     check_at_least_zero,
-    check_ranks,
     check_shape,
     masked_log_softmax,
     prepare,
     reduce,
-    reduce_rows,
 )
 
 
@@ -34,7 +33,7 @@ def weighted_kl(
     mask: Tensor | None = None,
     student_temperature: float = 1.0,
     teacher_temperature: float = 1.0,
-    detach_weights: bool = False,
+    detach_weights: bool = True,
     several_positives: Literal["best", "first"] = "best",
     reduction: Reduction = "batchmean",
 ) -> Tensor:
@@ -59,10 +58,11 @@ def weighted_kl(
         beta: One constant β for all negatives in place of the rank bias; the authors used 0, 0.5 and 1.
         ranks: `(B, N)` ranks (1 = best) to use in β, for example those of the retriever that mined the list. By
             default the ranks inside the row by the present student scores, equal scores sharing the better rank.
-        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
-        student_temperature: Divides the student scores. Scores that are cosines need about 0.02 to 0.05.
+        mask: `(B, N)` boolean, False where a place holds no document.
+        student_temperature: Divides the student scores.
         teacher_temperature: Divides the teacher scores.
-        detach_weights: Treat the weights as constants. The value stays, the gradient changes.
+        detach_weights: Treat the weights as constants, which this project's study found ahead or level on every
+            collection. False lets gradients flow through them, as the authors do. The value is the same.
         several_positives: Where a row has more than one positive: `"best"` takes the best-ranked one for r_pos and the
             exponent γ for each of them, as the paper defines positives; `"first"` does what the authors' code does:
             r_pos of the first positive in the row, and the exponent γ − β_i for the others.
@@ -73,13 +73,10 @@ def weighted_kl(
     Returns:
         The loss: a scalar, or `(B, N)` for `reduction="none"` with 0 at masked places.
 
-    Raises:
-        ValueError: If shapes differ, a parameter is out of range, or an unmasked teacher score is NaN or infinite.
-
     Source:
         Yang, Qiao, He, Yang: Weighted KL-Divergence for Document Ranking Model Refinement, SIGIR 2024
-        (https://arxiv.org/abs/2406.05977), and its published code. Differences: fresh ranks by default, the mean per
-        row by default, and the two points under `several_positives`.
+        (https://arxiv.org/abs/2406.05977), and its published code. Differences: fresh ranks, constant weights and the
+        mean per row by default, and the two points under `several_positives`.
 
     Example:
         >>> import torch
@@ -88,16 +85,12 @@ def weighted_kl(
         >>> round(weighted_kl(student, teacher, positives).item(), 4)
         1.1436
     """
-    check_at_least_zero(gamma=gamma, alpha=alpha)
-    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
-    positives = check_shape("positives", positives, student).bool() & mask
-    log_p, log_q = masked_log_softmax(teacher, mask), masked_log_softmax(student, mask)
-    terms = log_p.exp() * (log_p - log_q)
-    if gamma != 0 or alpha != 0 or beta:
-        log_weighted_by = log_q.detach() if detach_weights else log_q
-        weights = _weights(log_weighted_by, student, positives, mask, gamma, alpha, beta, ranks, several_positives)
-        terms = terms * weights
-    return reduce(torch.where(mask, terms, 0.0), mask, reduction)
+    scores = prepare(student_scores, teacher_scores, positives, mask, student_temperature, teacher_temperature)
+    terms, log_q = _kl_terms(scores)
+    weights = _weights(
+        log_q.detach() if detach_weights else log_q, scores, gamma, alpha, beta, ranks, several_positives
+    )
+    return reduce(terms if weights is None else terms * weights, scores.mask, reduction)
 
 
 def contrastive_weights(
@@ -133,13 +126,10 @@ def contrastive_weights(
         >>> contrastive_weights(torch.zeros(1, 2), torch.tensor([[True, False]]), gamma=1.0, alpha=0.0)
         tensor([[0.5000, 0.5000]])
     """
-    check_at_least_zero(gamma=gamma, alpha=alpha)
-    scores = student_scores.detach()
-    student, _, mask = prepare(scores, torch.zeros_like(scores), mask, student_temperature)
-    positives = check_shape("positives", positives, student).bool() & mask
-    log_q = masked_log_softmax(student, mask)
-    weights = _weights(log_q, student, positives, mask, gamma, alpha, beta, ranks, several_positives)
-    return torch.where(mask, weights, 0.0)
+    scores = prepare(student_scores.detach(), None, positives, mask, student_temperature)
+    log_q = masked_log_softmax(scores.student, scores.mask)
+    weights = _weights(log_q, scores, gamma, alpha, beta, ranks, several_positives)
+    return torch.where(scores.mask, torch.ones_like(log_q) if weights is None else weights, 0.0)
 
 
 def kl_divergence(
@@ -156,16 +146,13 @@ def kl_divergence(
     Args:
         student_scores: `(B, N)` student scores.
         teacher_scores: `(B, N)` teacher scores, raw logits.
-        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
-        student_temperature: Divides the student scores. Scores that are cosines need about 0.02 to 0.05.
+        mask: `(B, N)` boolean, False where a place holds no document.
+        student_temperature: Divides the student scores.
         teacher_temperature: Divides the teacher scores.
         reduction: `"batchmean"`, `"mean"` (over candidates too) or `"none"`, as for `weighted_kl`.
 
     Returns:
         The loss: a scalar ≥ 0, or `(B, N)` for `reduction="none"`.
-
-    Raises:
-        ValueError: If shapes differ, a temperature is not positive, or an unmasked teacher score is not finite.
 
     Source:
         Hinton et al., https://arxiv.org/abs/1503.02531, without the factor temperature² that
@@ -177,9 +164,8 @@ def kl_divergence(
         >>> kl_divergence(scores, scores + 7).item()
         0.0
     """
-    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
-    log_p, log_q = masked_log_softmax(teacher, mask), masked_log_softmax(student, mask)
-    return reduce(torch.where(mask, log_p.exp() * (log_p - log_q), 0.0), mask, reduction)
+    scores = prepare(student_scores, teacher_scores, None, mask, student_temperature, teacher_temperature)
+    return reduce(_kl_terms(scores)[0], scores.mask, reduction)
 
 
 def regularised_kl(
@@ -203,15 +189,12 @@ def regularised_kl(
         teacher_scores: `(B, N)` teacher scores, raw logits.
         positives: `(B, N)` boolean, True for relevant documents.
         beta: Strength of the regulariser; the authors used 0.01 and 0.02.
-        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
+        mask: `(B, N)` boolean, False where a place holds no document.
         student_temperature: Divides the student scores.
         teacher_temperature: Divides the teacher scores.
 
     Returns:
         The loss, a scalar. It can be negative.
-
-    Raises:
-        ValueError: If shapes differ, a parameter is out of range, or an unmasked teacher score is not finite.
 
     Source:
         Earlier code of CKL's authors, https://arxiv.org/abs/2406.05977.
@@ -223,21 +206,15 @@ def regularised_kl(
         0.0042
     """
     check_at_least_zero(beta=beta)
-    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
-    positives = check_shape("positives", positives, student).bool() & mask
-    log_p, log_q = masked_log_softmax(teacher, mask), masked_log_softmax(student, mask)
-    divergence = reduce(torch.where(mask, log_p.exp() * (log_p - log_q), 0.0), mask, "mean")
-    sure = torch.where(positives, log_q.exp() * log_q, 0.0).sum()
-    wrong = torch.where(mask & ~positives, log_q.exp(), 0.0).sum()
-    return divergence + beta * sure + beta / math.log(2) * wrong
+    scores = prepare(student_scores, teacher_scores, positives, mask, student_temperature, teacher_temperature)
+    terms, log_q = _kl_terms(scores)
+    sure = torch.where(scores.positives, log_q.exp() * log_q, 0.0).sum()
+    wrong = torch.where(scores.mask & ~scores.positives, log_q.exp(), 0.0).sum()
+    return reduce(terms, scores.mask, "mean") + beta * sure + beta / math.log(2) * wrong
 
 
 def pearson(
-    student_scores: Tensor,
-    teacher_scores: Tensor,
-    *,
-    mask: Tensor | None = None,
-    reduction: Reduction = "batchmean",
+    student_scores: Tensor, teacher_scores: Tensor, *, mask: Tensor | None = None, reduction: Reduction = "batchmean"
 ) -> Tensor:
     """One minus the Pearson correlation of student and teacher scores in each list.
 
@@ -246,16 +223,13 @@ def pearson(
     Args:
         student_scores: `(B, N)` student scores.
         teacher_scores: `(B, N)` teacher scores.
-        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
+        mask: `(B, N)` boolean, False where a place holds no document.
         reduction: `"batchmean"` and `"mean"` average the rows, `"none"` gives them.
 
     Returns:
         The loss: a scalar between 0 and 2, or `(B,)` for `reduction="none"`. A list whose teacher scores are all equal,
         or which has fewer than two documents, has no correlation and counts 0; one whose student scores are all equal
         counts 1 and passes no gradient.
-
-    Raises:
-        ValueError: If shapes differ, or an unmasked teacher score is not finite.
 
     Source:
         The row term of DIST, Huang et al., NeurIPS 2022, https://arxiv.org/abs/2205.10536; its column term has no
@@ -266,10 +240,10 @@ def pearson(
         >>> round(pearson(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[10.0, 20.0, 30.0]])).item(), 4)
         0.0
     """
-    student, teacher, mask = prepare(student_scores, teacher_scores, mask)
-    counts = mask.sum(dim=1, keepdim=True).clamp_min(1)
+    scores = prepare(student_scores, teacher_scores, None, mask)
+    counts = scores.mask.sum(dim=1, keepdim=True).clamp_min(1)
     student, teacher = (
-        torch.where(mask, scores - scores.sum(dim=1, keepdim=True) / counts, 0.0) for scores in (student, teacher)
+        torch.where(scores.mask, side - side.sum(dim=1, keepdim=True) / counts, 0.0) for side in scores[:2]
     )
     tiny = torch.finfo(student.dtype).eps ** 2
     student_power, teacher_power = (student**2).sum(dim=1), (teacher**2).sum(dim=1)
@@ -277,8 +251,8 @@ def pearson(
     # The square root has no slope at 0, so where nothing varies it is taken of 1 instead.
     scale = torch.where(varied, student_power * teacher_power, 1.0).sqrt()
     correlation = torch.where(varied, (student * teacher).sum(dim=1) / scale, 0.0)
-    rows = torch.where(teacher_power > tiny, 1 - correlation, 0.0)
-    return reduce_rows(rows, "batchmean" if reduction == "mean" else reduction)
+    rows = torch.where(teacher_power > tiny, 1 - correlation, 0.0).unsqueeze(1)
+    return reduce(rows, torch.ones_like(rows, dtype=torch.bool), reduction, per_row=True)
 
 
 def list_contrastive(
@@ -296,16 +270,13 @@ def list_contrastive(
     Args:
         student_scores: `(B, N)` student scores.
         positives: `(B, N)` boolean, True for relevant documents.
-        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
-        student_temperature: Divides the student scores. Scores that are cosines need about 0.02 to 0.05.
+        mask: `(B, N)` boolean, False where a place holds no document.
+        student_temperature: Divides the student scores.
         reduction: `"batchmean"` averages the positives of each row, then the rows; a row without a positive counts 0.
             `"mean"` averages over all positives of the batch. `"none"` gives the `(B,)` row values.
 
     Returns:
         The loss: a scalar ≥ 0, or `(B,)` for `reduction="none"`. A row without a negative counts 0.
-
-    Raises:
-        ValueError: If shapes differ or the temperature is not positive.
 
     Source:
         van den Oord et al., https://arxiv.org/abs/1807.03748; several positives are averaged outside the logarithm.
@@ -315,17 +286,13 @@ def list_contrastive(
         >>> round(list_contrastive(torch.zeros(1, 4), torch.tensor([[True, False, False, False]])).item(), 4)  # ln 4
         1.3863
     """
-    nothing = student_scores.new_zeros(student_scores.shape)
-    student, _, mask = prepare(student_scores, nothing, mask, student_temperature)
-    positives = check_shape("positives", positives, student).bool() & mask
+    student, _, positives, mask = prepare(student_scores, None, positives, mask, student_temperature)
     negatives = mask & ~positives
     # A row without negatives takes a finite place holder: the gradient of a logsumexp over nothing is NaN.
     some = negatives.any(dim=1, keepdim=True)
     rest = torch.where(negatives | ~some, student, -math.inf).logsumexp(dim=1, keepdim=True)
     terms = torch.where(positives & some, torch.nn.functional.softplus(rest - student), 0.0)
-    if reduction == "mean":
-        return terms.sum() / positives.sum().clamp_min(1)
-    return reduce_rows(terms.sum(dim=1) / positives.sum(dim=1).clamp_min(1), reduction)
+    return reduce(terms, positives, reduction, per_row=True)
 
 
 def student_ranks(scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -343,48 +310,69 @@ def student_ranks(scores: Tensor, mask: Tensor | None = None) -> Tensor:
         >>> student_ranks(torch.tensor([[0.1, 0.7, 0.7, 0.3]])).tolist()
         [[4, 1, 1, 3]]
     """
-    scores = scores.detach()
     mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
-    scores = scores.masked_fill(~mask, -math.inf)
-    descending = (-scores).sort(dim=1).values
-    ranks = torch.searchsorted(descending.contiguous(), (-scores).contiguous(), right=False) + 1
+    falling = -scores.detach().masked_fill(~mask, -math.inf)
+    ranks = torch.searchsorted(falling.sort(dim=1).values.contiguous(), falling.contiguous(), right=False) + 1
     return torch.where(mask, ranks, 1)
+
+
+def _kl_terms(scores: Scores) -> tuple[Tensor, Tensor]:
+    """Return p (ln p − ln q) of every place, 0 at masked ones, and ln q."""
+    log_p, log_q = masked_log_softmax(scores.teacher, scores.mask), masked_log_softmax(scores.student, scores.mask)
+    return torch.where(scores.mask, log_p.exp() * (log_p - log_q), 0.0), log_q
 
 
 def _weights(
     log_q: Tensor,
-    student: Tensor,
-    positives: Tensor,
-    mask: Tensor,
+    scores: Scores,
     gamma: float,
     alpha: float,
     beta: float | None,
     ranks: Tensor | None,
     several_positives: str,
-) -> Tensor:
-    """Compute (1 − q)^γ for positives and q^(γ − β) for negatives."""
+) -> Tensor | None:
+    """Compute (1 − q)^γ for positives and q^(γ − β) for negatives; None where all are 1."""
+    check_at_least_zero(gamma=gamma, alpha=alpha, beta=beta or 0.0)
     if several_positives not in ("best", "first"):
         raise ValueError(f"several_positives must be 'best' or 'first', got {several_positives!r}.")
-    first = several_positives == "first"
-    bias = _rank_bias(student, positives, mask, alpha, ranks, first) if beta is None else beta * (~positives)
+    if gamma == 0 and alpha == 0 and not beta:
+        return None
+    positives, first = scores.positives, several_positives == "first"
+    bias = _rank_bias(scores, alpha, ranks, first) if beta is None else beta * (~positives)
     exponent = gamma - bias
     if not first:
         exponent = torch.where(positives, gamma, exponent)
-    return _contrastive_weights(log_q, exponent, positives)
+    check(exponent < 0, _say_clamped)
+    exponent = exponent.clamp_min(0)
+    # −expm1 keeps 1 − q exact for q near 0; the clamp keeps the slope of x^γ finite at q = 1, where γ < 1 has none.
+    rest = (-torch.expm1(log_q)).clamp_min(torch.finfo(log_q.dtype).tiny)
+    return torch.where(positives, rest**exponent, (exponent * log_q).exp())
 
 
-def _rank_bias(
-    student: Tensor, positives: Tensor, mask: Tensor, alpha: float, ranks: Tensor | None, first: bool
-) -> Tensor:
+def _rank_bias(scores: Scores, alpha: float, ranks: Tensor | None, first: bool) -> Tensor:
     """Compute β_i = α (1/r_i − 1/r_pos), 0 in rows without a positive."""
+    student, _, positives, mask = scores
     if alpha == 0:
         return torch.zeros_like(student)
-    ranks = student_ranks(student, mask) if ranks is None else check_ranks(ranks, student, mask)
+    ranks = student_ranks(student, mask) if ranks is None else _check_ranks(ranks, student, mask)
     inverse = 1.0 / ranks.to(student.dtype)
     # The best-ranked positive has the largest inverse rank; argmax finds the first True of a row.
     best = inverse.masked_fill(~positives, 0.0).amax(dim=1, keepdim=True)
     anchor = inverse.gather(1, positives.int().argmax(dim=1, keepdim=True)) if first else best
     return torch.where(positives.any(dim=1, keepdim=True), alpha * (inverse - anchor), 0.0)
+
+
+def _check_ranks(ranks: Tensor, student: Tensor, mask: Tensor) -> Tensor:
+    """Return the ranks in the student's dtype, 1 at masked places, or raise if one is below 1."""
+    ranks = torch.where(mask, check_shape("ranks", ranks, student).to(student.dtype), 1.0)
+    bad = ~(ranks >= 1)
+
+    def found(count: int) -> None:
+        row, column = bad.nonzero()[0].tolist()
+        raise ValueError(f"ranks[{row}, {column}] is {ranks[row, column].item()}; ranks count from 1, the best.")
+
+    check(bad, found)
+    return torch.where(bad, 1.0, ranks)
 
 
 def _say_clamped(count: int) -> None:
@@ -393,11 +381,3 @@ def _say_clamped(count: int) -> None:
         "without bound there. Choose gamma ≥ alpha (or beta) to avoid it.",
         stacklevel=6,
     )
-
-
-def _contrastive_weights(log_q: Tensor, exponent: Tensor, positives: Tensor) -> Tensor:
-    check(exponent < 0, _say_clamped)
-    exponent = exponent.clamp_min(0)
-    # −expm1 keeps 1 − q exact for q near 0; the clamp keeps the slope of x^γ finite at q = 1, where γ < 1 has none.
-    rest = (-torch.expm1(log_q)).clamp_min(torch.finfo(log_q.dtype).tiny)
-    return torch.where(positives, rest**exponent, (exponent * log_q).exp())

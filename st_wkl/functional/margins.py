@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from st_wkl.functional._checks import check
+from st_wkl.functional._scores import is_number
 
 
 def adaptive_relevance_margin(
@@ -37,7 +38,7 @@ def adaptive_relevance_margin(
         The loss, a scalar. The target is not detached, as in the published code.
 
     Raises:
-        ValueError: If shapes differ, an option is unknown, or an embedding has length 0, as it has no cosine.
+        ValueError: If an embedding has length 0, as it has no cosine.
 
     Source:
         https://arxiv.org/abs/2407.21515 (ICTIR 2025) and its published code. Difference: with `in_batch`, that code
@@ -52,26 +53,18 @@ def adaptive_relevance_margin(
     errors = {"l2": torch.square, "l1": torch.abs, "soft": lambda x: F.softplus(-x)}
     if error not in errors:
         raise ValueError(f"error must be 'l2', 'l1' or 'soft', got {error!r}.")
-    if isinstance(target, str) and target not in ("adaptive", "distributed"):
+    if target not in ("adaptive", "distributed") and not is_number(target):
         raise ValueError(f"target must be a number, 'adaptive' or 'distributed', got {target!r}.")
-    query, positive, negative = (
-        _unit(name, embeddings, query_embeddings.shape)
-        for name, embeddings in (
-            ("query", query_embeddings),
-            ("positive", positive_embeddings),
-            ("negative", negative_embeddings),
-        )
-    )
-    own = (query * positive).sum(dim=1)
-    everywhere = positive @ negative.T / 2 + 0.5
-    if in_batch:
-        margins = own[:, None] - query @ negative.T
-        goal = everywhere if isinstance(target, str) else torch.full_like(margins, target)
-    else:
-        margins = own - (query * negative).sum(dim=1)
-        goal = {"adaptive": everywhere.diagonal(), "distributed": everywhere}.get(str(target), margins.new_tensor(0.0))
-        goal = goal if isinstance(target, str) else torch.full_like(margins, target)
-    return errors[error](margins - goal).mean()
+    shape = query_embeddings.shape
+    query = _unit("query", query_embeddings, shape)
+    positive, negative = _unit("positive", positive_embeddings, shape), _unit("negative", negative_embeddings, shape)
+    own, everywhere = (query * positive).sum(dim=1), positive @ negative.T / 2 + 0.5
+    margins = own[:, None] - query @ negative.T if in_batch else own - (query * negative).sum(dim=1)
+    if not isinstance(target, str):
+        return errors[error](margins - target).mean()
+    return errors[error](
+        margins - (everywhere.diagonal() if target == "adaptive" and not in_batch else everywhere)
+    ).mean()
 
 
 def coherence(
@@ -110,23 +103,17 @@ def coherence(
         >>> [round(term.item(), 4) for term in coherence(query, torch.tensor([[1.0, 1.0]]), documents)]
         [0.5858, 1.0]
     """
-    rows = len(query_embeddings)
+    rows, shape = len(query_embeddings), query_embeddings.shape
     if mask is None:
         mask = torch.ones(rows, dtype=torch.bool, device=query_embeddings.device)
-    if (
-        mask.shape != (rows,)
-        or paraphrase_embeddings.shape != query_embeddings.shape
-        or len(document_embeddings) < rows
-    ):
+    if mask.shape != (rows,) or paraphrase_embeddings.shape != shape or len(document_embeddings) < rows:
         raise ValueError(
-            f"coherence needs (B, D) queries and paraphrases, (B,) mask and (M ≥ B, D) documents, got "
-            f"{tuple(query_embeddings.shape)}, {tuple(paraphrase_embeddings.shape)}, {tuple(mask.shape)} and "
-            f"{tuple(document_embeddings.shape)}."
+            f"coherence needs (B, D) queries and paraphrases, (B,) mask and (M ≥ B, D) documents, got {tuple(shape)}, "
+            f"{tuple(paraphrase_embeddings.shape)}, {tuple(mask.shape)} and {tuple(document_embeddings.shape)}."
         )
+    query = _unit("query", query_embeddings, shape)
     # What stands in the place of a missing paraphrase may be anything.
-    paraphrase_embeddings = torch.where(mask[:, None], paraphrase_embeddings, query_embeddings)
-    query = _unit("query", query_embeddings, query_embeddings.shape)
-    paraphrase = _unit("paraphrase", paraphrase_embeddings, query_embeddings.shape)
+    paraphrase = _unit("paraphrase", torch.where(mask[:, None], paraphrase_embeddings, query_embeddings), shape)
     documents = _unit("document", document_embeddings, document_embeddings.shape)
     present = mask.to(query)
     distance = (((query - paraphrase) ** 2).sum(dim=1) * present).sum() / present.sum().clamp_min(1)

@@ -9,12 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from st_wkl.functional._checks import check
-from st_wkl.functional._scores import (
-    Reduction,
-    check_shape,
-    prepare,
-    reduce_rows,
-)
+from st_wkl.functional._scores import Reduction, Scores, prepare, reduce
 
 
 def margin_kl(
@@ -39,17 +34,14 @@ def margin_kl(
         teacher_scores: `(B, N)` teacher scores, raw logits.
         positives: `(B, N)` boolean, True for relevant documents.
         pairs: `"positive-negative"` compares every positive with every negative; `"all"` every two documents.
-        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
-        student_temperature: Divides the student margins. Margins of cosines need about 0.02 to 0.05.
+        mask: `(B, N)` boolean, False where a place holds no document.
+        student_temperature: Divides the student margins.
         teacher_temperature: Divides the teacher margins.
         reduction: `"batchmean"` averages the pairs of each row, then the rows; a row without a pair counts 0.
             `"mean"` averages over all pairs of the batch. `"none"` gives the `(B,)` row values.
 
     Returns:
         The loss: a scalar ≥ 0, or `(B,)` for `reduction="none"`.
-
-    Raises:
-        ValueError: If shapes differ, a parameter is out of range, or an unmasked teacher score is not finite.
 
     Source:
         Defined by this project, as no standard form exists: soft RankNet (Burges et al., ICML 2005) less the teacher's
@@ -65,13 +57,14 @@ def margin_kl(
     """
     if pairs not in ("positive-negative", "all"):
         raise ValueError(f"pairs must be 'positive-negative' or 'all', got {pairs!r}.")
-    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
-    positives = check_shape("positives", positives, student).bool() & mask
-    if pairs == "all":
-        compared = (mask[:, :, None] & mask[:, None, :]).triu(diagonal=1)
-    else:
-        compared = positives[:, :, None] & (mask & ~positives)[:, None, :]
-    return _mean_over_pairs(_bernoulli_kl(_margins(teacher), _margins(student)), compared, reduction)
+    scores = prepare(student_scores, teacher_scores, positives, mask, student_temperature, teacher_temperature)
+    compared = _both(scores.mask).triu(diagonal=1) if pairs == "all" else _positive_negative(scores)
+    teacher, student = _margins(scores.teacher), _margins(scores.student)
+    # KL of two Bernoulli distributions, without ever leaving log space.
+    terms = torch.sigmoid(teacher) * (F.logsigmoid(teacher) - F.logsigmoid(student)) + (
+        torch.sigmoid(-teacher) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    )
+    return _mean_over_pairs(terms, compared, reduction)
 
 
 def margin_mse(
@@ -94,16 +87,13 @@ def margin_mse(
         student_scores: `(B, N)` student scores.
         teacher_scores: `(B, N)` teacher scores.
         positives: `(B, N)` boolean, True for relevant documents.
-        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
+        mask: `(B, N)` boolean, False where a place holds no document.
         student_temperature: Divides the student margins.
         teacher_temperature: Divides the teacher margins.
         reduction: As for `margin_kl`.
 
     Returns:
         The loss: a scalar ≥ 0, or `(B,)` for `reduction="none"`.
-
-    Raises:
-        ValueError: If shapes differ, a temperature is not positive, or an unmasked teacher score is not finite.
 
     Source:
         Hofstätter et al., https://arxiv.org/abs/2010.02666.
@@ -114,10 +104,9 @@ def margin_mse(
         >>> margin_mse(torch.tensor([[1.0, 0.0]]), teacher, positives).item()
         4.0
     """
-    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature, teacher_temperature)
-    positives = check_shape("positives", positives, student).bool() & mask
-    compared = positives[:, :, None] & (mask & ~positives)[:, None, :]
-    return _mean_over_pairs((_margins(student) - _margins(teacher)) ** 2, compared, reduction)
+    scores = prepare(student_scores, teacher_scores, positives, mask, student_temperature, teacher_temperature)
+    terms = (_margins(scores.student) - _margins(scores.teacher)) ** 2
+    return _mean_over_pairs(terms, _positive_negative(scores), reduction)
 
 
 def rank_net(
@@ -133,15 +122,12 @@ def rank_net(
     Args:
         student_scores: `(B, N)` student scores.
         teacher_scores: `(B, N)` teacher scores; only their order counts, and equal scores make no pair.
-        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
-        student_temperature: Divides the student margins. Margins of cosines need about 0.02 to 0.05.
+        mask: `(B, N)` boolean, False where a place holds no document.
+        student_temperature: Divides the student margins.
         reduction: As for `margin_kl`.
 
     Returns:
         The loss: a scalar ≥ 0, or `(B,)` for `reduction="none"`.
-
-    Raises:
-        ValueError: If shapes differ, the temperature is not positive, or an unmasked teacher score is not finite.
 
     Source:
         RankNet, Burges et al., ICML 2005.
@@ -151,9 +137,9 @@ def rank_net(
         >>> round(rank_net(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 1.0]])).item(), 4)
         0.6931
     """
-    student, teacher, mask = prepare(student_scores, teacher_scores, mask, student_temperature)
-    compared = mask[:, :, None] & mask[:, None, :] & (_margins(teacher) > 0)
-    return _mean_over_pairs(F.softplus(-_margins(student)), compared, reduction)
+    scores = prepare(student_scores, teacher_scores, None, mask, student_temperature)
+    compared = _both(scores.mask) & (_margins(scores.teacher) > 0)
+    return _mean_over_pairs(F.softplus(-_margins(scores.student)), compared, reduction)
 
 
 def pairwise_kl(
@@ -170,8 +156,8 @@ def pairwise_kl(
         student_scores: `(B, N)` student scores.
         pairs: `(P, 3)` long; each row is (list, i, j), two candidates of one list. Lists may have any number of pairs.
         probabilities: `(P,)` the teacher's probability that i is the better document.
-        mask: `(B, N)` boolean, False where a place holds no document. Default: every place does.
-        student_temperature: Divides the student margins. Margins of cosines need about 0.02 to 0.05.
+        mask: `(B, N)` boolean, False where a place holds no document.
+        student_temperature: Divides the student margins.
 
     Returns:
         The loss, a scalar ≥ 0; 0 if there are no pairs.
@@ -188,20 +174,16 @@ def pairwise_kl(
         >>> round(pairwise_kl(student, torch.tensor([[0, 0, 1], [0, 2, 1]]), torch.tensor([0.5, 0.9])).item(), 4)
         0.0009
     """
-    student, _, mask = prepare(
-        student_scores, student_scores.new_zeros(student_scores.shape), mask, student_temperature
-    )
+    student, _, _, mask = prepare(student_scores, None, None, mask, student_temperature)
     probabilities = probabilities.to(student)
     if pairs.ndim != 2 or pairs.shape[1] != 3 or probabilities.shape != pairs.shape[:1]:
         raise ValueError(
             f"pairs must be (P, 3) and probabilities (P,), got {tuple(pairs.shape)} and {tuple(probabilities.shape)}."
         )
-    rows, first, second = pairs.to(student.device).unbind(dim=1)
-    batch, candidates = student.shape
-    inside = (
-        (rows >= 0) & (rows < batch) & (torch.minimum(first, second) >= 0) & (torch.maximum(first, second) < candidates)
-    )
-    held = inside.clone()
+    rows, first, second = places = pairs.to(student.device).unbind(dim=1)
+    sizes = (len(student), *[student.shape[1]] * 2)
+    held = torch.stack([(place >= 0) & (place < size) for place, size in zip(places, sizes, strict=True)]).all(dim=0)
+    inside = held.clone()
     held[inside] = mask[rows[inside], first[inside]] & mask[rows[inside], second[inside]]
     for name, bad in (
         ("points at a place that holds no document", ~held),
@@ -220,10 +202,9 @@ def pairwise_kl(
 
 def preference_kl(student_scores: Tensor, preferences: Tensor, mask: Tensor, student_temperature: float) -> Tensor:
     """Compute `pairwise_kl` from `(B, N, N)` preferences, NaN where nobody was asked: none has to be counted first."""
-    nothing = student_scores.new_zeros(student_scores.shape)
-    student, _, mask = prepare(student_scores, nothing, mask, student_temperature)
+    student, _, _, mask = prepare(student_scores, None, None, mask, student_temperature)
     asked = ~preferences.isnan()
-    bad = asked & ~((preferences >= 0) & (preferences <= 1) & mask[:, :, None] & mask[:, None, :])
+    bad = asked & ~((preferences >= 0) & (preferences <= 1) & _both(mask))
 
     def found(count: int) -> None:
         place = tuple(bad.nonzero()[0].tolist())
@@ -239,25 +220,20 @@ def preference_kl(student_scores: Tensor, preferences: Tensor, mask: Tensor, stu
 
 def _preference_kl(probabilities: Tensor, margins: Tensor) -> Tensor:
     entropy = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
-    cross_entropy = -probabilities * F.logsigmoid(margins) - (1 - probabilities) * F.logsigmoid(-margins)
-    return cross_entropy - entropy
-
-
-def _bernoulli_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """KL(Bernoulli(σ(teacher)) ‖ Bernoulli(σ(student))), elementwise, without ever leaving log space."""
-    return torch.sigmoid(teacher_logits) * (F.logsigmoid(teacher_logits) - F.logsigmoid(student_logits)) + (
-        torch.sigmoid(-teacher_logits) * (F.logsigmoid(-teacher_logits) - F.logsigmoid(-student_logits))
-    )
+    return -probabilities * F.logsigmoid(margins) - (1 - probabilities) * F.logsigmoid(-margins) - entropy
 
 
 def _margins(scores: Tensor) -> Tensor:
     return scores[:, :, None] - scores[:, None, :]
 
 
+def _both(mask: Tensor) -> Tensor:
+    return mask[:, :, None] & mask[:, None, :]
+
+
+def _positive_negative(scores: Scores) -> Tensor:
+    return scores.positives[:, :, None] & (scores.mask & ~scores.positives)[:, None, :]
+
+
 def _mean_over_pairs(terms: Tensor, compared: Tensor, reduction: Reduction) -> Tensor:
-    """Average `(B, N, N)` terms over the compared pairs of each row, then over the rows."""
-    terms = torch.where(compared, terms, 0.0)
-    counts = compared.sum(dim=(1, 2))
-    if reduction == "mean":
-        return terms.sum() / counts.sum().clamp_min(1)
-    return reduce_rows(terms.sum(dim=(1, 2)) / counts.clamp_min(1), reduction)
+    return reduce(torch.where(compared, terms, 0.0), compared, reduction, per_row=True)

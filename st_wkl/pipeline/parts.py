@@ -200,14 +200,17 @@ class Parts:
             ValueError: If there is such a thing.
         """
         from st_wkl.evaluation.tasks import resolve_tasks
-        from st_wkl.training import LOSSES
+        from st_wkl.losses.make import split_name
         from st_wkl.training.lora import check_config, has_adapter
         from st_wkl.training.students import kind_of
 
         config = self.config
         check_adapters(config.lora is not False)
-        if config.loss.name is not None and config.loss.name not in LOSSES:
-            raise ValueError(f"loss.name: there is no loss {config.loss.name!r}{nearest(config.loss.name, LOSSES)}.")
+        if config.loss.name is not None:
+            try:
+                split_name(config.loss.name)
+            except ValueError as error:
+                raise ValueError(f"loss.name: {error}") from error
         named(config.teacher.model)  # a packaged one is fetched, or refused, before candidates are searched
         self._check_collection()
         student = self.load_start()

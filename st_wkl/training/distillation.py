@@ -24,6 +24,7 @@ from st_wkl._versions import check_adapters
 from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.evaluation.results import package_versions
 from st_wkl.files import content_hash, holds_nothing, owned, sync_tree
+from st_wkl.losses.make import is_static, make_loss
 from st_wkl.model_checks import check_student
 from st_wkl.models import check_reloads, is_trusted, load_model, prompts_of
 from st_wkl.publish.model_card import write_model_card
@@ -44,9 +45,7 @@ from st_wkl.training.students import (
     STATIC_LEARNING_RATE,
     check_loss,
     default_arguments,
-    is_static,
     kind_of,
-    make_loss,
 )
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def distill(
       study has not seen; inside `SpladeLoss` for sparse students.
       Temperature 0.05 for a student that compares by cosine, whose scores are too close for a softmax otherwise, 1 for
       others and for the teacher's logits, unless the teacher report finds the teacher nearly one-hot or nearly flat
-      there: then the temperature that it suggests. See `st_wkl.training.students.make_loss`.
+      there: then the temperature that it suggests. See `st_wkl.training.make_loss`.
     - Arguments: batches of 32 lists, 3 epochs, a learning rate by model class, a checkpoint each tenth of training. See
       `st_wkl.training.students.default_arguments`.
     - Memory: transformers embed 32 texts at once (`mini_batch_size`), with the gradient of the whole batch; on lists of
@@ -140,7 +139,7 @@ def distill(
         dataset: What `DistillationDatasetBuilder.build` returned. Losses of this package are trained on its full lists
             of any length, through `ListwiseCollator`; upstream's on its columns. Or a `datasets.Dataset` or
             `IterableDataset` in either layout.
-        loss: Name of a loss (a key of `st_wkl.training.students.LOSSES`), a loss over the student, or a function that
+        loss: Name of a loss (a key of `st_wkl.training.LOSSES`), a loss over the student, or a function that
             makes one from it.
         args: Training arguments of the student's class. Texts get the student's own prompts for queries and documents,
             as in evaluation; `prompts` in `args` changes them, for good. This function's `output_dir` takes the place of theirs:

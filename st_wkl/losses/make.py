@@ -1,0 +1,174 @@
+"""A loss by its name, with what suits the student and the teacher."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.base.losses import has_static_embedding_input
+from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, SpladeLoss
+from torch import nn
+
+from st_wkl import losses as ours
+from st_wkl.losses.options import constructor_defaults
+from st_wkl.ranges import check_options, nearest
+
+if TYPE_CHECKING:
+    from st_wkl.losses.scoring import Student
+
+logger = logging.getLogger(__name__)
+
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "kl": partial(ours.WeightedKLDistillationLoss, gamma=0.0, alpha=0.0),
+    "weighted-kl": ours.WeightedKLDistillationLoss,
+    "margin-kl": ours.MarginKL,
+    "pair-distill": ours.PairDistillLoss,
+    "adaptive-margin": ours.AdaptiveRelevanceMarginLoss,
+    "pearson": ours.PearsonDistillLoss,
+    "margin-mse": ours.MarginMSEDistillLoss,
+    "rank-net": ours.RankNetDistillLoss,
+    "regularised-kl": ours.RegularisedKLDistillLoss,
+    "list-contrastive": ours.ListContrastiveLoss,
+    "in-batch": ours.InBatchContrastiveLoss,
+}
+# What may be added to any other loss: `kl+in-batch` is what students with one embedding per text learn by default.
+IN_BATCH = "in-batch"
+# Batches of 32 lists of 16 documents hold 512 texts, whose activations fill 10 GB even of a small transformer.
+MINI_BATCH_SIZE = 32
+# Below and above these shares of its largest entropy a teacher's softmax over a list says nothing but "the first" or
+# "all alike"; the losses then have no order to learn from.
+SENSIBLE_ENTROPY = (0.05, 0.9)
+# Those of the examples of `SpladeLoss`. Without them a sparse student learns to use its whole vocabulary.
+DOCUMENT_REGULARIZER, QUERY_REGULARIZER = 3e-5, 5e-5
+
+
+def is_static(student: Student) -> bool:
+    """Tell whether a student looks its embeddings up."""
+    return isinstance(student, SentenceTransformer) and has_static_embedding_input(student)
+
+
+def split_name(name: str) -> tuple[str, bool]:
+    """Return the name of a loss without what is added to it, and whether that is the in-batch term.
+
+    Raises:
+        ValueError: If there is no such loss, or something else is added.
+
+    Example:
+        >>> split_name("kl+in-batch")
+        ('kl', True)
+    """
+    first, *added = (part.strip() for part in name.split("+"))
+    for part in (first, *added):
+        if part not in LOSSES:
+            raise ValueError(f"there is no loss {part!r}{nearest(part, LOSSES)}. Those by name: {', '.join(LOSSES)}.")
+    if added not in ([], [IN_BATCH]) or (added and first == IN_BATCH):
+        raise ValueError(
+            f"loss {name!r}: by name, {IN_BATCH} alone can be added to another loss, as in 'kl+in-batch'. "
+            "WeightedSumLoss(student, [(1.0, …), (1.0, …)]) adds any."
+        )
+    return first, bool(added)
+
+
+def make_loss(
+    student: Student,
+    name: str | None = None,
+    *,
+    in_batch: float | None = None,
+    mini_batch_size: int | None = None,
+    report: Mapping[str, Any] | None = None,
+    **parameters: Any,
+) -> nn.Module:
+    """Make a loss by its name, or the one that the study of this project found best over its collections.
+
+    That is `kl+in-batch`, KL with an in-batch contrastive term, which adds more than any choice of the divergence; for
+    students without one embedding per text, late interaction and cross-encoders, `kl` alone. A sparse student's loss is
+    put into `SpladeLoss`, with the regularizers of its examples (3e-5 for documents, 5e-5 for queries).
+
+    Args:
+        student: The student.
+        name: A key of `LOSSES`, with `+in-batch` behind it for an in-batch contrastive term of weight 1.
+            Default: `kl+in-batch` if the student has one embedding per text, otherwise `kl`.
+        in_batch: Weight of the in-batch term, at the loss's own student temperature; 0 for none. Default: what the name
+            says.
+        mini_batch_size: Texts that are embedded at once. Default: 32 for transformers, all for static students.
+        report: The teacher report in a dataset's provenance. If it says that the teacher's softmax over a list is
+            nearly one-hot or nearly flat (less than 5 % or more than 90 % of the largest entropy), the teacher's
+            temperature is the one that the report suggests; otherwise 1, which suits a cross-encoder's logits.
+        **parameters: Parameters of the loss.
+
+    Raises:
+        ValueError: If there is no such loss or parameter, or a parameter is out of range.
+
+    Example:
+        >>> make_loss(student, "margin-kl", pairs="all")  # doctest: +SKIP
+        >>> make_loss(student, "kl+in-batch")  # what make_loss(student) is  # doctest: +SKIP
+    """
+    check_options(in_batch=in_batch, mini_batch_size=mini_batch_size)
+    sparse = isinstance(student, SparseEncoder)
+    if name is None:
+        name = "kl+in-batch" if sparse or isinstance(student, SentenceTransformer) else "kl"
+    name, added = split_name(name)
+    weight = float(added) if in_batch is None else in_batch
+    _check_parameters(name, student, parameters)
+    if mini_batch_size is None and not is_static(student):
+        mini_batch_size = MINI_BATCH_SIZE
+    try:
+        size = None if sparse else mini_batch_size
+        defaults = {"teacher_temperature": _temperature(report), "mini_batch_size": None if weight else size}
+        loss = LOSSES[name](student, **{**_accepted(LOSSES[name], defaults), **parameters})
+        if weight:
+            term = ours.InBatchContrastiveLoss(student, temperature=getattr(loss, "student_temperature", None))  # type: ignore[arg-type]
+            loss = ours.WeightedSumLoss(student, [(1.0, loss), (weight, term)], mini_batch_size=size)
+    except TypeError as error:
+        raise ValueError(f"The loss {name!r} on a {type(student).__name__}: {error}.") from error
+    if not isinstance(student, SparseEncoder):
+        return loss
+    weights = (DOCUMENT_REGULARIZER, QUERY_REGULARIZER)
+    if mini_batch_size is None:
+        return SpladeLoss(student, loss, *weights)
+    return CachedSpladeLoss(student, loss, *weights, mini_batch_size=mini_batch_size)
+
+
+def _check_parameters(name: str, student: Student, parameters: Mapping[str, Any]) -> None:
+    """Stop at a parameter that a loss does not have, and say where one makes another loss of it."""
+    kind: Any = LOSSES[name]
+    known = constructor_defaults(getattr(kind, "func", kind))
+    for parameter in parameters:
+        if parameter not in known:
+            raise ValueError(
+                f"The loss {name!r} on a {type(student).__name__}: it has no parameter {parameter!r}"
+                f"{nearest(parameter, known)}. It has {', '.join(known)}."
+            )
+    weights = [f"{key}={parameters[key]}" for key in ("gamma", "alpha") if name == "kl" and parameters.get(key)]
+    if weights:
+        logger.warning(
+            "%s weighs the terms of KL, so this is the loss weighted-kl, with 0 for what is not named. Leave it out "
+            "for plain KL.",
+            " and ".join(weights),
+        )
+
+
+def _accepted(loss: Callable[..., nn.Module], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults that are set and that a loss has a parameter for."""
+    known = inspect.signature(loss).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    return {name: value for name, value in defaults.items() if value is not None and (takes_all or name in known)}
+
+
+def _temperature(report: Mapping[str, Any] | None) -> float | None:
+    """Return the teacher's temperature that a report suggests, None where 1 will do."""
+    if not report or report.get("entropy") is None or not report.get("suggested_temperature"):
+        return None
+    low, high = SENSIBLE_ENTROPY
+    if report.get("temperature", 1.0) != 1.0 or low <= report["entropy"] <= high:
+        return None
+    logger.info(
+        "teacher_temperature=%.3g, from the teacher report: at 1 its softmax has %.0f %% of the largest entropy.",
+        report["suggested_temperature"],
+        100 * report["entropy"],
+    )
+    return float(report["suggested_temperature"])
