@@ -196,6 +196,8 @@ def run_demo(output_dir: str | Path, *, hub: bool = False, show_progress: bool =
         RuntimeError: If a model cannot be fetched.
         FileExistsError: If the folder holds a demo of another version or source.
     """
+    from st_wkl.data.candidates import find_candidates
+
     output = Path(output_dir).expanduser()
     clock = _Stages(output, {"hub": hub, "seed": SEED})
     with clock("fetch"):
@@ -204,7 +206,7 @@ def run_demo(output_dir: str | Path, *, hub: bool = False, show_progress: bool =
         teacher = CROSS_ENCODER.hub_id if hub else str(fetch(CROSS_ENCODER))
     collection = squad_collection(articles)
     with clock("candidates"):
-        candidates = _candidates(collection, show_progress)
+        candidates = find_candidates(collection, show_progress=show_progress)
     with clock("score"):
         dataset = _dataset(collection, candidates, teacher, output, show_progress)
     with clock("teacher"):
@@ -256,12 +258,6 @@ class _Stages:
         # The longest time that a stage ever took is that of the run that did its work.
         self.seconds[stage] = max(round(time.perf_counter() - start, 1), self.seconds.get(stage, 0.0))
         write_text(self.path, json.dumps(self.state, indent=2) + "\n")
-
-
-def _candidates(collection: Collection, show_progress: bool) -> Candidates:
-    from st_wkl.data.candidates import bm25_candidates
-
-    return bm25_candidates(collection, top_k=100, show_progress=show_progress)
 
 
 def _dataset(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,8 +22,6 @@ from st_wkl.cli._answers import (
 
 if TYPE_CHECKING:
     from st_wkl.data.builder import DistillationDatasetBuilder
-    from st_wkl.data.candidates import Candidates
-    from st_wkl.data.collection import Collection
     from st_wkl.data.dataset import DistillationDataset
 
 # Panels of `--help`: nobody reads thirty options in a row.
@@ -151,7 +148,10 @@ def build(
         workers=workers,
     )
     there = None if dry_run else _there(output, builder)
-    builder.candidates = _candidates(loaded, query_ids, run or [], retriever or [], bm25, not quiet, trust_remote_code)
+    if run or retriever:
+        sources = [*(run or []), *(retriever or []), *(["bm25"] if bm25 else [])]
+        options = {"show_progress": not quiet, "trust_remote_code": trust_remote_code}
+        builder.candidates = builder.find_candidates(sources, top_k=max(100, builder.depth), **options)
     if dry_run:
         estimate = builder.estimate(show_progress=not quiet)
         return {**asdict(estimate), "hours": estimate.hours}, str(estimate)
@@ -205,29 +205,3 @@ def _same_rows(first: DistillationDataset, second: DistillationDataset) -> bool:
     from st_wkl.training.checkpoints import dataset_fingerprint
 
     return dataset_fingerprint(first) == dataset_fingerprint(second)
-
-
-def _candidates(
-    collection: Collection,
-    query_ids: Sequence[str],
-    runs: Sequence[Path],
-    retrievers: Sequence[str],
-    bm25: bool,
-    show_progress: bool,
-    trust_remote_code: bool,
-) -> Candidates | None:
-    """Return the lists of all sources, fused where there are several; None leaves BM25 to the builder."""
-    from st_wkl.data.dense import retriever_candidates
-    from st_wkl.data.runs import read_run, reciprocal_rank_fusion
-
-    if not (runs or retrievers):
-        return None
-    models = [*retrievers, *(["bm25"] if bm25 else [])]
-    found = [read_run(run, collection) for run in runs]
-    found += [
-        retriever_candidates(
-            collection, model, query_ids, show_progress=show_progress, trust_remote_code=trust_remote_code
-        )
-        for model in models
-    ]
-    return found[0] if len(found) == 1 else reciprocal_rank_fusion(*found)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from st_wkl.data.builder import DistillationDatasetBuilder
     from st_wkl.data.calibration import calibrate, combine
-    from st_wkl.data.candidates import BM25, Candidate, Candidates, bm25_candidates
+    from st_wkl.data.candidates import (
+        BM25,
+        Candidate,
+        Candidates,
+        bm25_candidates,
+        find_candidates,
+        retriever_candidates,
+    )
     from st_wkl.data.collection import Collection, document_text
     from st_wkl.data.dataset import DistillationDataset
     from st_wkl.data.leaks import LeakReport, document_disjoint, find_leaks
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
 _FILES = {
     "builder": "DistillationDatasetBuilder",
     "calibration": "calibrate combine",
-    "candidates": "BM25 Candidate Candidates bm25_candidates",
+    "candidates": "BM25 Candidate Candidates bm25_candidates find_candidates retriever_candidates",
     "collection": "Collection document_text",
     "dataset": "DistillationDataset",
     "leaks": "LeakReport document_disjoint find_leaks",
@@ -54,7 +61,9 @@ __all__ = [
     "Candidate",
     "Candidates",
     "BM25",
+    "find_candidates",
     "bm25_candidates",
+    "retriever_candidates",
     "read_run",
     "write_run",
     "reciprocal_rank_fusion",

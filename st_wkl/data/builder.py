@@ -6,13 +6,12 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from st_wkl._versions import installed_versions
-from st_wkl.data.candidates import Candidates, bm25_candidates
+from st_wkl.data.candidates import Candidates, Source, check_candidates, find_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import IGNORES, DistillationDataset, features
 from st_wkl.data.leaks import document_disjoint, find_leaks
@@ -118,7 +117,7 @@ class DistillationDatasetBuilder:
             )
         check_lists(judged, self.query_ids, self.num_negatives, self.selection.max_positives)
         if candidates is not None:
-            _check_candidates(candidates, self.query_ids, self.collection)
+            check_candidates(candidates, self.query_ids, self.collection)
         self.engine, self.workers = engine, workers
         self.pairwise, self.pairs_per_query = pairwise, pairs_per_query
         self.teacher: Teacher | ListTeacher
@@ -236,17 +235,29 @@ class DistillationDatasetBuilder:
 
     def _candidates(self, show_progress: bool) -> tuple[Candidates, dict[str, Any]]:
         if self.candidates is None:
-            positives = self.collection.positives(self.split)
-            most = max((len(positives.get(query_id, ())) for query_id in self.query_ids), default=0)
-            # Deep enough even if every positive of a query stands before its negatives, and a few copies do.
-            parameters: dict[str, Any] = {"top_k": self.selection.pool(self.num_negatives) + most + 5}
-            query_ids = [query_id for query_id in self.query_ids if query_id in positives]
-            found = bm25_candidates(self.collection, query_ids, show_progress=show_progress, **parameters)
+            found, parameters = self.find_candidates(show_progress=show_progress), {"top_k": self.depth}
         else:
             found, parameters = self.candidates, {}
-        hits = (hit for query_id in self.query_ids for hit in found.get(query_id, ()))
-        sources = Counter(origin.source for hit in hits for origin in (hit.origins or (hit,)))
-        return found, {"sources": dict(sorted(sources.items())), **parameters}
+        used = Candidates({query_id: found[query_id] for query_id in self.query_ids if query_id in found})
+        return found, {"sources": used.sources(), **parameters}
+
+    @property
+    def depth(self) -> int:
+        """Candidates that a list needs, even if every positive of its query and a few copies stand before the rest."""
+        positives = self.collection.positives(self.split)
+        most = max((len(positives.get(query_id, ())) for query_id in self.query_ids), default=0)
+        return self.selection.pool(self.num_negatives) + most + 5
+
+    def find_candidates(self, sources: Source | Sequence[Source] = "bm25", **options: Any) -> Candidates:
+        """Find candidates for the queries that have a positive, by default as many as the lists need.
+
+        Args:
+            sources: What `find_candidates` takes, as the options are: `top_k`, `cache`, `show_progress`, ….
+            **options: See `st_wkl.data.candidates.find_candidates`.
+        """
+        positives = self.collection.positives(self.split)
+        query_ids = [query_id for query_id in self.query_ids if query_id in positives]
+        return find_candidates(self.collection, query_ids, sources, **{"top_k": self.depth, **options})
 
     def _judgements(self, dropped: dict[str, int]) -> tuple[list[str], Mapping[str, Mapping[str, int]]]:
         """Return the queries to use and their judgements, without the leaks if these are to be dropped."""
@@ -363,20 +374,6 @@ class DistillationDatasetBuilder:
         tables = {name: Dataset.from_dict(values, features=features(name)) for name, values in columns.items()}
         provenance["counts"]["documents"] = len(used)
         return DistillationDataset(**tables, provenance=provenance)
-
-
-def _check_candidates(candidates: Candidates, query_ids: Iterable[str], collection: Collection) -> None:
-    absent = [
-        (query_id, hit.document_id)
-        for query_id in query_ids
-        for hit in candidates.get(query_id, ())
-        if hit.document_id not in collection.documents
-    ]
-    if absent:
-        raise ValueError(
-            f"{len(absent):,} candidates are not in {collection.name!r}: the first is document {absent[0][1]!r} of "
-            f"query {absent[0][0]!r}. Use candidates that were mined from this collection."
-        )
 
 
 def _as_teacher(teacher: Any) -> Any:

@@ -1,137 +1,86 @@
-"""Candidates: the documents that a first stage finds for each query, best first."""
+"""Which documents are candidates: one question for every stage, whatever finds them."""
 
 from __future__ import annotations
 
-import logging
+import math
 import os
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-from tqdm.auto import tqdm
-
-from st_wkl.data.selection import own_result
+from st_wkl.data.bm25 import BM25
+from st_wkl.data.runs import Candidate, Candidates, read_run, reciprocal_rank_fusion
+from st_wkl.packaged import named
 from st_wkl.ranges import check_options
-from st_wkl.text import unspaced, unspaced_characters, words
 
 if TYPE_CHECKING:
     from st_wkl.data.collection import Collection
 
+__all__ = ["BM25", "Candidate", "Candidates", "Source", "bm25_candidates", "find_candidates", "retriever_candidates"]
 
-class Candidate(NamedTuple):
-    """One document that a first stage found for a query.
-
-    Attributes:
-        document_id: Id in the collection.
-        score: The first stage's score; scores of different sources do not compare.
-        rank: Place in the list, from 1.
-        source: Which first stage found it, e.g. `"bm25"`.
-        origins: What the lists said that a fused candidate comes from, see `reciprocal_rank_fusion`.
-    """
-
-    document_id: str
-    score: float
-    rank: int
-    source: str
-    origins: tuple[Candidate, ...] = ()
+# What finds candidates, or found them: see `find_candidates`. A model is any retriever of sentence-transformers.
+Source: TypeAlias = "str | os.PathLike[str] | BM25 | Mapping[str, Any] | Any"
+_RUN_FILES = (".trec", ".run", ".txt", ".tsv", ".gz")
 
 
-Candidates = dict[str, list[Candidate]]
+def find_candidates(
+    collection: Collection,
+    query_ids: Iterable[str] | None = None,
+    sources: Source | Sequence[Source] = "bm25",
+    *,
+    top_k: int = 100,
+    cache: str | os.PathLike[str] | None = None,
+    batch_size: int = 32,
+    show_progress: bool = True,
+    trust_remote_code: bool = False,
+) -> Candidates:
+    """Find the best documents of each query with one or more first stages, fused by rank if there are several.
 
-
-# Numba's compilation takes some seconds of every process; numpy has searched as many documents for thousands of queries
-# by then, with the same scores.
-COMPILE_ABOVE = 10_000
-
-
-@dataclass(frozen=True)
-class BM25:
-    """BM25 with its parameters, for `evaluate` as a model of its own or as the first stage of a reranker.
-
-    | parameters | what they are | Cranfield | NFCorpus | SciFact | InsuranceQA |
-    | --- | --- | --- | --- | --- | --- |
-    | `BM25()` | bm25s and MTEB's `mteb/baseline-bm25s` | .428 | .326 | .688 | .299 |
-    | `BM25(k1=0.9, b=0.4)` | `k1` and `b` of Anserini and of the BEIR paper | .403 | .320 | .680 | .291 |
-    | `BM25(k1=0.9, b=0.4, language=None)` | the same on words as they stand | .376 | .305 | .662 | .293 |
-
-    The numbers are nDCG@10 on the test queries. A student that beats one of them need not beat another: say which one
-    you compare with, as the name in the results does.
-
-    Words are those of `st_wkl.text.words`: marks stay inside, and where a script has no spaces each pair of characters
-    is a word. Over a collection with such documents the name ends in `-bigrams`.
+    A document that shares no word (BM25) or term (sparse) with the query is no candidate, nor is an empty one, nor the
+    query's own where the collection leaves it out; so a list may be shorter than `top_k`, or empty.
 
     Args:
-        k1: Saturation of the term frequency.
-        b: Weight of the document's length, between 0 and 1.
-        language: Language of the Snowball stemmer and of the stop words; None for neither. Another one than the default
-            says that the texts have words, so that no pairs of characters are made.
+        collection: Where to search.
+        query_ids: Queries to search for, by default all of the collection.
+        sources: One or a list of `"bm25"`, `"bm25:k1=0.9,b=0.4"` or a `BM25`; a run file of TREC; a retriever: a
+            `SentenceTransformer`, `SparseEncoder` or `MultiVectorEncoder`, its folder, Hub id or `packaged:` name;
+            `Candidates` or a run, `{query_id: {document_id: score}}`.
+        top_k: Candidates of a query at most, of each source and of the fused list.
+        cache: Folder for a retriever's document embeddings; `None` keeps none. Files are named by a hash of weights,
+            settings, length, prompt and texts, so a trained model never meets embeddings of its former self.
+        batch_size: Texts that a retriever encodes at once.
+        show_progress: Show bars.
+        trust_remote_code: Run code of a retriever's repository. Only for repositories that you have read.
+
+    Returns:
+        Candidates with a key for each query asked for. The source is the name of the `BM25`, `"dense:<name>"`,
+        `"sparse:<name>"`, `"multi-vector:<name>"`, a run file's tag, or `"rrf"`, whose `origins` are what each source
+        said of the document.
 
     Raises:
-        ValueError: If a parameter is out of range; an unknown language is found out when it is used.
+        FileNotFoundError: A run file does not exist.
+        TypeError: A model is none of these.
+        ValueError: Unknown query ids, a run of another collection, an embedding that is not finite, an option out of
+            range. All that can be known is known before the first search.
 
     Example:
-        >>> from st_wkl.evaluation import evaluate
-        >>> evaluate(BM25(k1=0.9, b=0.4, language=None), "data/scifact")  # doctest: +SKIP
+        >>> from st_wkl import Collection
+        >>> collection = Collection("mine", {"d1": "Cats purr.", "d2": "Dogs bark."}, {"q1": "does a cat purr"})
+        >>> found = find_candidates(collection, sources=["bm25", {"q1": {"d2": 0.9}}], show_progress=False)
+        >>> [(hit.document_id, [origin.source for origin in hit.origins]) for hit in found["q1"]]
+        [('d1', ['bm25']), ('d2', ['run'])]
     """
-
-    k1: float = 1.5
-    b: float = 0.75
-    language: str | None = "english"
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_options(k1=self.k1, b=self.b)
-
-    @property
-    def name(self) -> str:
-        """`"bm25"`, and what differs from the defaults."""
-        parts = [
-            f"{key}-{'none' if value is None else value}"
-            for key, value in vars(self).items()
-            if value != getattr(BM25, key)
-        ]
-        return "-".join(["bm25", *parts])
-
-    @property
-    def bigrams(self) -> bool:
-        """Whether pairs of characters are made where a script has no spaces."""
-        return self.language in (None, BM25.language)
-
-    def name_over(self, documents: Iterable[str]) -> str:
-        """Return the name, and whether pairs of characters are made of any of the documents."""
-        return f"{self.name}-bigrams" if self.bigrams and any(map(unspaced, documents)) else self.name
-
-    @classmethod
-    def of(cls, source: Any) -> BM25 | None:
-        """Return the BM25 that `source` means, None if it means something else.
-
-        Args:
-            source: A `BM25`, `"bm25"`, or text with parameters such as `"bm25:k1=0.9,b=0.4,language=none"`.
-
-        Raises:
-            ValueError: If the text names another parameter, or a value that is none.
-
-        Example:
-            >>> BM25.of("bm25:k1=0.9,b=0.4,language=none")
-            BM25(k1=0.9, b=0.4, language=None)
-        """
-        if isinstance(source, cls):
-            return source
-        if not isinstance(source, str) or source.partition(":")[0].lower() != "bm25":
-            return None
-        values: dict[str, Any] = {}
-        try:
-            for item in filter(None, source.partition(":")[2].split(",")):
-                key, _, value = item.partition("=")
-                values[key] = (None if value == "none" else value) if key == "language" else float(value)
-            return cls(**values)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{source!r}: write it as bm25:k1=0.9,b=0.4,language=none ({error})") from error
+    check_options(top_k=top_k, batch_size=batch_size)
+    queries = _queries(collection, query_ids)
+    given = list(sources) if isinstance(sources, list | tuple) else [sources]
+    if not given:
+        raise ValueError("There is no source of candidates: give one or more, such as 'bm25'.")
+    options = {"cache": cache, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
+    # What is wrong with the last source is said before the first one searches.
+    known = [_resolved(source, collection, queries, top_k) for source in given]
+    lists = [_search(source, collection, queries, top_k, show_progress, options) for source in known]
+    return lists[0] if len(lists) == 1 else reciprocal_rank_fusion(*lists, top_k=top_k)
 
 
 def bm25_candidates(
@@ -144,147 +93,153 @@ def bm25_candidates(
     language: str | None = "english",
     show_progress: bool = True,
 ) -> Candidates:
-    """Find the best documents of each query with BM25 (bm25s, Lucene's formula, on all cores).
-
-    Words are lower-cased, stemmed and freed of stop words; words of one character are kept ("vitamin d"). Documents
-    that share no word with the query are no candidates, so a list may be shorter than `top_k`, or empty.
-
-    Args:
-        collection: Where to search.
-        query_ids: Queries to search for, by default all of the collection.
-        top_k: Number of candidates of a query at most.
-        k1: Saturation of the term frequency; `BM25` says which parameters give which published baseline.
-        b: Weight of the document's length, between 0 and 1.
-        language: Language of the Snowball stemmer and of the stop words; `None` for neither; see `BM25`.
-        show_progress: Show bars.
-
-    Returns:
-        `{query_id: candidates, best first}` with a key for each query asked for.
-
-    Raises:
-        ValueError: An unknown query id or language, or `top_k` below 1.
-
-    References:
-        Lù: BM25S: Orders of magnitude faster lexical search via eager sparse scoring. arXiv:2407.03618.
+    """Find the best documents of each query with `BM25(k1, b, language)`, as `find_candidates` does.
 
     Example:
-        >>> from st_wkl.data.collection import Collection
+        >>> from st_wkl import Collection
         >>> collection = Collection("mine", {"d1": "Cats purr.", "d2": "Dogs bark."}, {"q1": "does a cat purr"})
         >>> [candidate.document_id for candidate in bm25_candidates(collection, show_progress=False)["q1"]]
         ['d1']
     """
-    bm25 = BM25(k1, b, language)
-    check_options(top_k=top_k)
-    queries = list(collection.queries) if query_ids is None else list(query_ids)
-    if unknown := [query_id for query_id in queries if query_id not in collection.queries]:
+    return find_candidates(collection, query_ids, BM25(k1, b, language), top_k=top_k, show_progress=show_progress)
+
+
+def retriever_candidates(
+    collection: Collection,
+    model: Source,
+    query_ids: Iterable[str] | None = None,
+    *,
+    top_k: int = 100,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
+    batch_size: int = 32,
+    cache: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    show_progress: bool = True,
+    trust_remote_code: bool = False,
+) -> Candidates:
+    """Find the best documents of each query with one retriever, as `find_candidates` does, with prompts of your own.
+
+    The search is exact and needs no index: documents are embedded, searched and forgotten in pieces of 16,384 (1,024
+    where each token has an embedding), so that memory does not grow with their number. With `cache`, a piece is a file;
+    late interaction takes 90 kB for a document of 180 tokens and 128 dimensions.
+
+    Args:
+        collection: Where to search.
+        model: A retriever, its folder, Hub id or `packaged:` name, or any source of `find_candidates`.
+        query_ids: Queries to search for, by default all of the collection.
+        top_k: Candidates of a query at most.
+        query_prompt: Text before each query in place of the model's own prompt.
+        document_prompt: Text before each document in place of the model's own prompt.
+        batch_size: Texts that are encoded at once.
+        cache: Folder for document embeddings.
+        revision: Name of the weights where they cannot be hashed, as with the ONNX backend; for the cache.
+        show_progress: Show bars.
+        trust_remote_code: Run code of the model's repository. Only for repositories that you have read.
+
+    Example:
+        >>> candidates = retriever_candidates(collection, "intfloat/e5-small-v2", cache="embeddings")  # doctest: +SKIP
+    """
+    check_options(top_k=top_k, batch_size=batch_size)
+    queries = _queries(collection, query_ids)
+    source = _resolved(model, collection, queries, top_k)
+    prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt, "revision": revision}
+    options = {"cache": cache, "batch_size": batch_size, "trust_remote_code": trust_remote_code, **prompts}
+    return _search(source, collection, queries, top_k, show_progress, options)
+
+
+def _queries(collection: Collection, query_ids: Iterable[str] | None) -> dict[str, str]:
+    query_ids = list(collection.queries if query_ids is None else query_ids)
+    if unknown := [query_id for query_id in query_ids if query_id not in collection.queries]:
         raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")
-    name, tokenizer = bm25.name_over(collection.documents.values()), _tokenizer(bm25)
-    # A text without a word gets no token at all: bm25s' own way, an empty token, makes a query of unknown words match
-    # every empty document.
-    options: dict[str, Any] = {"return_as": "ids", "allow_empty": False, "show_progress": show_progress}
-    documents = tokenizer.tokenize(collection.documents.values(), update_vocab=True, **options)
-    vocabulary = tokenizer.get_vocab_dict()
-    candidates: Candidates = {query_id: [] for query_id in queries}
-    if not vocabulary:
-        warnings.warn(f"BM25 finds no word in any document of {collection.name!r}.", stacklevel=2)
-        return candidates
-    texts = [collection.queries[query_id] for query_id in queries]
-    if wordless := [query_id for query_id, text in zip(queries, texts, strict=True) if not words(text)]:
-        warnings.warn(
-            f"BM25 finds no word in {len(wordless):,} of {len(queries):,} queries of {collection.name!r}, and so no "
-            f"candidate; the first is {wordless[0]!r}.",
-            stacklevel=2,
+    return {query_id: collection.queries[query_id] for query_id in query_ids}
+
+
+def _resolved(source: Source, collection: Collection, queries: Mapping[str, str], top_k: int) -> Any:
+    """Return a source as `Candidates` if it has found them already, as `BM25`, or as what `load_model` takes."""
+    if isinstance(source, str | os.PathLike):
+        if bm25 := BM25.of(source):
+            return bm25
+        source = where = named(os.fspath(source))[0]
+        if not Path(source).is_file():
+            if source.lower().endswith(_RUN_FILES) and not Path(source).exists():
+                raise FileNotFoundError(f"The run file {source} does not exist.")
+            return source
+        found = read_run(source, collection, top_k=top_k)
+    elif isinstance(source, Mapping):
+        found, where = _as_candidates(source), "The candidates given"
+        check_candidates(found, queries, collection)
+    else:
+        return source
+    missing = [query_id for query_id in queries if not found.get(query_id)]
+    if queries and len(missing) == len(queries):
+        raise ValueError(
+            f"{where}: there is no candidate for any of the {len(queries):,} queries of {collection.name!r} that are "
+            f"asked for, the first of which is {missing[0]!r}. Is it the run of another collection or split?"
         )
-    if name != bm25.name:
-        tokenizer.splitter = _with_single_characters(vocabulary)
-    tokens = tokenizer.tokenize(texts, update_vocab=False, **options)
-    searchable = [(query_id, known) for query_id, known in zip(queries, tokens, strict=True) if known]
-    document_ids = list(collection.documents)
-    found = _search(
-        documents,
-        vocabulary,
-        [known for _, known in searchable],
-        top_k + collection.leaves_out_own,
-        k1,
-        b,
-        show_progress,
-    )
-    for (query_id, _), (places, scores) in zip(searchable, found, strict=True):
-        # Asked for k documents, bm25s returns k, those without any word of the query with a score of 0.
-        own = own_result(query_id, collection.leaves_out_own)
-        hits = [place for place in np.lexsort((places, -scores)) if scores[place] > 0]
-        order = [place for place in hits if document_ids[places[place]] not in own][:top_k]
-        candidates[query_id] = [
-            Candidate(document_ids[places[place]], float(scores[place]), rank, name)
-            for rank, place in enumerate(order, 1)
-        ]
-    return candidates
+    if missing:
+        warnings.warn(
+            f"{where}: there is no candidate for {len(missing):,} of {len(queries):,} queries; the first is "
+            f"{missing[0]!r}.",
+            stacklevel=3,
+        )
+    return Candidates({query_id: list(found.get(query_id, ()))[:top_k] for query_id in queries})
 
 
-def _with_single_characters(vocabulary: Iterable[str]) -> Callable[[str], list[str]]:
-    """Return the words of a query over pairs of characters: one without neighbours stands for all pairs with it."""
-    pairs: dict[str, list[str]] = defaultdict(list)
-    for word in vocabulary:
-        characters = unspaced_characters(word)
-        for character in set(characters) if len(characters) == 2 else ():
-            pairs[character].append(word)
-    return lambda text: [part for word in words(text) for part in (word, *pairs.get(word, ()))]
+def _as_candidates(run: Mapping[str, Any]) -> Candidates:
+    """Return `{query_id: {document_id: score}}` as candidates, which equal scores leave in the order given."""
+    found = Candidates()
+    for query_id, hits in run.items():
+        if isinstance(hits, Mapping):
+            if wrong := [key for key, score in hits.items() if not math.isfinite(score)]:
+                raise ValueError(f"Query {query_id!r}, document {wrong[0]!r}: the score is {hits[wrong[0]]!r}.")
+            ranked = enumerate(sorted(hits, key=lambda key: -hits[key]), 1)
+            hits = [Candidate(key, float(hits[key]), rank, "run") for rank, key in ranked]
+        found[query_id] = list(hits)
+    return found
 
 
-def _bm25s() -> Any:
-    """Import bm25s, and take back that it turns its debugging on, which shows wherever logging is configured."""
-    log = logging.getLogger("bm25s")
-    level = log.level
-    import bm25s.tokenization
+def check_candidates(
+    candidates: Mapping[str, Sequence[Candidate]], query_ids: Iterable[str], collection: Collection
+) -> None:
+    """Stop at candidates that a collection does not hold.
 
-    log.setLevel(level)
-    return bm25s
-
-
-def _tokenizer(bm25: BM25) -> Any:
-    import Stemmer
-
-    make = _bm25s().tokenization.Tokenizer
-    language, pattern = bm25.language, partial(words, bigrams=bm25.bigrams)
-    if language is None:
-        return make(splitter=pattern, stopwords=None, stemmer=None)
-    if language not in Stemmer.algorithms():
-        raise ValueError(f"language must be None or one of {', '.join(Stemmer.algorithms())}; got {language!r}.")
-    stemmer = Stemmer.Stemmer(language)
-    try:
-        return make(splitter=pattern, stopwords=language, stemmer=stemmer)
-    except ValueError:  # a language with a stemmer but without a list of stop words
-        return make(splitter=pattern, stopwords=None, stemmer=stemmer)
+    Raises:
+        ValueError: With their number and the first of them.
+    """
+    absent = [
+        (query_id, hit.document_id)
+        for query_id in query_ids
+        for hit in candidates.get(query_id, ())
+        if hit.document_id not in collection.documents
+    ]
+    if absent:
+        raise ValueError(
+            f"{len(absent):,} candidates are not in {collection.name!r}: the first is document {absent[0][1]!r} of "
+            f"query {absent[0][0]!r}. Use candidates that were mined from this collection."
+        )
 
 
 def _search(
-    documents: list[list[int]],
-    vocabulary: dict[str, int],
-    queries: list[list[int]],
+    source: Any,
+    collection: Collection,
+    queries: Mapping[str, str],
     top_k: int,
-    k1: float,
-    b: float,
     show_progress: bool,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield document places and scores of each query, both of shape (min(top_k, documents),)."""
-    if not queries:
-        return
-    bm25s = _bm25s()
-    compiled = len(documents) > COMPILE_ABOVE
-    index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numba" if compiled else "numpy")
-    index.index((documents, vocabulary), create_empty_token=False, show_progress=show_progress)
-    top_k = min(top_k, len(documents))  # bm25s refuses more
+    options: Mapping[str, Any],
+) -> Candidates:
+    """Search with a `BM25` or a retriever, one document deeper where the query's own is left out afterwards."""
+    if isinstance(source, Candidates):
+        return source
+    depth, where = top_k + collection.leaves_out_own, collection.name
+    if isinstance(source, BM25):
+        name, lists = source.search(collection.documents, queries, depth, where=where, show_progress=show_progress)
+    else:
+        from st_wkl.data.search import retrieve  # torch, which a BM25 does without
 
-    def retrieve(chunk: list[list[int]]) -> Any:
-        # With one thread numba takes its kernel that frees the interpreter lock: threads of our own then use all
-        # cores, move the bar, and spare the much slower compilation of the parallel kernel.
-        return index.retrieve(chunk, k=top_k, n_threads=int(compiled), show_progress=False)
-
-    chunks = [queries[start : start + 64] for start in range(0, len(queries), 64)]
-    with (
-        tqdm(total=len(queries), desc="BM25", unit=" queries", disable=not show_progress) as bar,
-        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
-    ):
-        for results in pool.map(retrieve, chunks):
-            yield from zip(results.documents, results.scores, strict=True)
-            bar.update(len(results.documents))
+        name, lists = retrieve(source, collection.documents, queries, depth, show_progress=show_progress, **options)
+    found = Candidates()
+    for query_id, hits in zip(queries, lists, strict=True):
+        kept = [hit for hit in hits if not (collection.leaves_out_own and hit[0] == query_id)][:top_k]
+        found[query_id] = [Candidate(key, score, rank, name) for rank, (key, score) in enumerate(kept, 1)]
+    return found

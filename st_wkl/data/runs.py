@@ -1,4 +1,4 @@
-"""Candidates from elsewhere: TREC run files, hard-negative datasets of others, and several lists fused into one."""
+"""Lists of candidates: the documents that first stages found for each query, as a value, as a file, fused, imported."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import json
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from st_wkl.data._rows import numbered_lines
-from st_wkl.data.candidates import Candidate, Candidates
 from st_wkl.files import replacing
 from st_wkl.ranges import check_options
 from st_wkl.text import plain_text
@@ -25,6 +25,54 @@ if TYPE_CHECKING:
 
 # Begins the last column of a fused candidate: to other programs a tag like any, to `read_run` what it comes from.
 _ORIGINS = "origins="
+
+
+class Candidate(NamedTuple):
+    """One document that a first stage found for a query.
+
+    Attributes:
+        document_id: Id in the collection.
+        score: The first stage's score; scores of different sources do not compare.
+        rank: Place in the list, from 1.
+        source: Which first stage found it, e.g. `"bm25"`.
+        origins: What the lists said that a fused candidate comes from, see `reciprocal_rank_fusion`.
+    """
+
+    document_id: str
+    score: float
+    rank: int
+    source: str
+    origins: tuple[Candidate, ...] = ()
+
+
+class Candidates(dict[str, list[Candidate]]):
+    """`{query_id: candidates, best first}`, a dictionary like any that can be saved and loaded.
+
+    Example:
+        >>> Candidates(q1=[Candidate("d1", 3.2, 1, "bm25")])
+        Candidates(1 queries, 1 documents, 1 to 1 a query, of bm25: 1)
+    """
+
+    def __repr__(self) -> str:
+        """Return the sizes and the sources."""
+        sizes = [len(hits) for hits in self.values()]
+        sources = ", ".join(f"{source}: {count:,}" for source, count in self.sources().items())
+        spread = f", {min(sizes)} to {max(sizes)} a query, of {sources or 'nothing'}" if sizes else ""
+        return f"Candidates({len(self):,} queries, {sum(sizes):,} documents{spread})"
+
+    def sources(self) -> dict[str, int]:
+        """Return how many candidates each first stage found; one that several found counts for each."""
+        hits = (hit for hits in self.values() for hit in hits)
+        return dict(sorted(Counter(origin.source for hit in hits for origin in (hit.origins or (hit,))).items()))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a run file of TREC, origins and all, see `write_run`."""
+        return write_run(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], collection: Collection | None = None) -> Candidates:
+        """Read what `save`, or another program, wrote, see `read_run`."""
+        return read_run(path, collection)
 
 
 def read_run(
@@ -58,8 +106,7 @@ def read_run(
     found: dict[str, dict[str, tuple[float, float, str]]] = {}
     dropped, first = 0, ""
     for number, line in numbered_lines(path):
-        fields = line.split()
-        where = f"{path}, line {number}"
+        fields, where = line.split(), f"{path}, line {number}"
         if len(fields) != 6:
             raise ValueError(
                 f"{where}: expected 6 columns (query Q0 document rank score tag), got {len(fields)}: {line[:80]!r}."
@@ -72,25 +119,26 @@ def read_run(
         entries = found.setdefault(query_id, {})
         if document_id in entries:
             raise ValueError(f"{where}: query {query_id!r} has document {document_id!r} before. Remove one of the two.")
-        entries[document_id] = (_number(score, f"{where}: the score"), _number(rank, f"{where}: the rank"), tag)
+        entries[document_id] = (-_number(score, f"{where}: the score"), _number(rank, f"{where}: the rank"), tag)
     if dropped and collection is not None:
         warnings.warn(
             f"{dropped:,} entries of {path} are dropped, since {collection.name!r} does not hold their query or "
             f"document; the first is {first}.",
             stacklevel=2,
         )
-    return {
-        query_id: [
-            Candidate(document_id, score, rank, source) if source else _tagged(document_id, score, rank, tag, path)
-            for rank, (document_id, (score, _, tag)) in enumerate(
-                sorted(entries.items(), key=lambda entry: (-entry[1][0], entry[1][1]))[:top_k], 1
-            )
+    run = Candidates()
+    for query_id, entries in found.items():
+        best = sorted(entries.items(), key=lambda entry: entry[1][:2])[:top_k]
+        run[query_id] = [
+            Candidate(key, -cost, rank, source) if source else _tagged(key, -cost, rank, tag, path)
+            for rank, (key, (cost, _, tag)) in enumerate(best, 1)
         ]
-        for query_id, entries in found.items()
-    }
+    return run
 
 
-def write_run(candidates: Candidates, path: str | os.PathLike[str], *, tag: str | None = None) -> Path:
+def write_run(
+    candidates: Mapping[str, Sequence[Candidate]], path: str | os.PathLike[str], *, tag: str | None = None
+) -> Path:
     """Write candidates as a run file of TREC, in one step.
 
     Args:
@@ -130,8 +178,51 @@ def check_id(key: str) -> None:
         raise ValueError(f"The id {key!r} is empty or has white space; a run cannot hold it. Rename it in all files.")
 
 
+def _tag(hit: Candidate) -> str:
+    """Return the last column of a run for a candidate, from which `_tagged` makes it again."""
+    if not hit.origins and len(hit.source.split()) == 1 and not hit.source.startswith(_ORIGINS):
+        return hit.source
+    known = json.dumps([hit.source, [*map(_origin, hit.origins)]], separators=(",", ":"), ensure_ascii=False)
+    return _ORIGINS + quote(known, safe='"[]{},:;/\\=@+&*?!$()#~|')
+
+
+def _origin(hit: Candidate) -> list[Any]:
+    return [hit.source, hit.rank, float(hit.score), *([[*map(_origin, hit.origins)]] if hit.origins else [])]
+
+
+def _tagged(document_id: str, score: float, rank: int, tag: str, path: Path) -> Candidate:
+    """Return the candidate of a line of a run, with its origins where the tag holds any."""
+    if not tag.startswith(_ORIGINS):
+        return Candidate(document_id, score, rank, tag)
+
+    def origin(source: str, rank: int, score: float, origins: Sequence[list[Any]] = ()) -> Candidate:
+        return Candidate(document_id, float(score), int(rank), str(source), tuple(origin(*each) for each in origins))
+
+    try:
+        source, origins = json.loads(unquote(tag.removeprefix(_ORIGINS)))
+        return origin(source, rank, score, origins)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}, document {document_id!r}: the tag {tag[:80]!r} does not say where the candidate comes from "
+            f"({error}). Mine the candidates again, or give source=."
+        ) from error
+
+
+def _number(text: str, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{what} is {text!r}, which is no finite number. The file may be cut off: make it again.")
+    return value
+
+
 def reciprocal_rank_fusion(
-    *lists: Candidates, k: float = 60.0, weights: Sequence[float] | None = None, top_k: int | None = None
+    *lists: Mapping[str, Sequence[Candidate]],
+    k: float = 60.0,
+    weights: Sequence[float] | None = None,
+    top_k: int | None = None,
 ) -> Candidates:
     """Fuse candidate lists by their ranks: a document's score is the sum of weight / (k + rank) over the lists.
 
@@ -145,8 +236,8 @@ def reciprocal_rank_fusion(
         top_k: Candidates of a fused list at most.
 
     Returns:
-        `{query_id: candidates, best first}` with the source `"rrf"`, for every query of any list; equal scores by
-        best rank, then by the order of the lists.
+        Candidates with the source `"rrf"`, for every query of any list; equal scores by best rank, then by the order
+        of the lists.
 
     Raises:
         ValueError: There is no list, or a weight or `k` is out of range.
@@ -170,17 +261,15 @@ def reciprocal_rank_fusion(
     weights = [1.0] * len(lists) if weights is None else list(weights)
     if len(weights) != len(lists) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(f"weights must be {len(lists)} numbers above 0, one for each list, got {weights}.")
-    fused: Candidates = {}
+    fused = Candidates()
     for query_id in dict.fromkeys(query_id for candidates in lists for query_id in candidates):
         scores: dict[str, float] = {}
         origins: dict[str, list[Candidate]] = {}
         for candidates, weight in zip(lists, weights, strict=True):
-            seen = set()
-            for hit in candidates.get(query_id, ()):
-                if hit.document_id not in seen:  # a document that a list names twice counts with its better rank
-                    seen.add(hit.document_id)
-                    scores[hit.document_id] = scores.get(hit.document_id, 0.0) + weight / (k + hit.rank)
-                    origins.setdefault(hit.document_id, []).append(hit)
+            # A document that a list names twice counts with its better rank.
+            for hit in {hit.document_id: hit for hit in reversed(candidates.get(query_id, ()))}.values():
+                scores[hit.document_id] = scores.get(hit.document_id, 0.0) + weight / (k + hit.rank)
+                origins.setdefault(hit.document_id, []).append(hit)
         best = sorted(scores, key=lambda key: (-scores[key], min(hit.rank for hit in origins[key])))[:top_k]
         fused[query_id] = [
             Candidate(key, scores[key], rank, "rrf", tuple(origins[key])) for rank, key in enumerate(best, 1)
@@ -249,40 +338,12 @@ def hard_negative_candidates(
             f"{missing} of the rows are not in {collection.name!r} and left out; the first is {example[:80]!r}.",
             stacklevel=2,
         )
-    return {
-        query_id: [Candidate(document_id, -float(rank), rank, source) for rank, document_id in enumerate(hits, 1)]
-        for query_id, hits in found.items()
-    }
-
-
-def _tag(hit: Candidate) -> str:
-    """Return the last column of a run for a candidate, from which `_tagged` makes it again."""
-    if not hit.origins and len(hit.source.split()) == 1 and not hit.source.startswith(_ORIGINS):
-        return hit.source
-    known = json.dumps([hit.source, [*map(_origin, hit.origins)]], separators=(",", ":"), ensure_ascii=False)
-    return _ORIGINS + quote(known, safe='"[]{},:;/\\=@+&*?!$()#~|')
-
-
-def _origin(hit: Candidate) -> list[Any]:
-    return [hit.source, hit.rank, float(hit.score), *([[*map(_origin, hit.origins)]] if hit.origins else [])]
-
-
-def _tagged(document_id: str, score: float, rank: int, tag: str, path: Path) -> Candidate:
-    """Return the candidate of a line of a run, with its origins where the tag holds any."""
-    if not tag.startswith(_ORIGINS):
-        return Candidate(document_id, score, rank, tag)
-
-    def origin(source: str, rank: int, score: float, origins: Sequence[list[Any]] = ()) -> Candidate:
-        return Candidate(document_id, float(score), int(rank), str(source), tuple(origin(*each) for each in origins))
-
-    try:
-        source, origins = json.loads(unquote(tag.removeprefix(_ORIGINS)))
-        return origin(source, rank, score, origins)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path}, document {document_id!r}: the tag {tag[:80]!r} does not say where the candidate comes from "
-            f"({error}). Mine the candidates again, or give source=."
-        ) from error
+    return Candidates(
+        {
+            query_id: [Candidate(document_id, -float(rank), rank, source) for rank, document_id in enumerate(hits, 1)]
+            for query_id, hits in found.items()
+        }
+    )
 
 
 class _Lookup:
@@ -322,13 +383,3 @@ def _default_columns(row: Mapping[str, Any]) -> Iterator[str]:
             return
     numbered = [column for column in row if column.startswith("negative_") and column[9:].isdigit()]
     yield from sorted(numbered, key=lambda column: int(column[9:]))
-
-
-def _number(text: str, what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{what} is {text!r}, which is no finite number. The file may be cut off: make it again.")
-    return value

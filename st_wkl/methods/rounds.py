@@ -21,7 +21,7 @@ from st_wkl.files import content_hash, sync, sync_tree
 from st_wkl.models import is_trusted, load_model, model_revision
 from st_wkl.ranges import check_options
 from st_wkl.training.distillation import distill
-from st_wkl.training.refresh import Retriever, mine
+from st_wkl.training.refresh import Retriever
 
 if TYPE_CHECKING:
     from st_wkl.data.lists import ListTeacher
@@ -125,7 +125,9 @@ def distill_rounds(
         else:
             if number > 1:
                 # By its folder, after which the candidates' source is called.
-                found = mine(builder, done[-1].student, show_progress=show_progress, trust_remote_code=trusted)
+                found = builder.find_candidates(
+                    done[-1].student, show_progress=show_progress, trust_remote_code=trusted
+                )
                 builder.candidates = found
             dataset = builder.build(show_progress=show_progress)
             dataset.provenance["round"] = made

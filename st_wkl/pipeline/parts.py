@@ -129,13 +129,13 @@ class Parts:
             return None
         from sentence_transformers import CrossEncoder
 
-        from st_wkl.data.runs import read_run
+        from st_wkl.data.runs import Candidates, read_run
         from st_wkl.training.dev import GradedEvaluator
 
         dev, candidates = self.config.dev, None
         if isinstance(student, CrossEncoder):
             # Before the first stage there are none yet: then only the split is checked.
-            candidates = read_run(self.candidates) if self.candidates.is_file() else {}
+            candidates = read_run(self.candidates) if self.candidates.is_file() else Candidates()
         return GradedEvaluator.of(
             self.collection,
             dev.split,

@@ -79,33 +79,18 @@ def _candidates_inputs(parts: Parts) -> dict[str, Any]:
 
 
 def _mine(parts: Parts) -> None:
-    from st_wkl.data.dense import retriever_candidates
-    from st_wkl.data.runs import read_run, reciprocal_rank_fusion, write_run
+    from st_wkl.data.candidates import find_candidates
 
-    collection, progress = parts.collection, parts.show_progress
-    queries = list(dict.fromkeys([*parts.query_ids, *parts.dev_queries()]))
-    top_k = parts.config.candidates.top_k
-    lists = []
-    for source in parts.config.candidates.sources:
-        found = named(source)[0]
-        if Path(found).is_file():
-            lists.append(read_run(found, collection, top_k=top_k))
-        else:
-            cache = parts.output / "embeddings"
-            trusted = parts.config.candidates.trust_remote_code
-            lists.append(
-                retriever_candidates(
-                    collection,
-                    found,
-                    queries,
-                    top_k=top_k,
-                    cache=cache,
-                    show_progress=progress,
-                    trust_remote_code=trusted,
-                )
-            )
-    fused = lists[0] if len(lists) == 1 else reciprocal_rank_fusion(*lists, top_k=top_k)
-    write_run(fused, parts.candidates)
+    asked = parts.config.candidates
+    find_candidates(
+        parts.collection,
+        dict.fromkeys([*parts.query_ids, *parts.dev_queries()]),
+        asked.sources,
+        top_k=asked.top_k,
+        cache=parts.output / "embeddings",
+        show_progress=parts.show_progress,
+        trust_remote_code=asked.trust_remote_code,
+    ).save(parts.candidates)
 
 
 def _dataset_inputs(parts: Parts) -> dict[str, Any]:

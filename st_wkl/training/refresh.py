@@ -18,7 +18,7 @@ from sentence_transformers.util import get_rank, get_world_size
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from st_wkl.data.dense import retriever_candidates
+from st_wkl.data.runs import Candidates
 from st_wkl.data.selection import own_document
 from st_wkl.files import write_text
 from st_wkl.ranges import check_options
@@ -100,7 +100,7 @@ class RefreshCandidatesCallback(TrainerCallback):
         self.refreshes_candidates, self.refreshes_ranks = candidates, ranks
         self.show_progress = show_progress
         self.history: list[dict[str, int]] = []
-        self._mined = builder.candidates or {}
+        self._mined = builder.candidates or Candidates()
         self._rows: list[dict[str, Any]] = [
             {name: row[name] for name in _COLUMNS if name in row} for row in dataset.train.with_format(None).to_list()
         ]
@@ -226,7 +226,7 @@ class RefreshCandidatesCallback(TrainerCallback):
 
     def _built(self, model: Any) -> list[dict[str, Any]]:
         builder = self.builder
-        builder.candidates = mine(builder, model, show_progress=self.show_progress)
+        builder.candidates = builder.find_candidates(model, show_progress=self.show_progress)
         self._mined = builder.candidates
         return builder.build(show_progress=self.show_progress).train.with_format(None).to_list()
 
@@ -279,35 +279,6 @@ class RefreshCandidatesCallback(TrainerCallback):
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-
-
-def mine(
-    builder: DistillationDatasetBuilder, model: Any, *, show_progress: bool = True, trust_remote_code: bool = False
-) -> Any:
-    """Find the candidates of a builder's queries with a student, as deep as the builder would ask BM25.
-
-    Args:
-        builder: The builder.
-        model: A retriever, or a folder of one.
-        show_progress: Show a bar.
-        trust_remote_code: Run code of the folder's own when it is loaded.
-
-    Returns:
-        `{query_id: candidates, best first}`.
-    """
-    positives = builder.collection.positives(builder.split)
-    query_ids = [query_id for query_id in builder.query_ids if query_id in positives]
-    # Enough even if every positive and a few copies stand before the negatives.
-    depth = builder.selection.pool(builder.num_negatives) + 5
-    depth += max((len(positives[query_id]) for query_id in query_ids), default=0)
-    return retriever_candidates(
-        builder.collection,
-        model,
-        query_ids,
-        top_k=depth,
-        show_progress=show_progress,
-        trust_remote_code=trust_remote_code,
-    )
 
 
 def student_ranks_in(

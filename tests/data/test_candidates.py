@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from st_wkl.data.candidates import BM25, bm25_candidates
+from st_wkl.data.candidates import BM25, Candidate, Candidates, bm25_candidates, find_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dense import retriever_candidates
 from tests.helpers.animals import small_collection
@@ -150,7 +150,7 @@ def test_the_compiled_search_of_large_collections_finds_the_same(monkeypatch: py
     """A collection that grows past the limit must not get other candidates for it."""
     collection = small_collection()
     plain = bm25_candidates(collection, show_progress=False)
-    monkeypatch.setattr("st_wkl.data.candidates.COMPILE_ABOVE", 0)
+    monkeypatch.setattr("st_wkl.data.bm25.COMPILE_ABOVE", 0)
     assert bm25_candidates(collection, show_progress=False) == plain
 
 
@@ -158,3 +158,44 @@ def test_bm25_may_be_spelt_as_everybody_does() -> None:
     """In capitals it was asked for at the Hub."""
     assert BM25.of("BM25") == BM25()
     assert BM25.of("BM25:k1=0.9") == BM25(k1=0.9)
+
+
+def test_every_kind_of_source_in_one_call(static_student_path: Path, tmp_path: Path) -> None:
+    """One function mines for builds, runs, rounds and refreshes: what one of them takes the others must not refuse."""
+    mine = collection(["cats purr", "dogs bark", "birds sing"], "do cats purr", "who barks")
+    (tmp_path / "run.trec").write_text("q0 Q0 d2 1 3.5 theirs\nq1 Q0 d1 1 2.5 theirs\n", encoding="utf-8")
+    dense = retriever_candidates(mine, static_student_path, show_progress=False)
+    run = {"q0": {"d1": 0.5, "d0": 0.7}, "q1": {"d2": 1.0}}
+    sources = ["bm25", BM25(k1=0.9), tmp_path / "run.trec", str(static_student_path), dense, run]
+    fused = find_candidates(mine, sources=sources, show_progress=False)
+    name = f"dense:{static_student_path.name}"
+    origins = {hit.document_id: [(one.source, one.rank) for one in hit.origins] for hit in fused["q0"]}
+    first = next(hit.rank for hit in dense["q0"] if hit.document_id == "d0")
+    assert origins["d0"] == [("bm25", 1), ("bm25-k1-0.9", 1), (name, first), (name, first), ("run", 1)]
+    assert ("theirs", 1) in origins["d2"]
+    assert Candidates.load(fused.save(tmp_path / "fused.trec.gz"), mine) == fused
+    assert repr(fused).startswith("Candidates(2 queries, 6 documents, 3 to 3 a query, of bm25: 2, bm25-k1-0.9: 2, ")
+    one = find_candidates(mine, ["q1"], run, top_k=1)
+    assert one == {"q1": [Candidate("d2", 1.0, 1, "run")]}
+
+
+def test_what_is_wrong_with_a_source_is_said_before_any_search(tmp_path: Path) -> None:
+    """The third source's misspelt name used to be found out when the first two had searched for hours."""
+    mine = collection(["cats purr", "dogs bark"], "do cats purr", "who barks")
+    part, other = tmp_path / "part.trec", tmp_path / "other.trec"
+    part.write_text("q0 Q0 d0 1 1.0 x\n", encoding="utf-8")
+    other.write_text("q1 Q0 d0 1 1.0 x\n", encoding="utf-8")
+    searched = BM25(language="klingon")  # it would stop at once if it were asked to search
+    for source, error, message in [
+        (tmp_path / "gone.trec.gz", FileNotFoundError, r"gone\.trec\.gz does not exist"),
+        ("bm25:k2=1", ValueError, "write it as bm25:k1"),
+        ({"q0": {"gone": 1.0}}, ValueError, "1 candidates are not in 'mine': the first is document 'gone'"),
+        ({"q0": {"d0": float("nan")}}, ValueError, "Query 'q0', document 'd0': the score is nan"),
+        (other, ValueError, r"other\.trec: there is no candidate for any of the 1 queries"),
+    ]:
+        with pytest.raises(error, match=message):
+            find_candidates(mine, ["q0"], [searched, source])
+    with pytest.warns(UserWarning, match=r"part\.trec: there is no candidate for 1 of 2 queries; the first is 'q1'"):
+        assert find_candidates(mine, sources=part)["q1"] == []
+    with pytest.raises(ValueError, match="no source of candidates"):
+        find_candidates(mine, sources=[])

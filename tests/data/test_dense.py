@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from st_wkl.data import dense
+from st_wkl.data import search
+from st_wkl.data.candidates import retriever_candidates
 from st_wkl.data.collection import Collection
-from st_wkl.data.dense import exact_top_k, retriever_candidates
+from st_wkl.data.search import exact_top_k
 
 SENTENCES = [f"{animal} {verb} {place}" for animal in ("cats", "dogs", "birds", "fish", "horses")
              for verb in ("sleep", "eat", "run") for place in ("outside", "in the house", "at night")]  # fmt: skip
@@ -25,9 +26,9 @@ COLLECTION = Collection(
 @pytest.mark.parametrize("k", [1, 7, 64])
 def test_exact_top_k_is_exact(monkeypatch: pytest.MonkeyPatch, documents: int, k: int) -> None:
     """The blocks, groups and merges must give what one product and one sort give."""
-    monkeypatch.setattr(dense, "_SCORES_AT_ONCE", 17 * 640)
-    monkeypatch.setattr(dense, "_FIRST", 64)
-    monkeypatch.setattr(dense, "_QUERIES_AT_ONCE", 17)
+    monkeypatch.setattr(search, "_SCORES_AT_ONCE", 17 * 640)
+    monkeypatch.setattr(search, "_FIRST", 64)
+    monkeypatch.setattr(search, "_QUERIES_AT_ONCE", 17)
     generator = torch.Generator().manual_seed(documents + k)
     # Whole numbers: sums are exact in any order, and there are ties.
     queries = torch.randint(-9, 10, (40, 16), generator=generator).float()
@@ -63,7 +64,7 @@ def test_dense_candidates_are_those_of_semantic_search(
     """The same model and documents through sentence-transformers' own search, over several pieces."""
     from sentence_transformers.util import semantic_search
 
-    monkeypatch.setattr(dense, "_SHARD", 10)
+    monkeypatch.setattr(search, "_SHARD", 10)
     model = load(static_student_path)
     found = retriever_candidates(COLLECTION, model, ["q3", "q1"], top_k=7, show_progress=False)
     queries = model.encode_query([COLLECTION.queries[query_id] for query_id in found], convert_to_tensor=True)
@@ -80,7 +81,7 @@ def test_the_cache_knows_the_weights(
     static_student_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Embeddings are made once, and never taken for those of a model that was trained since, or of other texts."""
-    monkeypatch.setattr(dense, "_SHARD", 20)
+    monkeypatch.setattr(search, "_SHARD", 20)
     model = load(static_student_path)
     encoded: list[int] = []
     encode = model.encode_document
@@ -123,7 +124,7 @@ def test_sparse_candidates(tiny_bert_path: Path, tmp_path: Path, monkeypatch: py
     """A SPLADE model's scores are its own, with and without the cache."""
     from sentence_transformers import SparseEncoder
 
-    monkeypatch.setattr(dense, "_SHARD", 16)
+    monkeypatch.setattr(search, "_SHARD", 16)
     model = SparseEncoder(str(tiny_bert_path), device="cpu")
     found = retriever_candidates(COLLECTION, model, top_k=4, cache=tmp_path, show_progress=False)
     queries = model.encode_query(list(COLLECTION.queries.values()), convert_to_tensor=True)
@@ -143,9 +144,9 @@ def test_late_interaction_candidates(
     """For each query token the best token of the document, summed, in a plain loop; from the cache the same again."""
     from sentence_transformers import MultiVectorEncoder
 
-    monkeypatch.setattr(dense, "_TOKEN_SHARD", 7)
-    monkeypatch.setattr(dense, "_QUERIES_AT_ONCE", 2)
-    monkeypatch.setattr(dense, "_SCORES_AT_ONCE", 3_000)
+    monkeypatch.setattr(search, "_TOKEN_SHARD", 7)
+    monkeypatch.setattr(search, "_QUERIES_AT_ONCE", 2)
+    monkeypatch.setattr(search, "_SCORES_AT_ONCE", 3_000)
     torch.manual_seed(0)  # for the projection, which is new
     MultiVectorEncoder(str(tiny_bert_path), device="cpu").save_pretrained(str(tmp_path / "model"))
     model = MultiVectorEncoder(str(tmp_path / "model"), device="cpu")
