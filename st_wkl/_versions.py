@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires, version
+from platform import python_version
 
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -18,6 +19,12 @@ def installed_versions(names: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def package_versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Return the versions of Python, st-wkl and the packages; without any of those that decide a score."""
+    names = packages or ("mteb", "sentence-transformers", "transformers", "torch", "numpy", "pytrec-eval-terrier")
+    return {"python": python_version(), **installed_versions(("st-wkl", *names))}
 
 
 def check_adapters(wanted: object = True) -> None:

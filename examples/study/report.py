@@ -15,7 +15,7 @@ from study import analysis_runs, final_runs
 
 from st_wkl.data.candidates import bm25_candidates
 from st_wkl.evaluation.compare import PairedDifference, holm, paired_difference
-from st_wkl.evaluation.run_scores import evaluate_run
+from st_wkl.evaluation.runs import evaluate_run
 
 BASELINE, UNDISTILLED, BM25 = "KL", "undistilled", "BM25"
 Scores = dict[str, float]

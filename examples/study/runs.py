@@ -29,7 +29,7 @@ from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.dense import exact_top_k
 from st_wkl.data.selection import Selection, choose
 from st_wkl.evaluation import shared_document_queries
-from st_wkl.evaluation.run_scores import evaluate_run
+from st_wkl.evaluation.runs import evaluate_run
 from st_wkl.files import content_hash
 from st_wkl.functional import raise_positives
 from st_wkl.methods.feedback import FeedbackTeacher

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 from st_wkl.data.candidates import BM25
-from st_wkl.evaluation.compare import Comparison, compare
+from st_wkl.evaluation import results, runs
+from st_wkl.evaluation.compare import Comparison, compare, holm, paired_difference
 from st_wkl.evaluation.effects import Effect, GapClosed, compare_all, effects_table, gap_closed
 from st_wkl.evaluation.evaluate import evaluate
-from st_wkl.evaluation.qrels import shared_document_queries
-from st_wkl.evaluation.results import Results
-from st_wkl.evaluation.run_scores import evaluate_run
-from st_wkl.evaluation.scores import TaskScores
+from st_wkl.evaluation.plots import plot_effects
+from st_wkl.evaluation.report import write_report
+from st_wkl.evaluation.results import Results, TaskScores, results_table
+from st_wkl.evaluation.runs import evaluate_run, shared_document_queries
 
 __all__ = [
     "BM25",
@@ -19,10 +22,19 @@ __all__ = [
     "compare_all",
     "effects_table",
     "gap_closed",
+    "holm",
+    "paired_difference",
+    "plot_effects",
+    "results_table",
     "shared_document_queries",
+    "write_report",
     "Results",
     "TaskScores",
     "Comparison",
     "Effect",
     "GapClosed",
 ]
+
+# Paths of version 0.1, for one release.
+for _old, _home in {"scores": results, "tables": results, "run_scores": runs, "qrels": runs}.items():
+    sys.modules[f"{__name__}.{_old}"] = _home

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 
-from st_wkl.evaluation.results import Results
-from st_wkl.evaluation.scores import METRIC_LABELS, TaskScores
+from st_wkl.evaluation.results import Results, TaskScores
+from st_wkl.metrics import METRIC_LABELS
 
 # Random draws are made in blocks of about this many numbers: 10,000 resamples of 10,000 queries take 800 MB at once.
 _BLOCK = 2_000_000
@@ -22,48 +23,84 @@ Interval = Literal["t", "percentile"]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The paired difference between two results, after minus before.
+class PairedDifference:
+    """A mean of paired differences and what chance could have made of it.
 
     Args:
-        mean: Mean difference over the queries.
-        low: Lower end of the 95 % interval of the mean, see `paired_difference`.
-        high: Upper end of it.
+        mean: Mean difference.
+        low: Lower end of the 95 % interval of the mean; -inf for a single pair, which has none.
+        high: Upper end of it; inf for a single pair.
         p_value: Two-sided paired randomisation (sign-flip) test of "no difference".
-        queries: Number of queries.
-        wins: Queries on which `after` is better.
-        ties: Queries on which both are equal to 6 decimals.
-        losses: Queries on which `before` is better.
-        metric: What was compared.
-        group: The group of the queries that it was compared on; None for all.
+        interval: Kind of the interval, see `paired_difference`.
     """
 
     mean: float
     low: float
     high: float
     p_value: float
+    interval: Interval = field(default="t", kw_only=True)
+
+    @property
+    def holds_0(self) -> bool:
+        """Whether the interval holds no difference."""
+        return self.low <= 0 <= self.high
+
+    def bounds(self, decimals: int = 4) -> str:
+        """Return the interval in brackets, or that there is none."""
+        if math.isinf(self.low):
+            return "no interval of one query"
+        return f"[{self.low:+.{decimals}f}, {self.high:+.{decimals}f}]"
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(PairedDifference):
+    """The paired difference between two results, after minus before: a `PairedDifference`, and what it is of.
+
+    Args:
+        queries: Number of queries.
+        wins: Queries on which `after` is better.
+        ties: Queries on which both are equal to 6 decimals.
+        losses: Queries on which `before` is better.
+        metric: What was compared.
+        group: The group of the queries that it was compared on; None for all, or for queries that were given.
+        task: Name of the task; empty only where a comparison was not made by `compare`. So are those that follow.
+        split: Split of the judgements.
+        subset: MTEB's subset.
+        models: Names of before and after.
+        revisions: Hashes of their weights and settings, as in the results.
+    """
+
     queries: int
     wins: int
     ties: int
     losses: int
     metric: str = "ndcg_at_10"
     group: str | None = None
+    task: str = ""
+    split: str = ""
+    subset: str = ""
+    models: tuple[str, str] = ("", "")
+    revisions: tuple[str, str] = ("", "")
 
     def __str__(self) -> str:
         """Return the line that a person reads."""
-        label = METRIC_LABELS.get(self.metric, self.metric)
         queries = f"{self.queries} {self.group} queries" if self.group else f"{self.queries} queries"
+        bounds = self.bounds() if math.isinf(self.low) else f"95 % interval {self.bounds()}"
         return (
-            f"{self.mean:+.4f} {label}, 95 % interval [{self.low:+.4f}, {self.high:+.4f}], p = {self.p_value:.2g}, "
+            f"{self.mean:+.4f} {self.label}, {bounds}, p = {self.p_value:.2g}, "
             f"{queries} ({self.wins} wins, {self.ties} ties, {self.losses} losses)"
             + (f"; too few queries: below {FEW_QUERIES} the interval may be too narrow" if self.too_few else "")
             + ("; the interval leaves out 0 and p does not: go by p" if self.may_be_chance and not self.holds_0 else "")
         )
 
+    def __repr__(self) -> str:
+        what = f" {self.task}, {self.models[0]} → {self.models[1]}:" if self.task else ""
+        return f"<Comparison{what} {self}>"
+
     @property
-    def holds_0(self) -> bool:
-        """Whether the interval holds no difference."""
-        return self.low <= 0 <= self.high
+    def label(self) -> str:
+        """The metric as tables call it."""
+        return METRIC_LABELS.get(self.metric, self.metric)
 
     @property
     def may_be_chance(self) -> bool:
@@ -80,23 +117,6 @@ class Comparison:
         return self.queries < FEW_QUERIES
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """A mean of paired differences and what chance could have made of it.
-
-    Args:
-        mean: Mean difference.
-        low: Lower end of the 95 % interval of the mean.
-        high: Upper end of it.
-        p_value: Two-sided paired randomisation (sign-flip) test of "no difference".
-    """
-
-    mean: float
-    low: float
-    high: float
-    p_value: float
-
-
 def paired_difference(
     differences: Sequence[float], *, resamples: int = 10_000, seed: int = 0, interval: Interval = "t"
 ) -> PairedDifference:
@@ -110,8 +130,7 @@ def paired_difference(
     assignment counted in, `(count + 1) / (n + 1)`.
 
     Args:
-        differences: One number per query, after minus before, in any order that is the same each time. The interval of
-            a single one is itself.
+        differences: One number per query, after minus before, in any order that is the same each time.
         resamples: Number of sign flips (and bootstrap samples); 10,000 gives p-values down to 1e-4.
         seed: Seed of both.
         interval: `"t"`, or `"percentile"`: the percentile bootstrap (Sakai, SIGIR 2006) of the published study.
@@ -133,12 +152,21 @@ def paired_difference(
         raise ValueError(f"difference {position} is {values[position]}; leave out queries that have no score")
     if interval not in get_args(Interval):
         raise ValueError(f"interval is {interval!r}; it must be one of {', '.join(get_args(Interval))}")
-    generator = np.random.default_rng(seed)
-    if interval == "t":
-        low, high = _t_interval(values)
-    else:
-        low, high = _bootstrap_interval(values, resamples, generator)
-    return PairedDifference(float(values.mean()), low, high, _randomisation_p_value(values, resamples, generator))
+    generator, mean, n = np.random.default_rng(seed), float(values.mean()), len(values)
+    low, high = -math.inf, math.inf
+    if interval == "percentile":
+        drawn = [values[generator.integers(n, size=(block, n))].mean(axis=1) for block in blocks(resamples, n)]
+        low, high = (low, high) if n == 1 else map(float, np.percentile(np.concatenate(drawn), [2.5, 97.5]))
+    elif n > 1:
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+        low, high = mean - half, mean + half
+    count = 0
+    for block in blocks(resamples, n):
+        signs = generator.integers(0, 2, size=(block, n), dtype=np.int8) * 2 - 1
+        count += int((np.abs(signs @ values) / n >= abs(values.mean()) - _EPSILON).sum())
+    return PairedDifference(mean, low, high, (count + 1) / (resamples + 1), interval=interval)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -198,53 +226,73 @@ def compare(
         text says that they are too few.
 
     Raises:
+        TypeError: If `before` or `after` is no `Results`.
         ValueError: If the task is ambiguous, was evaluated on different data or on different queries, has no per-query
             scores, `query_ids` is empty, repeats itself or names unknown queries, or there is no such group.
 
     Example:
         >>> print(compare(evaluate("before", "NFCorpus"), evaluate("after", "NFCorpus")))  # doctest: +SKIP
     """
-    first, second = _same_task(before, after, task)
+    check_results(("before", before), ("after", after))
+    if task is None:
+        common = sorted({t.task for t in before.tasks} & {t.task for t in after.tasks})
+        if len(common) != 1:
+            raise ValueError(
+                f"the two results share {len(common)} tasks, not one ({tasks_of(before, after)}); name it with task="
+            )
+        task = common[0]
+    first, second = before.task(task), after.task(task)
     if group is not None:
         if query_ids is not None:
             raise ValueError("give query_ids or group, not both")
         query_ids = (second if second.groups or not first.groups else first).members(group)
-    queries = _same_queries(first, second, query_ids)
-    x, y = first.scores(metric), second.scores(metric)
-    differences = np.array([y[query] - x[query] for query in queries])
-    differences = np.round(differences, 6)  # the scores have 6 decimals; what lies below is float noise, not a win
-    found = paired_difference(differences.tolist(), resamples=resamples, seed=seed)
-    return Comparison(
-        mean=found.mean,
-        low=found.low,
-        high=found.high,
-        p_value=found.p_value,
-        queries=len(queries),
-        wins=int((differences > 0).sum()),
-        ties=int((differences == 0).sum()),
-        losses=int((differences < 0).sum()),
-        metric=metric,
-        group=group,
-    )
+    return compared((before, first), (after, second), after.name, query_ids, group, metric, resamples, seed)
 
 
-def _same_task(before: Results, after: Results, task: str | None) -> tuple[TaskScores, TaskScores]:
-    """Return the entries of both results for the one task that they are compared on."""
-    if task is None:
-        common = sorted({t.task for t in before.tasks} & {t.task for t in after.tasks})
-        if len(common) != 1:
-            have = " and ".join(f"{r.name}: {', '.join(t.task for t in r.tasks) or 'none'}" for r in (before, after))
-            raise ValueError(f"the two results share {len(common)} tasks, not one ({have}); name it with task=")
-        task = common[0]
-    first, second = before.task(task), after.task(task)
-    for field in ("split", "subset", "dataset_revision"):
-        left, right = getattr(first, field), getattr(second, field)
+def check_results(*given: tuple[str, object]) -> None:
+    """Stop at what is no results, by the name of the argument or the label that it was given under."""
+    for what, one in given:
+        if not isinstance(one, Results):
+            raise TypeError(
+                f"{what} is a {type(one).__name__}; compare Results: what evaluate returns, or Results.load reads"
+            )
+
+
+def tasks_of(*results: Results) -> str:
+    """Return a phrase on the tasks that each of the results has."""
+    return " and ".join(f"{r.name}: {', '.join(t.task for t in r.tasks) or 'none'}" for r in results)
+
+
+def compared(
+    before: tuple[Results, TaskScores],
+    after: tuple[Results, TaskScores],
+    label: str,
+    query_ids: Iterable[str] | None,
+    group: str | None,
+    metric: str,
+    resamples: int,
+    seed: int,
+) -> Comparison:
+    """Compare two entries for one task on all or some queries, or say what makes them no pair; `label` is after's."""
+    (one, first), (other, second) = before, after
+    for name in ("split", "subset", "dataset_revision"):
+        left, right = getattr(first, name), getattr(second, name)
         if left != right:
             raise ValueError(
-                f"{task}: {field} is {left!r} for {before.name} and {right!r} for {after.name}; "
+                f"{first.task}: {name} is {left!r} for {one.name} and {right!r} for {label}; "
                 "evaluate both on the same data"
             )
-    return first, second
+    queries = _same_queries(first, second, query_ids)
+    x, y = first.scores(metric), second.scores(metric)
+    # The scores have 6 decimals; what lies below is float noise, not a win.
+    differences = np.round([y[query] - x[query] for query in queries], 6)
+    found = paired_difference(differences.tolist(), resamples=resamples, seed=seed)
+    counts = (int((differences > 0).sum()), int((differences == 0).sum()), int((differences < 0).sum()))
+    return Comparison(
+        *(found.mean, found.low, found.high, found.p_value, len(queries), *counts, metric, group, *first.key),
+        models=(one.name, other.name),
+        revisions=(str(one.model.get("revision", "")), str(other.model.get("revision", ""))),
+    )
 
 
 def _same_queries(first: TaskScores, second: TaskScores, query_ids: Iterable[str] | None) -> list[str]:
@@ -273,33 +321,3 @@ def blocks(resamples: int, queries: int) -> Iterator[int]:
     size = max(1, _BLOCK // queries)
     for start in range(0, resamples, size):
         yield min(size, resamples - start)
-
-
-def _t_interval(differences: np.ndarray) -> tuple[float, float]:
-    """Return mean ± t · s / √n, at the 97.5 % quantile of Student's t with n - 1 degrees of freedom."""
-    from scipy.stats import t
-
-    mean, n = float(differences.mean()), len(differences)
-    if n == 1:
-        return mean, mean
-    half = float(t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
-    return mean - half, mean + half
-
-
-def _bootstrap_interval(differences: np.ndarray, resamples: int, generator: np.random.Generator) -> tuple[float, float]:
-    """Return the 2.5 % and 97.5 % percentiles of the mean over queries drawn with replacement."""
-    n = len(differences)
-    means = [differences[generator.integers(n, size=(block, n))].mean(axis=1) for block in blocks(resamples, n)]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _randomisation_p_value(differences: np.ndarray, resamples: int, generator: np.random.Generator) -> float:
-    """Return how often random signs give a mean at least as far from 0 as the observed one."""
-    n = len(differences)
-    observed = abs(differences.mean())
-    count = 0
-    for block in blocks(resamples, n):
-        signs = generator.integers(0, 2, size=(block, n), dtype=np.int8) * 2 - 1
-        count += int((np.abs(signs @ differences) / n >= observed - _EPSILON).sum())
-    return (count + 1) / (resamples + 1)

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from st_wkl.evaluation.compare import Comparison, blocks, compare, holm
-from st_wkl.evaluation.results import Results
-from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
-from st_wkl.evaluation.tables import common_groups
+from st_wkl.evaluation.compare import Comparison, blocks, check_results, compared, holm, tasks_of
+from st_wkl.evaluation.results import SHARED, UNSEEN, Results, TaskScores, common_groups
 from st_wkl.markdown import markdown_table
+from st_wkl.metrics import METRIC_LABELS
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class GapClosed:
         return f"{self.share:.0%}{interval}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Effect:
     """One student on one task and one group of queries, against the undistilled student and the teacher.
 
@@ -76,6 +75,10 @@ class Effect:
     p_holm: float
     gap: GapClosed | None = None
 
+    def __repr__(self) -> str:
+        gap = f", of the teacher's lead {self.gap}" if self.gap else ""
+        return f"<Effect {self.model} on {self.task}: {self.before:.4f} → {self.after:.4f}, {self.difference}{gap}>"
+
 
 def compare_all(
     before: Results,
@@ -101,30 +104,38 @@ def compare_all(
         Task by task and student by student: all queries, then the shared and the unseen ones where these are known.
 
     Raises:
+        TypeError: If one of them is no `Results`.
         ValueError: If a student shares no task with `before`, or was evaluated on other data or queries.
 
     Example:
         >>> effects = compare_all(before, {"KL": kl, "weighted KL": weighted}, teacher=teacher)  # doctest: +SKIP
         >>> print(effects_table(effects))  # doctest: +SKIP
     """
-    students = {after.name: after} if isinstance(after, Results) else dict(after)
-    found: list[Effect] = []
-    for scores in before.tasks:
-        if not scores.per_query:
-            continue
-        rivals = {label: entry for label, one in students.items() if (entry := _entry_for(one, scores)) is not None}
-        for label, entry in rivals.items():
-            groups = common_groups([*rivals.values(), scores], entry)
+    students = dict(after) if isinstance(after, Mapping) else {getattr(after, "name", "after"): after}
+    check_results(("before", before), *([] if teacher is None else [("teacher", teacher)]), *students.items())
+    effects: list[Effect] = []
+    for first in (scores for scores in before.tasks if scores.per_query):
+        rivals = {label: scores for label, one in students.items() for scores in one.tasks if scores.key == first.key}
+        ceiling = None if teacher is None else _ceiling(teacher, first)
+        for label, second in rivals.items():
+            groups = common_groups([*rivals.values(), first], second)
             for group in (None, *(g for g in (SHARED, UNSEEN) if g in groups)):
-                queries = list(scores.per_query) if group is None else groups[group]
-                pair = [(before.name, scores), (label, entry)]
-                effect = _effect(pair, queries, teacher, metric, resamples=resamples, seed=seed)
-                found.append(replace(effect, group=group, difference=replace(effect.difference, group=group)))
+                queries = list(first.per_query) if group is None else groups[group]
+                pair = (before, first), (students[label], second)
+                found = compared(*pair, label, queries, group, metric, resamples, seed)
+                gap = None
+                if ceiling is not None and (asked := ceiling.scores(metric).keys() & set(queries)):
+                    lead = {query: value for query, value in ceiling.scores(metric).items() if query in asked}
+                    gap = gap_closed(first.scores(metric), second.scores(metric), lead, resamples=resamples, seed=seed)
+                means = (first.mean_over(queries, metric), second.mean_over(queries, metric))
+                effects.append(Effect(*first.key, label, group, *means, found, found.p_value, gap))
     for label, one in students.items():
-        if not any(effect.model == label for effect in found):
-            have = " and ".join(f"{r.name}: {', '.join(t.task for t in r.tasks) or 'none'}" for r in (before, one))
+        if not any(effect.model == label for effect in effects):
+            have = tasks_of(before, one)
             raise ValueError(f"{label} shares no retrieval task with {before.name} ({have}); evaluate both on the same")
-    return _corrected(found)
+    by_group = {group: [e.difference.p_value for e in effects if e.group == group] for group in (None, SHARED, UNSEEN)}
+    corrected = {group: iter(holm(p_values)) for group, p_values in by_group.items()}
+    return [replace(effect, p_holm=next(corrected[effect.group])) for effect in effects]
 
 
 def gap_closed(
@@ -158,23 +169,19 @@ def gap_closed(
     queries = [query for query in teacher if query in before and query in after]
     if not queries:
         raise ValueError("the teacher has no query in common with the students; evaluate it on the same queries")
-    gain = np.array([after[query] - before[query] for query in queries])
-    lead = np.array([teacher[query] - before[query] for query in queries])
-    mean_lead, n = float(lead.mean()), len(queries)
-    if mean_lead <= 1e-9:
-        return GapClosed(None, None, None, mean_lead, n, "the teacher is not better than the undistilled student")
-    share = round(float(gain.mean()) / mean_lead, 6)
-    generator = np.random.default_rng(seed)
-    leads, gains = [], []
-    for block in blocks(resamples, n):
-        drawn = generator.integers(n, size=(block, n))
-        leads.append(lead[drawn].mean(axis=1))
-        gains.append(gain[drawn].mean(axis=1))
-    all_leads, all_gains = np.concatenate(leads), np.concatenate(gains)
-    if np.percentile(all_leads, 2.5) <= 0:
-        return GapClosed(share, None, None, mean_lead, n, "no interval: the teacher's lead may be chance")
-    low, high = np.percentile(all_gains[all_leads > 0] / all_leads[all_leads > 0], [2.5, 97.5])
-    return GapClosed(share, float(low), float(high), mean_lead, n)
+    # One row of gains, one of leads.
+    both = np.array([[one[query] - before[query] for query in queries] for one in (after, teacher)])
+    gain, lead = map(float, both.mean(axis=1))
+    n = len(queries)
+    if lead <= 1e-9:
+        return GapClosed(None, None, None, lead, n, "the teacher is not better than the undistilled student")
+    share, generator = round(gain / lead, 6), np.random.default_rng(seed)
+    drawn = [both[:, generator.integers(n, size=(block, n))].mean(axis=2) for block in blocks(resamples, n)]
+    gains, leads = np.concatenate(drawn, axis=1)
+    if np.percentile(leads, 2.5) <= 0:
+        return GapClosed(share, None, None, lead, n, "no interval: the teacher's lead may be chance")
+    low, high = np.percentile(gains[leads > 0] / leads[leads > 0], [2.5, 97.5])
+    return GapClosed(share, float(low), float(high), lead, n)
 
 
 def effects_table(effects: Iterable[Effect]) -> str:
@@ -186,19 +193,23 @@ def effects_table(effects: Iterable[Effect]) -> str:
     Example:
         >>> print(effects_table(compare_all(before, after)))  # doctest: +SKIP
     """
-    effects = list(effects)
-    rows = with_queries(effects)
-    label = METRIC_LABELS.get(effects[0].difference.metric, effects[0].difference.metric) if effects else "nDCG@10"
-    header = ["Task", "Model", "Queries", "Before", "After", f"Δ {label} [95 %]", "p", "p (Holm)", "W / T / L"]
+    header, rows = effect_rows(list(effects))
+    return markdown_table([header, [":--", ":--", ":--", *["--:"] * (len(header) - 3)], *rows])
+
+
+def effect_rows(effects: Sequence[Effect]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the cells of `effects_table`, as they are for any kind of table."""
     with_gap = any(effect.gap for effect in effects)
-    lines = [header + ["Gap closed"] * with_gap, [":--", ":--", ":--", *["--:"] * (len(header) - 3 + with_gap)]]
-    for effect, queries in rows:
+    label = effects[0].difference.label if effects else METRIC_LABELS["ndcg_at_10"]
+    header = ["Task", "Model", "Queries", "Before", "After", f"Δ {label} [95 %]", "p", "p (Holm)", "W / T / L"]
+    rows = []
+    for effect, queries in with_queries(effects):
         d = effect.difference
-        line = [f"{effect.task} ({effect.split})", effect.model, f"{queries} ({d.queries})"]
-        line += [f"{effect.before:.4f}", f"{effect.after:.4f}", f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"]
-        line += [f"{d.p_value:.2g}", f"{effect.p_holm:.2g}", f"{d.wins} / {d.ties} / {d.losses}"]
-        lines.append(line + [str(effect.gap) if effect.gap else ""] * with_gap)
-    return markdown_table(lines)
+        row = [f"{effect.task} ({effect.split})", effect.model, f"{queries} ({d.queries})"]
+        row += [f"{effect.before:.4f}", f"{effect.after:.4f}", f"{d.mean:+.4f} {d.bounds()}"]
+        row += [f"{d.p_value:.2g}", f"{effect.p_holm:.2g}", f"{d.wins} / {d.ties} / {d.losses}"]
+        rows.append(row + [str(effect.gap or "")] * with_gap)
+    return header + ["Gap closed"] * with_gap, rows
 
 
 def go_by_p(effects: Sequence[Effect]) -> str:
@@ -227,55 +238,6 @@ def with_queries(effects: Sequence[Effect]) -> list[tuple[Effect, str]]:
         for effect in effects
         if effect.group is None or effect.group != whole.get(key(effect))
     ]
-
-
-def _effect(
-    pair: Sequence[tuple[str, TaskScores]],
-    queries: list[str],
-    teacher: Results | None,
-    metric: str,
-    *,
-    resamples: int,
-    seed: int,
-) -> Effect:
-    """Return the effect of the second of a pair on some queries, whose p-value is not corrected yet."""
-    (_, first), (label, second) = pair
-    sides = [Results(model={"name": key, "revision": ""}, tasks=[one]) for key, one in pair]
-    difference = compare(sides[0], sides[1], query_ids=queries, metric=metric, resamples=resamples, seed=seed)
-    x, y = first.scores(metric), second.scores(metric)
-    ceiling = None if teacher is None else _ceiling(teacher, first)
-    gap = None
-    if ceiling is not None:
-        of_teacher = {query: value for query, value in ceiling.scores(metric).items() if query in set(queries)}
-        gap = gap_closed(x, y, of_teacher, resamples=resamples, seed=seed) if of_teacher else None
-    return Effect(
-        task=first.task,
-        split=first.split,
-        subset=first.subset,
-        model=label,
-        group=None,
-        before=float(np.mean([x[query] for query in queries])),
-        after=float(np.mean([y[query] for query in queries])),
-        difference=difference,
-        p_holm=difference.p_value,
-        gap=gap,
-    )
-
-
-def _corrected(effects: list[Effect]) -> list[Effect]:
-    """Return the effects with Holm's correction over those that share a group of queries."""
-    corrected = dict(enumerate(effects))
-    for group in {effect.group for effect in effects}:
-        places = [place for place, effect in enumerate(effects) if effect.group == group]
-        p_values = holm([effects[place].difference.p_value for place in places])
-        corrected |= {place: replace(effects[place], p_holm=p) for place, p in zip(places, p_values, strict=True)}
-    return [corrected[place] for place in range(len(effects))]
-
-
-def _entry_for(results: Results, wanted: TaskScores) -> TaskScores | None:
-    """Return the entry of the same task, split and subset."""
-    keys = ("task", "split", "subset")
-    return next((t for t in results.tasks if all(getattr(t, key) == getattr(wanted, key) for key in keys)), None)
 
 
 def _ceiling(teacher: Results, wanted: TaskScores) -> TaskScores | None:

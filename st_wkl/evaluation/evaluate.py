@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from st_wkl.data._reading import document_text, whole_gains
 from st_wkl.data.selection import without_own
-from st_wkl.evaluation.qrels import exposure_groups
-from st_wkl.evaluation.results import Results, check_replaceable, results_file
-from st_wkl.evaluation.run_scores import MEASURES, saved, score_run
-from st_wkl.evaluation.scores import UNSEEN, TaskScores
+from st_wkl.evaluation.results import UNSEEN, Results, TaskScores, check_replaceable, results_file, saved
+from st_wkl.evaluation.runs import exposure_groups
 from st_wkl.files import content_hash, parents_of
+from st_wkl.metrics import MEASURES, score_run
 from st_wkl.models import identity
 from st_wkl.ranges import check_options
 

@@ -7,8 +7,9 @@ from html import escape
 from pathlib import Path
 
 from st_wkl.evaluation.effects import Effect, with_queries
-from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN
+from st_wkl.evaluation.results import SHARED, UNSEEN
 from st_wkl.files import replacing
+from st_wkl.metrics import METRIC_LABELS
 
 _MARKS = {
     None: '<circle r="5.5" fill="currentColor"/>',

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from st_wkl.evaluation.effects import Effect, compare_all, go_by_p, with_queries
 from st_wkl.evaluation.plots import forest_plot
-from st_wkl.evaluation.results import Results
-from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
-from st_wkl.evaluation.tables import common_groups
+from st_wkl.evaluation.results import SHARED, UNSEEN, Results, TaskScores, common_groups
 from st_wkl.files import write_text
+from st_wkl.metrics import METRIC_LABELS
 
 if TYPE_CHECKING:
     from st_wkl.data.collection import Collection

@@ -21,7 +21,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta
 
 from st_wkl.data.collection import Collection
-from st_wkl.evaluation.qrels import relevant_qrels
+from st_wkl.evaluation.runs import relevant_qrels
 from st_wkl.files import file_name
 
 

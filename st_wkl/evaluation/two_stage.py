@@ -27,9 +27,10 @@ from st_wkl.data.collection import Collection
 from st_wkl.data.runs import read_run
 from st_wkl.data.selection import without_own
 from st_wkl.evaluation.identity import identified
-from st_wkl.evaluation.run_scores import Run, check_known, checked_run
+from st_wkl.evaluation.runs import check_known
 from st_wkl.evaluation.tasks import CollectionTask
 from st_wkl.files import content_hash, file_name
+from st_wkl.metrics import Run, checked_run
 from st_wkl.model_checks import check_complete
 from st_wkl.models import load_model
 from st_wkl.text import ANALYSER

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from st_wkl.evaluation.results import Results
-from st_wkl.evaluation.scores import METRIC_LABELS, TaskScores
+from st_wkl.evaluation.results import Results, TaskScores
 from st_wkl.files import file_name, write_text
 from st_wkl.markdown import is_hub_id
+from st_wkl.metrics import METRIC_LABELS
 from st_wkl.publish._texts import model_class
 from st_wkl.publish.licences import Licence
 

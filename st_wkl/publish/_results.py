@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from st_wkl.evaluation.compare import Comparison, paired_difference
-from st_wkl.evaluation.results import Results
-from st_wkl.evaluation.scores import METRIC_LABELS, SHARED, UNSEEN, TaskScores
+from st_wkl.evaluation.results import SHARED, UNSEEN, Results, TaskScores
 from st_wkl.markdown import markdown_code, markdown_table, markdown_text
+from st_wkl.metrics import METRIC_LABELS
 
 _PARTS = {SHARED: "with a seen document", UNSEEN: "with none seen"}
 # Of means that were rounded to 5 decimals on both sides.
@@ -126,7 +126,7 @@ def _differences(columns: Mapping[str, TaskScores], told: bool) -> Iterator[str]
     found = []
     for what, ids in parts.items():
         d = paired_difference([after.per_query[query] - before.per_query[query] for query in ids])
-        found.append(f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}] {what}, p = {d.p_value:.2g}")
+        found.append(f"{d.mean:+.4f} {d.bounds()} {what}, p = {d.p_value:.2g}")
     if found:
         yield f"After − before, nDCG@10: {'; '.join(found)}."
 

@@ -6,7 +6,8 @@ import logging
 import re
 from pathlib import Path
 
-from st_wkl.evaluation.results import FILE_NAME, Results, package_versions
+from st_wkl._versions import package_versions
+from st_wkl.evaluation.results import FILE_NAME, Results
 
 logger = logging.getLogger(__name__)
 

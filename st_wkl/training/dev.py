@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy
 from st_wkl.data._reading import whole_gains
 from st_wkl.data.selection import own_result, without_own
 from st_wkl.files import content_hash
+from st_wkl.metrics import score_run
 from st_wkl.ranges import check_options
 from st_wkl.text import text_hash
 
@@ -207,8 +208,6 @@ class GradedEvaluator(BaseEvaluator):
         Raises:
             ValueError: If a score is not a finite number, so the student has diverged.
         """
-        from st_wkl.evaluation.run_scores import score_run
-
         self.check(model)
         with torch.inference_mode():
             run = self._rerank(model) if self.candidates is not None else self._search(model)

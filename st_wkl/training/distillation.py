@@ -20,9 +20,8 @@ from torch import nn
 
 from st_wkl._compat import card_text
 from st_wkl._processes import is_first, launched
-from st_wkl._versions import check_adapters
+from st_wkl._versions import check_adapters, package_versions
 from st_wkl.data.provenance import license_in, stated_license
-from st_wkl.evaluation.results import package_versions
 from st_wkl.files import content_hash, holds_nothing, owned, sync_tree
 from st_wkl.losses.make import is_static, make_loss
 from st_wkl.model_checks import check_student

@@ -17,6 +17,7 @@ from st_wkl.evaluation import (
     TaskScores,
     compare,
     compare_all,
+    effects_table,
     shared_document_queries,
 )
 from st_wkl.evaluation.compare import holm, paired_difference
@@ -234,7 +235,42 @@ def test_few_queries_are_said_and_the_published_method_stays() -> None:
     assert (old.low, old.high) == pytest.approx((-0.08, 0.24), abs=0.02)
     with pytest.raises(ValueError, match="interval is 'bca'; it must be one of t, percentile"):
         paired_difference(values, interval="bca")  # type: ignore[arg-type]
-    assert (paired_difference([0.3]).low, paired_difference([0.3]).high) == (0.3, 0.3)
+
+
+def test_one_query_has_no_interval() -> None:
+    """[+0.3000, +0.3000] reads as certainty, and is the least certain of all."""
+    for kind in ("t", "percentile"):
+        one = paired_difference([0.3], interval=kind)  # type: ignore[arg-type]
+        assert (one.mean, one.low, one.high, one.holds_0) == (0.3, -np.inf, np.inf, True)
+    before, after = results({"q1": 0.2}), results({"q1": 0.5})
+    assert "+0.3000 nDCG@10, no interval of one query, p = 1, 1 queries" in str(compare(before, after))
+    assert "| +0.3000 no interval of one query |" in effects_table(compare_all(before, after))
+
+
+def test_a_comparison_knows_what_it_is_of() -> None:
+    """Whoever is handed one, such as a card, must not guess the task by the nearest mean."""
+    before, after = pair(60, 0.05)
+    before.model["revision"] = "r0"
+    found = compare(before, after)
+    assert (found.task, found.split, found.subset, found.metric, found.group) == (
+        *("tiny", "test", "default"),
+        *("ndcg_at_10", None),
+    )
+    assert (found.models, found.revisions, found.interval) == (("model", "model"), ("r0", "r"), "t")
+    assert repr(found) == f"<Comparison tiny, model → model: {found}>"
+    (effect,) = compare_all(before, {"student": after})
+    assert effect.difference == found
+    assert repr(effect).startswith("<Effect student on tiny: 0.")
+
+
+@pytest.mark.parametrize("wrong", [{}, "before.json", None])
+def test_what_is_no_results_is_told_what_is(wrong: Any) -> None:
+    """A path or a dictionary of scores ended in an AttributeError of `tasks`."""
+    ours = results({"q1": 0.5})
+    with pytest.raises(TypeError, match=r"before is a (dict|str|NoneType); compare Results: .* Results.load reads"):
+        compare(wrong, ours)
+    with pytest.raises(TypeError, match=r"KL is a (dict|str|NoneType); compare Results"):
+        compare_all(ours, {"KL": wrong})
 
 
 def test_interval_and_p_that_disagree_are_said() -> None:

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_wkl.data.collection import Collection
 from st_wkl.evaluation import Results, TaskScores, compare, evaluate, evaluate_run
-from st_wkl.evaluation.tables import results_table
+from st_wkl.evaluation.results import results_table
 from st_wkl.evaluation.tasks import CollectionTask
 from st_wkl.record import Exposure
 from st_wkl.text import text_hash

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from st_wkl.evaluation import Comparison, Results, TaskScores
-from st_wkl.evaluation.tables import results_table
+from st_wkl.evaluation.results import results_table
 
 
 def scores(**changes: Any) -> TaskScores:
@@ -193,3 +193,20 @@ def test_an_argument_that_is_no_results_file_is_told_what_is(tmp_path: Path, nam
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(FileNotFoundError, match=rf"{name} {what}.*st-wkl evaluate MODEL TASK --output"):
         Results.load(tmp_path / name)
+
+
+def test_results_are_looked_at_as_a_table() -> None:
+    """`print(results)` was 9,000 characters of dictionaries, a notebook's cell as well."""
+    ours = results(scores(groups={"shared": ["q1"], "unseen": ["q2"]}), scores(task="a<b", per_query={}))
+    text = repr(ours)
+    assert text.splitlines()[0] == f"Results of student (SentenceTransformer, revision r1, {ours.created})"
+    assert "| tiny (test) | student | 2 | 0.5000 | 0.2500 (1) | 0.7500 (1) | 0.9000 |" in text
+    assert repr(ours.tasks[0]) == (
+        "<TaskScores tiny (test): nDCG@10 0.5000, Recall@100 0.9000, 2 queries (1 shared, 1 unseen)>"
+    )
+    many = results(*(scores(task=f"task {i}") for i in range(60)))
+    assert len(repr(many).splitlines()) < 20
+    assert "and 48 more; .table() shows all" in repr(many)
+    html = ours._repr_html_()
+    assert html.count("<tr>") == 3
+    assert "<td>a&lt;b (test)</td>" in html
