@@ -146,5 +146,7 @@ def _mean(scores: TaskScores, ids: list[str]) -> str:
 
 
 def _interval(values: list[float]) -> str:
+    if len(values) == 1:
+        return ""
     found = paired_difference(values, interval="percentile")  # from zero: the mean itself, which stays within 0 and 1
     return f"<br>[{found.low:.3f},&nbsp;{found.high:.3f}]"  # on a line of its own: broken inside, it cannot be read
