@@ -8,8 +8,7 @@ from datasets import Dataset
 
 from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.data.report import report_on_lists
-from st_wkl.evaluation.results import Results
-from st_wkl.evaluation.scores import TaskScores
+from st_wkl.evaluation.results import Results, TaskScores
 from st_wkl.record import TrainingRecord
 
 CITATION = """@misc{someone2026loss,
