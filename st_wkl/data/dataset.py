@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
-import math
 import os
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from st_wkl.data.selection import is_own_text, shared_judgements
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet
+from datasets import Dataset, Features, List, Value
+
+from st_wkl.data._reading import download
+from st_wkl.data.arrow import Ragged, SharedTexts, as_dataset, columns, lists_of, places_of
+from st_wkl.data.dataset_card import dataset_card
+from st_wkl.data.pairwise import pointwise_preferences
+from st_wkl.data.settled import Lists, fit, settled
 from st_wkl.files import replacing_folder
 
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
-
 _TABLES = ("train", "queries", "documents")
+_LISTS = ("document_ids", "scores", "labels")
 _PROVENANCE = "provenance.json"
 _PREFERENCES = "preferences"
 # Where the provenance keeps what the collection was told about documents of a query's id; absent if nothing.
@@ -34,17 +40,13 @@ def features(table: str, *, preferences: bool = False) -> Features:
         table: Name of the table.
         preferences: With the column of a pairwise teacher, which only `"train"` may have.
     """
-    from datasets import Features, List, Value
-
     text = Value("string")
-    if table == "train":
-        lists = Features(
-            query_id=text, document_ids=List(text), scores=List(Value("float32")), labels=List(Value("int32"))
-        )
-        place = Value("int32")
-        pair = {"first": place, "second": place, "probability": Value("float32")}
-        return Features({**lists, _PREFERENCES: List(pair)}) if preferences else lists
-    return Features({"query_id" if table == "queries" else "document_id": text, "text": text})
+    if table != "train":
+        return Features({"query_id" if table == "queries" else "document_id": text, "text": text})
+    lists = Features(query_id=text, document_ids=List(text), scores=List(Value("float32")), labels=List(Value("int32")))
+    place = Value("int32")
+    pair = {"first": place, "second": place, "probability": Value("float32")}
+    return Features({**lists, _PREFERENCES: List(pair)}) if preferences else lists
 
 
 @dataclass(repr=False)
@@ -65,7 +67,7 @@ class DistillationDataset:
             preference names no two documents of its row or is no probability.
 
     Example:
-        >>> dataset = DistillationDataset.load_from_disk("nfcorpus-distillation")  # doctest: +SKIP
+        >>> dataset = DistillationDataset.load("nfcorpus-distillation")  # doctest: +SKIP
         >>> dataset.to_columns()  # for a stock SentenceTransformerTrainer  # doctest: +SKIP
 
         The same from its folder or from the Hub, without this package:
@@ -92,49 +94,79 @@ class DistillationDataset:
             expected = list(features(name, preferences=_PREFERENCES in found))
             if sorted(expected) != sorted(found):
                 raise ValueError(f"The table {name!r} has the columns {found}, expected {expected}.")
-        texts = {"query": self._texts("queries"), "document": self._texts("documents")}
         for kind, table in (("query", self.queries), ("document", self.documents)):
-            if len(texts[kind]) != len(table):
-                raise ValueError(f"The {kind} ids are not unique: {len(table)} rows, {len(texts[kind])} ids.")
-        for row in self._rows():
-            where = f"The row of query {row['query_id']!r}"
-            lengths = {column: len(row[column]) for column in ("document_ids", "scores", "labels")}
-            if len(set(lengths.values())) > 1:
-                raise ValueError(f"{where} has lists of different lengths: {lengths}.")
-            if not all(score is not None and math.isfinite(score) for score in row["scores"]):
-                raise ValueError(f"{where} has a score that is not finite: {row['scores']}. Score it again.")
-            for pair in row.get(_PREFERENCES) or []:
-                if not _fits(pair, len(row["document_ids"])):
-                    raise ValueError(
-                        f"{where} has the preference {pair}, which names no two of its {lengths['document_ids']} "
-                        "documents (places count from 0) or is no probability. Drop it, or ask the pairwise teacher "
-                        "again."
-                    )
-            for kind, ids in (("query", [row["query_id"]]), ("document", row["document_ids"])):
-                if absent := [key for key in ids if key not in texts[kind]]:
-                    raise ValueError(f"{where} names the {kind} {absent[0]!r}, which has no text in this dataset.")
+            held = columns(table)
+            if (ids := pc.count_distinct(held[f"{kind}_id"], mode="all").as_py()) != len(table):
+                raise ValueError(f"The {kind} ids are not unique: {len(table)} rows, {ids} ids.")
+            if held["text"].null_count:
+                key = held[f"{kind}_id"].filter(pc.is_null(held["text"]))[0]
+                raise ValueError(f"The {kind} {key.as_py()!r} has no text (null). Drop it, or give it one.")
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        train = columns(self.train)
+        parts = {name: Ragged(train[name]) for name in _LISTS}
+
+        def where(row: int) -> str:
+            return f"The row of query {train['query_id'][row].as_py()!r}"
+
+        lengths = np.stack([part.lengths for part in parts.values()])
+        for row in np.flatnonzero((lengths != lengths[0]).any(axis=0))[:1].tolist():
+            told = dict(zip(parts, lengths[:, row].tolist(), strict=True))
+            raise ValueError(f"{where(row)} has lists of different lengths: {told}.")
+        finite = pc.fill_null(pc.is_finite(parts["scores"].values), False).to_numpy()
+        for place in np.flatnonzero(~finite)[:1].tolist():
+            row = parts["scores"].row_of(place)
+            raise ValueError(
+                f"{where(row)} has a score that is not finite: {train['scores'][row].as_py()}. Score it again."
+            )
+        if _PREFERENCES in train.column_names:
+            pairs = Ragged(train[_PREFERENCES])
+            for place in np.flatnonzero(~fit(pairs, lengths[0]))[:1].tolist():
+                row = pairs.row_of(place)
+                raise ValueError(
+                    f"{where(row)} has the preference {pairs.values[place].as_py()}, which names no two of its "
+                    f"{lengths[0, row]} documents (places count from 0) or is no probability. Drop it, or ask the "
+                    "pairwise teacher again."
+                )
+        for kind, ids, row_of in (
+            ("query", train["query_id"], int),
+            ("document", parts["document_ids"].values, parts["document_ids"].row_of),
+        ):
+            held = columns(self.queries if kind == "query" else self.documents)
+            for place in np.flatnonzero(places_of(ids, held[f"{kind}_id"]) < 0)[:1].tolist():
+                absent = f"the {kind} {ids[place].as_py()!r}"
+                raise ValueError(f"{where(row_of(place))} names {absent}, which has no text in this dataset.")
 
     def __len__(self) -> int:
         """Return the number of rows (queries)."""
         return len(self.train)
 
     def __repr__(self) -> str:
-        """Return the sizes, not the contents."""
-        name = self.provenance.get("collection", {}).get("name", "?")
-        return (
-            f"DistillationDataset({name!r}, {len(self.train):,} rows, {len(self.queries):,} queries, "
-            f"{len(self.documents):,} documents)"
-        )
+        """Return the sizes, the teacher and the collection, not the contents."""
+        pairs = int(pc.sum(pc.list_value_length(columns(self.train)["document_ids"])).as_py() or 0)
+        collection = self.provenance.get("collection", {})
+        name = collection.get("name", "?") if isinstance(collection, dict) else collection
+        split = f", split {self.provenance['split']!r}" if self.provenance.get("split") else ""
+        teacher = self.provenance.get("teacher")
+        teacher = (teacher.get("model") or teacher.get("kind")) if isinstance(teacher, dict) else teacher
+        told = [f"DistillationDataset({name!r}{split}, teacher {teacher or '?'!r},"]
+        told += [f"    {len(self.train):,} rows, {pairs:,} pairs, {len(self.queries):,} queries, "]
+        return "\n".join(told) + f"{len(self.documents):,} documents)"
 
     def positives(self) -> dict[str, dict[str, int]]:
         """Return `{query_id: {document_id: gain}}` of all documents with a gain above 0."""
-        relevant: dict[str, dict[str, int]] = {}
-        for row in self._rows():
-            judged = zip(row["document_ids"], row["labels"], strict=True)
-            relevant.setdefault(row["query_id"], {}).update((key, gain) for key, gain in judged if gain > 0)
+        train = columns(self.train)
+        labels, ids = Ragged(train["labels"]), Ragged(train["document_ids"])
+        relevant: dict[str, dict[str, int]] = {key: {} for key in train["query_id"].to_pylist()}
+        above = pc.greater(labels.values, 0)
+        queries = train["query_id"].take(pa.array(labels.rows[above.to_numpy()]))
+        found = (queries, ids.values.filter(above), labels.values.filter(above))
+        for query_id, document_id, gain in zip(*(column.to_pylist() for column in found), strict=True):
+            relevant[query_id][document_id] = gain
         return relevant
 
-    def to_columns(self, n: int | None = None) -> Dataset:
+    def to_columns(self, n: int | None = None, *, copied: bool = False) -> Dataset:
         """Return the columns that sentence-transformers' stock trainers and distillation losses take.
 
         The positive is the document with the highest gain, and among those the highest teacher score. Other positives
@@ -143,6 +175,7 @@ class DistillationDataset:
 
         Args:
             n: Documents in a row, the positive included. `None` takes one more than the builder's `num_negatives`.
+            copied: As for `to_lists`.
 
         Returns:
             `query`, `positive`, `negative_1` ... `negative_{n-1}`, and `label`: n float32 teacher scores, the
@@ -155,36 +188,36 @@ class DistillationDataset:
             n = 1 + int(self.provenance.get("num_negatives", 0))
         if n < 2:
             raise ValueError(f"n counts the positive and its negatives: give a number from 2 on, got {n}.")
-        queries, documents = self._texts("queries"), self._texts("documents")
-        names = ["query", "positive", *(f"negative_{place}" for place in range(1, n))]
-        columns: dict[str, list[Any]] = {name: [] for name in [*names, "label"]}
-        largest, without = 0, 0
-        for row in self._settled():
-            entries = list(zip(row["labels"], row["scores"], row["document_ids"], strict=True))
-            positives = [entry for entry in entries if entry[0] > 0]
-            negatives = [entry for entry in entries if entry[0] <= 0]
-            if not positives or len(negatives) < n - 1:
-                largest = max(largest, 1 + len(negatives) if positives else 0)
-                without += not positives
-                continue
-            chosen = [max(positives, key=lambda entry: entry[:2]), *negatives[: n - 1]]
-            texts = [queries[row["query_id"]], *(documents[entry[2]] for entry in chosen)]
-            for name, text in zip(names, texts, strict=True):
-                columns[name].append(text)
-            columns["label"].append([entry[1] for entry in chosen])
-        dropped = len(self.train) - len(columns["query"])
+        lists = self._settled()
+        rows, relevant = np.repeat(np.arange(len(lists.lengths)), lists.lengths), lists.labels > 0
+        negatives = np.bincount(rows[~relevant], minlength=len(lists.lengths))
+        # Each row's positives, the highest gain first, then the highest score, then the first.
+        order = np.flatnonzero(relevant)
+        order = order[np.lexsort((-lists.scores[order], -lists.labels[order], rows[order]))]
+        has_positive, first = np.unique(rows[order], return_index=True)
+        kept = has_positive[negatives[has_positive] >= n - 1]
+        without = len(lists.lengths) - len(has_positive)
+        dropped = len(lists.lengths) - len(kept)
         why = f"{dropped - without:,} have fewer than {n - 1} negatives, {without:,} no positive"
-        if not columns["query"]:
+        if not len(kept):
+            largest = 1 + int(negatives[has_positive].max(initial=0))
             remedy = f"The largest n that works is {largest}." if largest > 1 else "No n works: build it again."
             raise ValueError(f"None of {len(self.train):,} rows can be used with n={n}: {why}. {remedy}")
         if dropped:
             warnings.warn(f"{dropped:,} of {len(self.train):,} rows are dropped: {why}.", stacklevel=2)
-        from datasets import Dataset, Features, List, Value
+        begin = np.cumsum(negatives) - negatives
+        chosen = np.empty((len(kept), n), np.int64)
+        chosen[:, 0] = order[first[np.isin(has_positive, kept)]]
+        chosen[:, 1:] = np.flatnonzero(~relevant)[begin[kept][:, None] + np.arange(n - 1)]
+        documents = SharedTexts(columns(self.documents)["text"])
+        found = {"query": SharedTexts(columns(self.queries)["text"]).at(lists.queries[kept])}
+        for place in range(n):
+            name = f"negative_{place}" if place else "positive"
+            found[name] = documents.at(lists.documents[chosen[:, place]])
+        found["label"] = lists_of(np.full(len(kept), n), lists.scores[chosen.ravel()])
+        return _texts_dataset(found, copied)
 
-        schema = Features({**{name: Value("string") for name in names}, "label": List(Value("float32"))})
-        return Dataset.from_dict(columns, features=schema)
-
-    def to_lists(self) -> Dataset:
+    def to_lists(self, *, copied: bool = False) -> Dataset:
         """Return `query`, `documents`, `scores`, `labels`: one row for a query, all its documents, ragged.
 
         Where the dataset has preferences, also `pairs`: lists of [first, second, probability], as `ListwiseCollator`
@@ -192,27 +225,27 @@ class DistillationDataset:
 
         What is no negative is none here, whoever made the dataset: the query's own document is left out of its list,
         what answers another query of the same words has that one's label. Both are counted in a warning.
-        """
-        from datasets import Dataset, Features, List, Value
 
-        queries, documents = self._texts("queries"), self._texts("documents")
-        columns: dict[str, list[Any]] = {"query": [], "documents": [], "scores": [], "labels": []}
-        rows = self._settled()
-        for row in rows:
-            columns["query"].append(queries[row["query_id"]])
-            columns["documents"].append([documents[document_id] for document_id in row["document_ids"]])
-            columns["scores"].append(row["scores"])
-            columns["labels"].append(row["labels"])
-        text = Value("string")
-        schema = Features(query=text, documents=List(text), scores=List(Value("float32")), labels=List(Value("int32")))
-        if _PREFERENCES in self.train.column_names:
-            names = ("first", "second", "probability")
-            columns["pairs"] = [[[float(pair[name]) for name in names] for pair in row[_PREFERENCES]] for row in rows]
-            schema = Features({**schema, "pairs": List(List(Value("float32")))})
-        if own := self._own_documents(queries, documents):
-            columns["own"] = [documents[row["query_id"]] if row["query_id"] in own else "" for row in rows]
-            schema = Features({**schema, "own": text})
-        return Dataset.from_dict(columns, features=schema)
+        Args:
+            copied: Texts are held once, and each place where one stands takes 16 bytes (Arrow's `string_view`), in
+                workers, in iterable datasets (`to_lists().shuffle(0).to_iterable_dataset(64)`) and after `select` or
+                `map`. Arrow cannot sort such columns, shuffle an iterable dataset of them, or make data frames or
+                JSON of them: True copies each text to each place, as plain strings, for that.
+        """
+        lists = self._settled()
+        documents = SharedTexts(columns(self.documents)["text"])
+        found = {
+            "query": SharedTexts(columns(self.queries)["text"]).at(lists.queries),
+            "documents": lists_of(lists.lengths, documents.at(lists.documents)),
+            "scores": lists_of(lists.lengths, lists.scores),
+            "labels": lists_of(lists.lengths, lists.labels),
+        }
+        if lists.pairs is not None:
+            numbers, lengths = lists.pairs
+            found["pairs"] = lists_of(lengths, lists_of(np.full(len(numbers), 3), numbers.ravel()))
+        if (lists.own >= 0).any():
+            found["own"] = documents.at(lists.own[lists.queries])
+        return _texts_dataset(found, copied)
 
     def with_preferences(self, preferences: list[list[dict[str, float]]]) -> DistillationDataset:
         """Return this dataset with a pairwise teacher's preferences.
@@ -224,13 +257,12 @@ class DistillationDataset:
         Raises:
             ValueError: There is not one list for each row, or one of them does not fit its row.
         """
-        from datasets import Dataset
-
         if len(preferences) != len(self.train):
             raise ValueError(f"Got preferences for {len(preferences):,} rows, but there are {len(self.train):,}.")
-        train = {**self.train.with_format(None)[:], _PREFERENCES: preferences}
         schema = features("train", preferences=True)
-        return dataclasses.replace(self, train=Dataset.from_dict(train, features=schema))
+        column = pa.array(preferences, schema.arrow_schema.field(_PREFERENCES).type)
+        train = columns(self.train).select(list(features("train"))).append_column(_PREFERENCES, column)
+        return dataclasses.replace(self, train=as_dataset(train, schema))
 
     def with_pointwise_preferences(self, window: int = 5) -> DistillationDataset:
         """Return this dataset with the preferences that its own scores imply, for `PairDistillLoss`.
@@ -238,17 +270,16 @@ class DistillationDataset:
         Args:
             window: How many ranks apart two documents are at most, see `st_wkl.data.pairwise.pointwise_preferences`.
         """
-        from st_wkl.data.pairwise import pointwise_preferences
-
-        column = [pointwise_preferences(row["scores"], window=window) for row in self._rows()]
+        column = [pointwise_preferences(scores.as_py(), window=window) for scores in columns(self.train)["scores"]]
         said = {"teacher": "the dataset's own scores", "window": window, "pairs": sum(map(len, column))}
         return dataclasses.replace(self.with_preferences(column), provenance={**self.provenance, "preferences": said})
 
-    def save_to_disk(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write three parquet files, provenance.json and a README.md that makes the folder a dataset of the Hub.
 
         Everything is written to a temporary folder that is renamed at the end, so the folder is complete or absent.
-        `load_dataset(folder, "train")` reads it, and so does the Hub once it is uploaded.
+        `DistillationDataset.load(folder)` reads it, so does `load_dataset(folder, "train")`, and the Hub once it is
+        uploaded.
 
         Args:
             folder: New or empty folder, or one that holds such a dataset, which is replaced.
@@ -256,11 +287,7 @@ class DistillationDataset:
         Raises:
             FileExistsError: The folder holds something else.
         """
-        return self._save(Path(folder).expanduser(), "path/to/this/folder")
-
-    def _save(self, folder: Path, card_path: str) -> Path:
-        from st_wkl.data.dataset_card import dataset_card
-
+        folder = Path(folder).expanduser()
         if folder.exists() and not (folder / _PROVENANCE).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} holds something other than a distillation dataset. Give another folder.")
         with replacing_folder(folder) as new:
@@ -275,21 +302,34 @@ class DistillationDataset:
             text = json.dumps(self.provenance, indent=2, ensure_ascii=False, allow_nan=False)
             (new / _PROVENANCE).write_text(text + "\n", encoding="utf-8")
             contents = hashlib.blake2b(b"".join(map(_file_digest, sorted(new.iterdir()))), digest_size=16).hexdigest()
-            (new / "README.md").write_text(dataset_card(self, contents=contents, path=card_path), encoding="utf-8")
+            card = dataset_card(
+                self.provenance,
+                rows=len(self.train),
+                documents=len(self.documents),
+                preferences=_PREFERENCES in self.train.column_names,
+                contents=contents,
+            )
+            (new / "README.md").write_text(card, encoding="utf-8")
         return folder
 
     @classmethod
-    def load_from_disk(cls, folder: str | os.PathLike[str]) -> DistillationDataset:
-        """Read what `save_to_disk` wrote.
+    def load(cls, source: str | os.PathLike[str], *, revision: str | None = None) -> DistillationDataset:
+        """Read a distillation dataset from a folder that `save` wrote, or from the Hub. The collection is not needed.
+
+        Args:
+            source: Folder, or id of a dataset on the Hub, such as `"me/nfcorpus-distillation"`.
+            revision: Branch, tag or commit on the Hub.
 
         Raises:
-            FileNotFoundError: A file is missing.
+            FileNotFoundError: There is no such folder or dataset, the Hub cannot be reached, or a file is missing.
             ValueError: A file is damaged, or the tables do not belong together.
-        """
-        import pyarrow.parquet
-        from datasets import Dataset
 
-        folder = Path(folder).expanduser()
+        Example:
+            >>> dataset = DistillationDataset.load("nfcorpus-distillation")  # doctest: +SKIP
+        """
+        folder = Path(source).expanduser()
+        if not folder.is_dir() and str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
+            folder = download(str(source), revision)
         for name in (*(f"{table}.parquet" for table in _TABLES), _PROVENANCE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
@@ -299,8 +339,9 @@ class DistillationDataset:
         for name in _TABLES:
             try:
                 # Read directly: `datasets` would first copy the file to its cache.
-                tables[name] = Dataset(pyarrow.parquet.read_table(folder / f"{name}.parquet"))
-            except (OSError, pyarrow.ArrowException) as error:
+                table = pyarrow.parquet.read_table(folder / f"{name}.parquet")
+                tables[name] = Dataset(table, fingerprint=_file_digest(folder / f"{name}.parquet")[:8].hex())
+            except (OSError, pa.ArrowException) as error:
                 raise ValueError(f"{folder / name}.parquet is damaged ({error}). Copy or build it again.") from error
         try:
             provenance = json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))
@@ -308,114 +349,52 @@ class DistillationDataset:
             raise ValueError(f"{folder / _PROVENANCE} is damaged ({error}). Copy or build it again.") from error
         return cls(**tables, provenance=provenance)
 
-    def push_to_hub(self, repo_id: str, *, private: bool = True, create_pr: bool = False) -> str:
-        """Upload the files of `save_to_disk`, card included, as a dataset of the Hub, in one commit.
+    def save_to_disk(self, folder: str | os.PathLike[str]) -> Path:
+        """Do what `save` does; this name of the first edition goes in the release after this one."""
+        _say_renamed("save_to_disk", "save")
+        return self.save(folder)
 
-        Texts of the collection are part of it: look at their licence before you make it public. You log in with `hf
-        auth login` or `HF_TOKEN`; no token passes through here. More on what is checked: `st_wkl.push_dataset`.
+    @classmethod
+    def load_from_disk(cls, folder: str | os.PathLike[str]) -> DistillationDataset:
+        """Do what `load` does; this name of the first edition goes in the release after this one."""
+        _say_renamed("load_from_disk", "load")
+        return cls.load(Path(folder).expanduser().absolute())
+
+    @classmethod
+    def from_hub(cls, repo_id_or_folder: str | os.PathLike[str], *, revision: str | None = None) -> DistillationDataset:
+        """Do what `load` does; this name of the first edition goes in the release after this one."""
+        _say_renamed("from_hub", "load")
+        return cls.load(repo_id_or_folder, revision=revision)
+
+    def _settled(self) -> Lists:
+        keeps_own = self.provenance.get(IGNORES) is False
+        return settled(columns(self.train), columns(self.queries), columns(self.documents), keeps_own=keeps_own)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, create_pr: bool = False) -> str:
+        """Upload the files of `save`, card included, as a dataset of the Hub, and return the commit's URL.
+
+        It is `st_wkl.push_dataset`, which says what is checked, and where a network that breaks leaves the repository.
+        Texts of the collection are part of it: look at their licence before you make it public.
 
         Args:
             repo_id: `"organisation/name"`; new, or pushed by this package before.
             private: Make a new repository private, and refuse one that everybody can see.
             create_pr: Open a pull request instead of writing.
-
-        Returns:
-            URL of the commit, or of the pull request.
-
-        Raises:
-            FileExistsError: The repository holds what was not pushed with st_wkl.
-            PermissionError: No login, or no access.
-            ConnectionError: The network broke; the message says what the repository holds.
         """
-        from st_wkl.publish.hub import push_dataset
-
-        return push_dataset(self, repo_id, private=private, create_pr=create_pr).url
-
-    @classmethod
-    def from_hub(cls, repo_id_or_folder: str | os.PathLike[str], *, revision: str | None = None) -> DistillationDataset:
-        """Read a distillation dataset from the Hub, or from a folder. The collection is not needed.
-
-        Args:
-            repo_id_or_folder: Dataset id, or a folder that `save_to_disk` wrote.
-            revision: Branch, tag or commit on the Hub.
-
-        Raises:
-            FileNotFoundError: There is no such dataset, the Hub cannot be reached, or a file is missing.
-            ValueError: A file is damaged, or the tables do not belong together.
-
-        Example:
-            >>> dataset = DistillationDataset.from_hub("me/nfcorpus-distillation")  # doctest: +SKIP
-        """
-        folder = Path(repo_id_or_folder).expanduser()
-        if folder.is_dir():
-            return cls.load_from_disk(folder)
-        from st_wkl.data._reading import download
-
-        return cls.load_from_disk(download(str(repo_id_or_folder), revision))
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        for batch in self.train.with_format(None).iter(batch_size=1000):
-            for values in zip(*batch.values(), strict=True):
-                yield dict(zip(batch, values, strict=True))
-
-    def _own_documents(self, queries: Mapping[str, str], documents: Mapping[str, str]) -> set[str]:
-        """Return the queries that are documents of the same id and text, unless these were to be kept."""
-        if self.provenance.get(IGNORES) is False:
-            return set()
-        return {key for key, text in queries.items() if key in documents and is_own_text(text, documents[key])}
-
-    def _settled(self) -> list[dict[str, Any]]:
-        """Return the rows without what is no negative; of what the builder made, these are the rows as they are."""
-        queries = self._texts("queries")
-        own = self._own_documents(queries, self._texts("documents"))
-        rows, judged = list(self._rows()), defaultdict[str, dict[str, int]](dict)
-        for row in rows:
-            gains = judged[row["query_id"]]
-            for key, gain in zip(row["document_ids"], row["labels"], strict=True):
-                gains[key] = max(gain, gains.get(key, gain))
-        shared, _ = shared_judgements(queries, judged)
-        left_out = changed = 0
-        settled = []
-        for row in rows:
-            labels = [shared[row["query_id"]][key] for key in row["document_ids"]]
-            mine = {row["query_id"]} & own
-            kept = [place for place, key in enumerate(row["document_ids"]) if key not in mine or labels[place] > 0]
-            changed += sum(map(int.__ne__, labels, row["labels"]))
-            left_out += len(labels) - len(kept)
-            settled.append(_at({**row, "labels": labels}, kept))
-        if left_out or changed:
-            warnings.warn(
-                f"{left_out:,} lists hold the query's own document as no answer, and it is left out; {changed:,} "
-                "labels are those of another query of the same words. Build the dataset again to settle it.",
-                stacklevel=3,
-            )
-        return settled
-
-    def _texts(self, table: str) -> Mapping[str, str]:
-        key, value = features(table)
-        columns = getattr(self, table).with_format(None)[:]
-        return dict(zip(columns[key], columns[value], strict=True))
+        hub: Any = importlib.import_module("st_wkl.publish.hub")  # a floor above, which this one does not stand on
+        return str(hub.push_dataset(self, repo_id, private=private, create_pr=create_pr).url)
 
 
-def _at(row: dict[str, Any], kept: list[int]) -> dict[str, Any]:
-    """Return a row with the documents at some places; its preferences then count these."""
-    chosen = {**row, **{name: [row[name][place] for place in kept] for name in ("document_ids", "scores", "labels")}}
-    if _PREFERENCES in row:
-        places = {place: number for number, place in enumerate(kept)}
-        chosen[_PREFERENCES] = [
-            {**pair, "first": places[pair["first"]], "second": places[pair["second"]]}
-            for pair in row[_PREFERENCES] or []
-            if pair["first"] in places and pair["second"] in places
-        ]
-    return chosen
+def _texts_dataset(found: dict[str, pa.Array], copied: bool) -> Dataset:
+    """Return columns as a dataset: lists of numbers and of texts as they are named elsewhere."""
+    text = Value("string" if copied else "string_view")
+    known = {"documents": List(text), "scores": List(Value("float32")), "labels": List(Value("int32"))}
+    known |= {"label": known["scores"], "pairs": List(known["scores"])}
+    return as_dataset(pa.table(found), Features({name: known.get(name, text) for name in found}))
 
 
-def _fits(pair: Mapping[str, Any], documents: int) -> bool:
-    """Tell whether a preference names two documents of its row and holds a probability."""
-    first, second, probability = (pair.get(name) for name in ("first", "second", "probability"))
-    if first is None or second is None or probability is None:
-        return False
-    return 0 <= first < documents and 0 <= second < documents and first != second and 0 <= probability <= 1
+def _say_renamed(old: str, new: str) -> None:
+    warnings.warn(f"DistillationDataset.{old} is {new} now, and goes in the next release.", DeprecationWarning, 3)
 
 
 def _file_digest(path: Path) -> bytes:

@@ -5,39 +5,38 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from st_wkl.data.report import TeacherReport
 from st_wkl.markdown import is_hub_id, listed, markdown_block, markdown_cell, markdown_text, without_local_paths
 
-if TYPE_CHECKING:
-    from st_wkl.data.dataset import DistillationDataset
-
 _TABLES = ("train", "queries", "documents")
 _TAGS = ("sentence-transformers", "st-wkl", "knowledge-distillation", "distillation")
 
 
-def dataset_card(dataset: DistillationDataset, *, contents: str, path: str = "path/to/this/folder") -> str:
-    """Return the README.md of a distillation dataset, from its provenance.
+def dataset_card(provenance: Mapping[str, Any], *, rows: int, documents: int, preferences: bool, contents: str) -> str:
+    """Return the README.md of a distillation dataset, from its provenance and its sizes.
 
     Beside what the builder writes, three entries of the provenance are read, which only a person knows: `license` (of
     the dataset, an id of the Hub such as `"cc-by-nc-4.0"`), `teacher_license`, and `command` (that makes it again).
     Paths of this machine are cut to their last part.
 
     Args:
-        dataset: Any distillation dataset.
+        provenance: Where the dataset comes from.
+        rows: Its candidate lists.
+        documents: Its different documents.
+        preferences: Whether a pairwise teacher took part.
         contents: Hash of the dataset's files. `load_dataset` caches a folder by its name and by what this card says of
             it, not by the files: without the hash in the configs' `description` it would serve the old data after a
             folder was built again.
-        path: Folder or Hub id that the examples load.
 
     Example:
-        >>> dataset.provenance |= {"license": "cc-by-nc-4.0", "teacher_license": "apache-2.0"}  # doctest: +SKIP
-        >>> dataset.save_to_disk("scifact-distillation")  # writes the card  # doctest: +SKIP
+        >>> card = dataset_card({"license": "mit"}, rows=809, documents=5_183, preferences=False, contents="f00")
+        >>> "809 candidate lists over 5,183 documents" in card
+        True
     """
-    provenance = dataset.provenance
     collection, teacher = _name(provenance.get("collection"), "a collection"), _teacher_name(provenance)
     data: dict[str, Any] = {"tags": list(_TAGS), "task_categories": ["text-retrieval"]}
     if provenance.get("license"):
@@ -56,9 +55,9 @@ def dataset_card(dataset: DistillationDataset, *, contents: str, path: str = "pa
     made = "\n".join(f"| {name} | {markdown_cell(value)} |" for name, value in _made(provenance) if value)
     parts = [
         f"# {markdown_text(collection)}, scored by {markdown_text(teacher)}",
-        f"{len(dataset.train):,} candidate lists over {len(dataset.documents):,} documents for ranking distillation, "
+        f"{rows:,} candidate lists over {documents:,} documents for ranking distillation, "
         "with the raw scores of the teacher. Made with st_wkl.",
-        _COLUMNS + (_PREFERENCES if "preferences" in dataset.train.column_names else ""),
+        _COLUMNS + (_PREFERENCES if preferences else ""),
     ]
     if made:
         parts += ["## Where it comes from", f"| | |\n| :-- | :-- |\n{made}"]
@@ -67,7 +66,7 @@ def dataset_card(dataset: DistillationDataset, *, contents: str, path: str = "pa
         command = str(provenance["command"]).strip()
         language = "python" if command.startswith("Distillation") else "bash"
         parts += ["## How to make it again", markdown_block(language, command)]
-    parts += ["## How to use it", _USE.replace("PATH", path)]
+    parts += ["## How to use it", _USE]
     front = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     text = "\n\n".join(parts)
     return f"---\n{front}---\n\n{without_local_paths(text, Path.cwd())}\n"
@@ -90,7 +89,7 @@ _USE = inspect.cleandoc("""
     ```python
     from st_wkl.data import DistillationDataset
 
-    dataset = DistillationDataset.from_hub("PATH").to_columns()
+    dataset = DistillationDataset.from_hub("path/to/this/folder").to_columns()
     ```
 
     or with sentence-transformers alone (`scores` only: a collator takes the first label column that it finds):
@@ -100,7 +99,7 @@ _USE = inspect.cleandoc("""
     from sentence_transformers.util import resolve_ids
 
     train, queries, documents = (
-        load_dataset("PATH", name, split="train") for name in ("train", "queries", "documents")
+        load_dataset("path/to/this/folder", name, split="train") for name in ("train", "queries", "documents")
     )
     train.set_transform(
         resolve_ids({"query_id": queries, "document_ids": documents}, keep_columns=("scores",), output_format="lists")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 UNUSABLE = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LeakReport:
     """What of a test split a training set has seen.
 
@@ -80,7 +80,7 @@ class LeakReport:
             "share_of_judgements": round(self.share_of_judgements, 6),
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Return what a reader of a result on the test split has to know."""
         return (
             f"Of {self.test_queries:,} queries of {self.test}, {len(self.shared_documents):,} "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _TARGET_ENTROPY = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TeacherReport:
     """How a teacher's scores relate to the judgements, over lists of documents.
 
@@ -62,7 +62,7 @@ class TeacherReport:
         """Return the values as JSON has them."""
         return dataclasses.asdict(self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Return the report in sentences."""
         text = [
             f"{self.lists:,} lists, scores from {self.lowest_score:.2f} to {self.highest_score:.2f}, mean spread of a "
