@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features
 
 _INLINE = 12  # bytes of a text that Arrow keeps in the view itself
+# A view counts bytes in 31 bits, so each part of 2**30 bytes is a buffer of its own, which overlaps the next.
+_PART = 30
 
 
 class Ragged:
@@ -83,10 +85,9 @@ class SharedTexts:
             has = (lengths > place) & ((lengths <= _INLINE) | (place < 4))
             views[has, 4 + place] = raw[starts[has] + place]
         long = lengths > _INLINE
-        # A view counts bytes in 31 bits: each further gigabyte is a buffer of its own, which overlaps the next.
-        parts = starts >> 30
+        parts = starts >> _PART
         for part in np.unique(parts[long]).tolist():
-            begin = part << 30
+            begin = part << _PART
             of_part = long & (parts == part)
             numbers[of_part, 2] = len(self.buffers)
             numbers[of_part, 3] = starts[of_part] - begin
