@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from st_wkl import Collection, DistillationDatasetBuilder, ListwiseCollator, compare, evaluate
 from st_wkl.data.selection import Selection
 from st_wkl.losses import WeightedKLDistillationLoss
-from st_wkl.methods.feedback import FeedbackTeacher
+from st_wkl.methods.collective import FeedbackTeacher
 from st_wkl.packaged import STATIC_STUDENT, fetch
 from st_wkl.training import default_arguments
 

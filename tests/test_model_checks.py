@@ -18,8 +18,7 @@ from st_wkl.data.dense import retriever_candidates
 from st_wkl.data.scoring import estimate_scoring, score_pairs
 from st_wkl.data.teachers import CrossEncoderTeacher
 from st_wkl.evaluation import evaluate
-from st_wkl.methods.feedback import FeedbackTeacher
-from st_wkl.methods.token_feedback import TokenFeedbackTeacher
+from st_wkl.methods.collective import FeedbackTeacher, TokenFeedbackTeacher
 from st_wkl.model_checks import random_weights
 from st_wkl.training import default_arguments, distill
 

@@ -32,7 +32,7 @@ from st_wkl.evaluation import shared_document_queries
 from st_wkl.evaluation.runs import evaluate_run
 from st_wkl.files import content_hash
 from st_wkl.functional import raise_positives
-from st_wkl.methods.feedback import FeedbackTeacher
+from st_wkl.methods.collective import FeedbackTeacher
 from st_wkl.methods.moving_average import MovingAverageCallback, MovingAverageLoss
 from st_wkl.methods.paraphrases import add_paraphrases
 from st_wkl.packaged import CROSS_ENCODER, MINILM, STATIC_STUDENT, fetch, named

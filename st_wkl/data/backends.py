@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from st_wkl.data.teacher import Pair, TextPairs
 from st_wkl.ranges import NO_LIMIT
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
     from tokenizers import Encoding, Tokenizer
-
-    from st_wkl.data.pairs import Pair
 
 logger = logging.getLogger(__name__)
 
@@ -89,16 +88,18 @@ class PairEncoder:
             for start in range(0, len(pairs), _TOKENIZE_AT_ONCE):
                 found += map(len, self._texts.encode_batch(list(pairs[start : start + _TOKENIZE_AT_ONCE])))
             return np.array(found, dtype=np.int64)
-        sizes = {text: known[1] for text, known in self._tokenized(pairs, keep=True)}
-        tokens = (sizes[first] + sizes[second] + self._template.size for first, second in pairs)
-        return np.fromiter(tokens, dtype=np.int64, count=len(pairs))
+        return TextPairs.of(pairs).sizes(self._sizes) + self._template.size
+
+    def _sizes(self, texts: Sequence[str]) -> np.ndarray:
+        sizes = {text: known[1] for text, known in self._tokenized(texts, keep=True)}
+        return np.fromiter(map(sizes.__getitem__, texts), dtype=np.int64, count=len(texts))
 
     def encode(self, pairs: Sequence[Pair]) -> tuple[list[tuple[list[int], list[int]]], int]:
         """Return token ids and segment ids of each pair, cut to `max_length`, and how many pairs were cut."""
         if self._template is None:
             encodings = self._pairs.encode_batch(list(pairs))
             return [(encoding.ids, encoding.type_ids) for encoding in encodings], sum(map(_was_cut, encodings))
-        texts = dict(self._tokenized(pairs, keep=False))
+        texts = dict(self._tokenized((text for pair in pairs for text in pair), keep=False))
         room, rows, cut = self.max_length - self._template.size, [], 0
         for first, second in pairs:
             (first_ids, first_size), (second_ids, second_size) = texts[first], texts[second]
@@ -107,17 +108,17 @@ class PairEncoder:
             rows.append(self._template.fill(first_ids[:first_room].tolist(), second_ids[:second_room].tolist()))
         return rows, cut
 
-    def _tokenized(self, pairs: Sequence[Pair], keep: bool) -> Iterator[tuple[str, tuple[np.ndarray, int]]]:
+    def _tokenized(self, texts: Iterable[str], keep: bool) -> Iterator[tuple[str, tuple[np.ndarray, int]]]:
         cache, new = self._cache, []  # another thread may start its own
-        for text in dict.fromkeys(text for pair in pairs for text in pair):
+        for text in dict.fromkeys(texts):
             if text in cache:
                 yield text, cache[text]
             else:
                 new.append(text)
         for start in range(0, len(new), _TOKENIZE_AT_ONCE):
-            texts = new[start : start + _TOKENIZE_AT_ONCE]
-            encodings = self._texts.encode_batch(texts, add_special_tokens=False)
-            for text, encoding in zip(texts, encodings, strict=True):
+            part = new[start : start + _TOKENIZE_AT_ONCE]
+            encodings = self._texts.encode_batch(part, add_special_tokens=False)
+            for text, encoding in zip(part, encodings, strict=True):
                 # No more than `max_length` tokens of a text can be read; its full size decides how a pair is cut.
                 found = np.array(encoding.ids[: self.max_length], dtype=np.int32), len(encoding)
                 if keep and self._cached_tokens < _CACHED_TOKENS:

@@ -13,24 +13,23 @@ from typing import TYPE_CHECKING, Any
 from st_wkl._versions import installed_versions
 from st_wkl.data.candidates import Candidates, Source, check_candidates, find_candidates
 from st_wkl.data.collection import Collection
+from st_wkl.data.cross_encoder import CrossEncoderTeacher
 from st_wkl.data.dataset import IGNORES, DistillationDataset, features
+from st_wkl.data.ensemble import EnsembleTeacher
 from st_wkl.data.leaks import document_disjoint, find_leaks
-from st_wkl.data.lists import EnsembleTeacher, ListTeacher, score_lists
-from st_wkl.data.pairwise import PairwiseTeacher, dataset_preferences
+from st_wkl.data.pairwise import dataset_preferences
 from st_wkl.data.pools import DROPPED, Pool, Row, check_lists, correct_labels, make_pool, make_row
-from st_wkl.data.provenance import count_truncated, python_call
+from st_wkl.data.provenance import python_call
 from st_wkl.data.report import TeacherReport, report_on_lists
 from st_wkl.data.score_store import ScoreStore, default_store_path
-from st_wkl.data.scoring import ScoringEstimate, estimate_scoring
+from st_wkl.data.scoring import ScoringEstimate, estimate_scoring, score_candidates, split
 from st_wkl.data.selection import Selection, own_document, shared_judgements
-from st_wkl.data.teachers import CrossEncoderTeacher, Teacher
+from st_wkl.data.teacher import Engine, ListTeacher, PairwiseTeacher, Teacher
 from st_wkl.ranges import check_options
 from st_wkl.text import near_texts
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
-
-    from st_wkl.data.engines import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -138,16 +137,19 @@ class DistillationDatasetBuilder:
         candidates, source = self._candidates(show_progress)
         dropped = dict.fromkeys(DROPPED, 0)
         pools, shared = self._pools(candidates, dropped)
-        lists = [(self.collection.queries[pool.query_id], self._texts(pool)) for pool in pools]
+        pairs = [(self.collection.queries[pool.query_id], text) for pool in pools for text in self._texts(pool)]
+        sizes = [len(pool.positives) + len(pool.negatives) for pool in pools]
         with self._opened_store() as store:
-            found = score_lists(
+            scored = score_candidates(
                 self.teacher,
-                lists,
+                pairs,
+                sizes,
                 store=store,
                 show_progress=show_progress,
                 engine=self.engine,
                 workers=self.workers,
             )
+        found = split(scored.scores, sizes)
         probabilities = all(float(scores.min()) >= 0 and float(scores.max()) <= 1 for scores in found)
         rows = [
             make_row(pool, scores, probabilities, self.selection, self.num_negatives, dropped)
@@ -167,7 +169,12 @@ class DistillationDatasetBuilder:
             "selection": dataclasses.asdict(self.selection),
             "teacher": self.teacher.identity,
             "teacher_license": getattr(self.teacher, "license", None),
-            "counts": {"queries": len(rows), **_count_pairs(self.teacher, lists)},
+            "counts": {
+                "queries": len(rows),
+                "pairs": len(pairs),
+                "different_pairs": scored.different,
+                "cut_pairs": scored.cut,
+            },
             "dropped": dropped,
             "report": report.to_dict(),
             "command": self._call(),
@@ -379,11 +386,6 @@ class DistillationDatasetBuilder:
 def _as_teacher(teacher: Any) -> Any:
     is_teacher = hasattr(teacher, "identity") and (hasattr(teacher, "score") or hasattr(teacher, "score_lists"))
     return teacher if is_teacher else CrossEncoderTeacher(teacher)
-
-
-def _count_pairs(teacher: Teacher | ListTeacher, lists: Sequence[tuple[str, Sequence[str]]]) -> dict[str, int | None]:
-    pairs = [(query, text) for query, texts in lists for text in texts]
-    return {"pairs": len(pairs), "different_pairs": len(set(pairs)), "cut_pairs": count_truncated(teacher, pairs)}
 
 
 def _warn_of_useless(report: TeacherReport) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -244,19 +244,6 @@ class CrossEncoderTeacher:
                 yield places, scores
         truncated = self.truncated_pairs - before
         logger.info("Scored %d pairs; %d were longer than %s tokens", len(pairs), truncated, self._engine.max_length)
-
-
-def former_identity(identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the identity under which earlier versions kept a teacher's scores, None if it is the same today.
-
-    It left out what `settings` holds now, so the scores under it may be those of another tokenizer or adapter.
-    """
-    former = {
-        name: former_identity(value) or value if isinstance(value, Mapping) else value
-        for name, value in identity.items()
-        if name != "settings" or identity.get("kind") != "cross-encoder"
-    }
-    return former if former != dict(identity) else None
 
 
 def _load_cross_encoder(

@@ -14,30 +14,27 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
 from st_wkl.data.backends import cores
-
-if TYPE_CHECKING:
-    from st_wkl.data.pairs import Pair
-    from st_wkl.data.teachers import Teacher
+from st_wkl.data.teacher import Engine, Pair, Teacher, as_numbers, shown
+from st_wkl.ranges import check_options
 
 # What a killed run loses at most, where the teacher scores in parts.
 _SECONDS_AT_ONCE = 15.0
-
-Engine = Literal["process", "pool", "ray"]
 
 _worker_teacher: Any = None  # the teacher of a pool's worker, loaded once for all its chunks
 
 
 def score_chunks(
     teacher: Teacher, chunks: Sequence[list[Pair]], *, engine: Engine = "process", workers: int | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the place of each chunk and the teacher's scores of it, as they are finished.
+) -> Iterator[tuple[int, np.ndarray | slice, Any]]:
+    """Yield the place of a chunk, the places in it, and the teacher's scores of these, as they are finished.
+
+    A teacher with `score_parts` returns what it has every 15 seconds; workers, and other teachers, a chunk as a whole.
 
     Args:
         teacher: The teacher. For `"pool"` and `"ray"` it must be picklable; a `CrossEncoderTeacher` is.
@@ -56,53 +53,39 @@ def score_chunks(
     """
     if engine not in ("process", "pool", "ray"):
         raise ValueError(f'engine must be "process", "pool" or "ray", got {engine!r}.')
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be positive, got {workers}.")
+    check_options(workers=workers)
     if not chunks:
         return
     if engine == "process":
-        for place, chunk in enumerate(chunks):
+        for number, chunk in enumerate(chunks):
             try:
-                scores = teacher.score(chunk)
+                yield from ((number, part, scores) for part, scores in _parts(teacher, chunk))
             except Exception as error:
                 error.add_note(f"This happened while scoring {_named(chunk)}.")
                 raise
-            yield place, scores
-    elif engine == "pool":
-        _check_main(teacher)
-        yield from _pool(_pickled(teacher), chunks, workers or 2)
-    else:
-        yield from _ray(_pickled(teacher), chunks, workers)
-
-
-def score_parts(
-    teacher: Teacher, chunks: Sequence[list[Pair]], *, engine: Engine = "process", workers: int | None = None
-) -> Iterator[tuple[int, np.ndarray | slice, np.ndarray]]:
-    """Yield the place of a chunk, the places in it, and their scores: every 15 seconds where the teacher can.
-
-    Workers, and teachers without `score_parts`, return a chunk as a whole.
-    """
-    split = _parts_of(teacher)
-    if engine != "process" or split is None:
-        for number, scores in score_chunks(teacher, chunks, engine=engine, workers=workers):
-            yield number, slice(None), scores
         return
-    for number, chunk in enumerate(chunks):
-        places: list[np.ndarray] = []
-        found: list[np.ndarray] = []
-        last = time.monotonic()
-        try:
-            for part, scores in split(chunk):
-                places.append(part)
-                found.append(scores)
-                if time.monotonic() - last >= _SECONDS_AT_ONCE:
-                    yield number, np.concatenate(places), np.concatenate(found)
-                    places, found, last = [], [], time.monotonic()
-        except Exception as error:
-            error.add_note(f"This happened while scoring {_named(chunk)}.")
-            raise
-        if places:
-            yield number, np.concatenate(places), np.concatenate(found)
+    if engine == "pool":
+        _check_main(teacher)
+    run = _pool if engine == "pool" else _ray
+    for number, scores in run(_pickled(teacher), chunks, workers):
+        yield number, slice(None), scores
+
+
+def _parts(teacher: Any, chunk: list[Pair]) -> Iterator[tuple[np.ndarray | slice, Any]]:
+    if (split := _parts_of(teacher)) is None:
+        yield slice(None), teacher.score(chunk)
+        return
+    places: list[np.ndarray] = []
+    found: list[np.ndarray] = []
+    last = time.monotonic()
+    for part, scores in split(chunk):
+        places.append(part)
+        found.append(scores)
+        if time.monotonic() - last >= _SECONDS_AT_ONCE:
+            yield np.concatenate(places), np.concatenate(found)
+            places, found, last = [], [], time.monotonic()
+    if places:
+        yield np.concatenate(places), np.concatenate(found)
 
 
 def _parts_of(teacher: Any) -> Any:
@@ -113,85 +96,6 @@ def _parts_of(teacher: Any) -> Any:
         if "score" in place:
             return None
     return None
-
-
-def as_scores(output: Any, pairs: Sequence[Pair]) -> np.ndarray:
-    """Return what a teacher gave for `pairs` as float32 of shape (n,), the one place that decides what a score is.
-
-    Raises:
-        ValueError: It is no list of numbers, or one of them is masked, not finite, or a mask value; the message names
-            the pair.
-    """
-    numbers = as_numbers(output, pairs)
-    if numbers.shape != (len(pairs),):
-        raise ValueError(
-            f"The teacher returned scores of shape {numbers.shape} for {len(pairs)} pairs, the first of which is "
-            f"{shown(pairs[0])}. It must return one number for each pair."
-        )
-    wrong = np.flatnonzero(~np.isfinite(numbers))
-    if wrong.size:
-        raise ValueError(
-            f"The teacher returned {numbers[wrong[0]]} for {shown(pairs[wrong[0]])}, and {wrong.size - 1} more scores "
-            "that are not finite. Half precision may overflow: load the teacher in float32 or bfloat16, or remove the "
-            "document. The scores up to here are kept."
-        )
-    check_bounds(numbers, pairs)
-    return numbers.astype(np.float32)
-
-
-def check_bounds(numbers: np.ndarray, pairs: Sequence[Pair]) -> None:
-    """Stop at what no loss would take for a score; NaN, which is none yet, may be there.
-
-    Raises:
-        ValueError: With value and pair.
-    """
-    from st_wkl.functional._scores import LARGEST_SCORE, MASK_VALUES
-
-    wrong = np.flatnonzero((np.abs(numbers) > LARGEST_SCORE) | np.isin(numbers, MASK_VALUES))
-    if wrong.size:
-        raise ValueError(
-            f"The teacher's score of {shown(pairs[int(wrong[0])])} is {float(numbers[wrong[0]]):.12g}, and "
-            f"{wrong.size - 1} more are like it. Beyond {LARGEST_SCORE:g}, and at "
-            f"{' and '.join(f'{value:g}' for value in MASK_VALUES)}, a number is taken for a mask, and float32 would "
-            "round it: return raw scores of a smaller scale, or leave the pair out."
-        )
-
-
-def as_numbers(output: Any, pairs: Sequence[Pair]) -> np.ndarray:
-    """Return a teacher's answers as float64, of whatever shape they have.
-
-    Raises:
-        ValueError: They are no numbers (text, dates, complex ones, objects), or some are masked.
-    """
-    if hasattr(output, "detach"):  # a tensor of any device, and of types that numpy lacks
-        output = output.detach().cpu()
-        output = (output if output.is_complex() else output.double()).numpy()
-    elif isinstance(output, list | tuple):
-        output = [one.item() if getattr(one, "ndim", None) == 0 and hasattr(one, "item") else one for one in output]
-    try:
-        values = np.ma.asanyarray(output)
-    except ValueError:  # rows of different lengths
-        values = np.ma.asarray(np.array(output, dtype=object))
-    plain = np.asarray(values)
-    bad = np.ma.getmaskarray(values)
-    if plain.dtype.kind == "O":
-        bad = bad | np.array([not isinstance(one, Real) for one in plain.flat], bool).reshape(plain.shape)
-    elif plain.dtype.kind not in "fiub":
-        bad = np.ones(plain.shape, bool)
-    if plain.size and bad.any():
-        place = int(np.flatnonzero(bad)[0])
-        value = "a masked value" if np.ma.getmaskarray(values).flat[place] else f"{plain.flat[place]!r}"
-        about = shown(pairs[place]) if plain.shape == (len(pairs),) else f"{len(pairs)} pairs"
-        raise ValueError(
-            f"The teacher returned {value} ({plain.dtype if plain.ndim else type(output).__name__}) for {about}. It "
-            "must return one number for each pair, as a list, an array or a tensor."
-        )
-    return plain.astype(np.float64)
-
-
-def shown(pair: Pair) -> str:
-    """Name a pair in a message: the beginnings of both texts, and the document's length."""
-    return f"query {pair[0][:80]!r} and document {pair[1][:80]!r} ({len(pair[1]):,} characters)"
 
 
 def _named(chunk: Sequence[Pair]) -> str:
@@ -254,8 +158,8 @@ def _check_main(teacher: Teacher) -> None:
     )
 
 
-def _pool(teacher: bytes, chunks: Sequence[list[Pair]], workers: int) -> Iterator[tuple[int, np.ndarray]]:
-    workers = min(workers, len(chunks))
+def _pool(teacher: bytes, chunks: Sequence[list[Pair]], workers: int | None) -> Iterator[tuple[int, np.ndarray]]:
+    workers = min(workers or 2, len(chunks))
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),  # fork breaks CUDA and the thread pools of torch

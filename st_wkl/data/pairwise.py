@@ -5,28 +5,13 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from st_wkl.data.engines import as_numbers
+from st_wkl.data.score_store import ScoreStore
 from st_wkl.data.scoring import score_pairs
-
-if TYPE_CHECKING:
-    from st_wkl.data.score_store import ScoreStore
-    from st_wkl.data.teachers import Teacher
-
-
-class PairwiseTeacher(Protocol):
-    """What pairwise distillation needs of a teacher. Any object with these two members is one."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides a preference, in plain JSON values."""
-
-    def prefer(self, query: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
-        """Return the probability that `first[i]` is better than `second[i]` for `query[i]`, float32 of shape (n,)."""
+from st_wkl.data.teacher import Lists, Pair, PairwiseTeacher, Teacher, as_numbers
 
 
 class CallablePairwiseTeacher:
@@ -45,6 +30,9 @@ class CallablePairwiseTeacher:
 
     def __init__(self, prefer: Callable[[str, str, str], float], *, name: str, version: str) -> None:
         self._prefer, self._name, self._version = prefer, name, version
+
+    def __repr__(self) -> str:
+        return f"CallablePairwiseTeacher(name={self._name!r}, version={self._version!r})"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -77,6 +65,9 @@ class CrossEncoderPairwiseTeacher:
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be positive, got {temperature}.")
         self.teacher, self.temperature, self.store = teacher, temperature, store
+
+    def __repr__(self) -> str:
+        return f"CrossEncoderPairwiseTeacher({self.teacher!r}, temperature={self.temperature})"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -163,7 +154,7 @@ def pointwise_preferences(scores: Sequence[float] | np.ndarray, *, window: int =
 
 def preferences(
     teacher: PairwiseTeacher,
-    lists: Sequence[tuple[str, Sequence[str]]],
+    lists: Lists,
     scores: Sequence[np.ndarray],
     *,
     window: int = 5,
@@ -206,37 +197,63 @@ def preferences(
     pairs = np.concatenate(parts)
     if not len(pairs):
         return pairs, np.empty(0, dtype=np.float32)
-    asked = [(lists[row][0], _both(lists[row][1][i], lists[row][1][j])) for row, i, j in pairs]
+    judge = _Judge(teacher)
+    asked = [judge.question(lists[row][0], lists[row][1][i], lists[row][1][j]) for row, i, j in pairs.tolist()]
     if isinstance(teacher, CrossEncoderPairwiseTeacher) and teacher.store is None:
         # Its pointwise scores are most likely in the store already, as those of the lists.
-        teacher = CrossEncoderPairwiseTeacher(teacher.teacher, temperature=teacher.temperature, store=store)
-    answers = score_pairs(_Judge(teacher), asked, store=store, chunk_size=chunk_size, show_progress=show_progress)
+        judge.teacher = CrossEncoderPairwiseTeacher(teacher.teacher, temperature=teacher.temperature, store=store)
+    answers = score_pairs(judge, asked, store=store, chunk_size=chunk_size, show_progress=show_progress)
     return pairs, answers
 
 
-@dataclass(frozen=True)
 class _Judge:
-    """A pairwise teacher as a teacher of (query, two documents), so that `score_pairs` can order, ask and keep."""
+    """A pairwise teacher as a teacher of pairs, so that `score_pairs` can order, ask and keep.
 
-    teacher: PairwiseTeacher
+    A question is a query and the key of two documents. Which two a key stands for is written down when it is made, and
+    never read out of it; its form is that of the keys in the stores that people have.
+    """
+
+    def __init__(self, teacher: PairwiseTeacher) -> None:
+        self.teacher = teacher
+        self.documents: dict[str, Pair] = {}
 
     @property
     def identity(self) -> dict[str, Any]:
         """Never that of a pointwise teacher, whose scores mean something else."""
         return {"kind": "preference", "teacher": self.teacher.identity}
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Ask about the two documents of each pair's second text."""
-        return _checked(self.teacher, [(query, *json.loads(both)) for query, both in pairs])
+    def question(self, query: str, first: str, second: str) -> Pair:
+        key = json.dumps([first, second], ensure_ascii=False)
+        self.documents[key] = first, second
+        return query, key
 
+    def score(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """Ask about the two documents of each question."""
+        query, keys = (list(texts) for texts in zip(*pairs, strict=True))
+        first, second = (list(texts) for texts in zip(*map(self.documents.__getitem__, keys), strict=True))
 
-def _both(first: str, second: str) -> str:
-    return json.dumps([first, second], ensure_ascii=False)
+        def shown(place: int) -> str:
+            texts = (text[place][:80] for text in (query, first, second))
+            return "query {!r} and documents {!r} and {!r}".format(*texts)
+
+        answers = as_numbers(self.teacher.prefer(query, first, second), pairs).astype(np.float32)
+        if answers.shape != (len(pairs),):
+            raise ValueError(
+                f"The pairwise teacher returned shape {answers.shape} for {len(pairs)} triples, the first of which is "
+                f"{shown(0)}."
+            )
+        wrong = np.flatnonzero(~((answers >= 0) & (answers <= 1)))
+        if wrong.size:
+            raise ValueError(
+                f"The pairwise teacher returned {answers[wrong[0]]} for {shown(int(wrong[0]))}. It must return the "
+                "probability, between 0 and 1, that the first document is better."
+            )
+        return answers
 
 
 def dataset_preferences(
     teacher: PairwiseTeacher,
-    lists: Sequence[tuple[str, Sequence[str]]],
+    lists: Lists,
     scores: Sequence[np.ndarray],
     *,
     count: int | None = None,
@@ -267,27 +284,3 @@ def dataset_preferences(
         column[row].append({"first": first, "second": second, "probability": answer})
     said = {"teacher": teacher.identity, "window": 5, "pairs_per_query": count, "seed": seed, "pairs": len(pairs)}
     return column, {**said, "rows_without_pairs": sum(not row for row in column)}
-
-
-def _checked(teacher: PairwiseTeacher, triples: list[tuple[str, str, str]]) -> np.ndarray:
-    query, first, second = (list(texts) for texts in zip(*triples, strict=True))
-    answers = as_numbers(teacher.prefer(query, first, second), [(one, _both(*two)) for one, *two in triples]).astype(
-        np.float32
-    )
-    if answers.shape != (len(triples),):
-        raise ValueError(
-            f"The pairwise teacher returned shape {answers.shape} for {len(triples)} triples, the first of which is "
-            f"{_shown(triples[0])}."
-        )
-    wrong = np.flatnonzero(~((answers >= 0) & (answers <= 1)))
-    if wrong.size:
-        raise ValueError(
-            f"The pairwise teacher returned {answers[wrong[0]]} for {_shown(triples[wrong[0]])}. It must return the "
-            "probability, between 0 and 1, that the first document is better."
-        )
-    return answers
-
-
-def _shown(triple: tuple[str, str, str]) -> str:
-    query, first, second = (text[:80] for text in triple)
-    return f"query {query!r} and documents {first!r} and {second!r}"

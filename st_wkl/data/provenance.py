@@ -1,32 +1,11 @@
-"""What a dataset can say of its own making, beside the counts: the call, the teacher's licence, and what was cut."""
+"""What a dataset can say of its own making, beside the counts: the call, and the teacher's licence."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-from st_wkl.data.pairs import TextPairs
-
-if TYPE_CHECKING:
-    from st_wkl.data.lists import ListTeacher
-    from st_wkl.data.teachers import Teacher
-
-
-def count_truncated(teacher: Teacher | ListTeacher, pairs: Sequence[tuple[str, str]]) -> int | None:
-    """Count the different pairs that are longer than the teacher reads; None where the teacher cannot tell.
-
-    All pairs are counted, those whose scores were known too, so that a dataset says the same however often its making
-    was interrupted.
-    """
-    lengths_of, limit = getattr(teacher, "token_lengths", None), teacher.identity.get("max_length")
-    if lengths_of is None or limit is None:
-        return None
-    lengths = lengths_of(TextPairs.different(pairs)[0])
-    return None if lengths is None else int((np.asarray(lengths) > float(limit)).sum())
+from typing import Any
 
 
 def stated_license(model: str | os.PathLike[str]) -> str | None:

@@ -1,23 +1,29 @@
-"""Checksums inside a score store: one for all scores of a query, so that a flipped bit is found when they are read.
+"""Rows of a score store, and one checksum for all scores of a query, so that a flipped bit is found when it is read.
 
-They stand in a table of their own, beside which the tables of earlier versions are what they were: such a version reads
-and writes the file as before, and triggers take away the checksum of what it wrote.
+The checksums stand in a table of their own, beside which the tables of earlier versions are what they were: such a
+version reads and writes the file as before, and triggers take away the checksum of what it wrote.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 from zlib import crc32
 
+import numpy as np
+
+from st_wkl.data.teacher import TextPairs
+
 _OF = "WHERE teacher = ?1 AND query = ?2"
-_SCORES = f"SELECT document, score FROM scores {_OF}"
 # Queries that one statement reads: a statement for each takes twice as long where it has a score or two.
 _AT_ONCE = 1_000
+# Rows that one statement writes: half the time of one for each. SQLite's old limit is 999 values.
+_ROWS = 240
+_MOST_ROWS = 10_000  # in memory as Python's objects, beside those of one query
 _TRIGGER = (
     "CREATE TRIGGER IF NOT EXISTS scores_after_{0} AFTER {0} ON scores BEGIN "
     "DELETE FROM checks WHERE teacher = {1}.teacher AND query = {1}.query; END"
@@ -30,19 +36,6 @@ _SCHEMA = (
     _TRIGGER.format("DELETE", "OLD"),
 )
 _NAME = b""  # in place of a query: of the teacher's identity
-
-Scores = list[tuple[bytes, float]]
-
-# By SQLite's code of an error, or by a word of those that have none.
-_AGAIN = "then start again: it continues where it stopped."
-_ANY_REMEDY = f"Check free space, permissions and other processes, {_AGAIN}"
-_REMEDIES: dict[int | str, str] = {
-    "closed": "It was closed, by close() or at the end of its `with` block: keep it open, or open it again.",
-    "thread": "Each thread needs a ScoreStore of its own; they may share the file.",
-    sqlite3.SQLITE_BUSY: f"Another process is writing. Wait for it or stop it, {_AGAIN}",
-    sqlite3.SQLITE_FULL: f"Free some space on the disk, {_AGAIN}",
-    sqlite3.SQLITE_READONLY: f"Give yourself the right to write to the file and its folder, {_AGAIN}",
-}
 
 
 def prepare_checks(connection: sqlite3.Connection) -> None:
@@ -57,9 +50,9 @@ def has_checks(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'checks'").fetchone() is not None
 
 
-def read_scores_of(
+def read_scores(
     connection: sqlite3.Connection, teacher: int, queries: Iterable[bytes], *, checked: bool
-) -> Iterator[tuple[bytes, list[bytes], list[float], bool]]:
+) -> Iterator[tuple[bytes, tuple[bytes, ...], tuple[float, ...], bool]]:
     """Yield each of some queries that has scores: its documents, their scores, and whether they are as written."""
     asked = sorted(queries)  # as they lie in the file
     for start in range(0, len(asked), _AT_ONCE):
@@ -70,47 +63,66 @@ def read_scores_of(
             statement = f"SELECT query, NULL, checksum FROM checks {of} UNION ALL {statement}"
         written: dict[bytes, Any] = {}
         for query, rows in groupby(connection.execute(statement, (teacher, *part)), key=itemgetter(0)):
-            documents, scores = [], []
-            for _, document, value in rows:
-                if document is None:
-                    written[query] = value
-                else:
-                    documents.append(document)
-                    scores.append(value)
+            _, documents, scores = zip(*rows, strict=True)
+            if documents[0] is None:
+                written[query] = scores[0]
+                documents, scores = documents[1:], scores[1:]  # where a query has both halves to itself
             if documents:
                 check = written.pop(query, None)
                 yield query, documents, scores, check is None or check == _checksum(query, documents, scores)
         for query in written:  # has lost all its scores
-            yield query, [], [], False
+            yield query, (), (), False
 
 
-def write_scores_of(connection: sqlite3.Connection, teacher: int, lists: Mapping[bytes, Mapping[bytes, float]]) -> None:
-    """Write scores of queries and the checksum of all each has; what is there and not as it was written is deleted."""
-    stored: dict[bytes, dict[bytes, float]] = {}
-    for query, documents, scores, sound in list(read_scores_of(connection, teacher, lists, checked=True)):
-        if sound:
-            stored[query] = dict(zip(documents, scores, strict=True))
-        else:
-            connection.execute(f"DELETE FROM scores {_OF}", (teacher, query))
-    for query, new in lists.items():
-        connection.executemany(
-            "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
-            [(teacher, query, document, score) for document, score in new.items()],
-        )
-        _seal(connection, teacher, query, sorted((stored.get(query, {}) | dict(new)).items()))
+def write_scores(connection: sqlite3.Connection, teacher: int, pairs: TextPairs, scores: np.ndarray) -> None:
+    """Write scores of pairs and the checksum of all that each query has; what is there and differs is deleted."""
+    (queries, query_ranks), (documents, document_ranks) = pairs.hashes()
+    rows, columns = pairs.places()
+    order = np.lexsort((document_ranks[columns], query_ranks[rows]))  # as they lie in the file
+    bounds = np.flatnonzero(np.diff(rows[order], prepend=-1, append=-1))
+    is_new = connection.execute("SELECT 1 FROM scores WHERE teacher = ? LIMIT 1", (teacher,)).fetchone() is None
+    start, last_bound = 0, len(bounds) - 1
+    while start < last_bound:
+        stop = int(np.searchsorted(bounds, bounds[start] + _MOST_ROWS, side="right")) - 1
+        stop = max(start + 1, min(stop, start + _AT_ONCE, last_bound))
+        ends, start = bounds[start : stop + 1].tolist(), stop
+        part = order[ends[0] : ends[-1]]
+        asked = [queries[row] for row in rows[order[ends[:-1]]].tolist()]
+        hashes, values = [documents[column] for column in columns[part].tolist()], scores[part].tolist()
+        stored: dict[bytes, dict[bytes, float]] = {}
+        for query, found, known, sound in () if is_new else list(read_scores(connection, teacher, asked, checked=True)):
+            if sound:
+                stored[query] = dict(zip(found, known, strict=True))
+            else:
+                connection.execute(f"DELETE FROM scores {_OF}", (teacher, query))
+        flat: list[Any] = []
+        checks = []
+        for query, first, last in zip(asked, ends, ends[1:], strict=False):
+            there = slice(first - ends[0], last - ends[0])
+            new = dict(zip(hashes[there], values[there], strict=True))
+            for document, value in new.items():
+                flat += (teacher, query, document, value)
+            every = dict(sorted({**stored[query], **new}.items())) if query in stored else new
+            checks.append((teacher, query, _checksum(query, every.keys(), every.values())))
+        for place in range(0, len(flat), 4 * _ROWS):
+            block = flat[place : place + 4 * _ROWS]
+            values_of = ",".join(["(?,?,?,?)"] * (len(block) // 4))
+            connection.execute(f"INSERT OR REPLACE INTO scores VALUES {values_of}", block)
+        connection.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", checks)
 
 
 def seal(connection: sqlite3.Connection, teachers: Iterable[int]) -> None:
     """Write the checksums that some teachers' scores lack."""
-    statement = (
+    lacking = (
         "SELECT DISTINCT query FROM scores WHERE teacher = ?1 AND NOT EXISTS "
         "(SELECT 1 FROM checks WHERE checks.teacher = ?1 AND checks.query = scores.query)"
     )
     for teacher in teachers:
         name_teacher(connection, teacher)
-        for (query,) in connection.execute(statement, (teacher,)).fetchall():
-            rows = connection.execute(_SCORES, (teacher, query)).fetchall()
-            _seal(connection, teacher, query, rows)
+        queries = [query for (query,) in connection.execute(lacking, (teacher,))]
+        for query, documents, scores, _ in read_scores(connection, teacher, queries, checked=False):
+            checksum = _checksum(query, documents, scores)
+            connection.execute("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (teacher, query, checksum))
 
 
 def name_teacher(connection: sqlite3.Connection, teacher: int) -> None:
@@ -124,7 +136,7 @@ def differing(connection: sqlite3.Connection) -> Iterator[str]:
     """Yield what is not as it was written, by reading everything."""
     if not has_checks(connection):
         return
-    written = "SELECT checksum FROM checks WHERE teacher = ? AND query = ?"
+    written = f"SELECT checksum FROM checks {_OF}"
     for teacher, identity in connection.execute("SELECT id, CAST(identity AS BLOB) FROM teachers").fetchall():
         found = connection.execute(written, (teacher, _NAME)).fetchone()
         if found is not None and found[0] != crc32(identity):
@@ -142,21 +154,9 @@ def differing(connection: sqlite3.Connection) -> Iterator[str]:
         yield f"the scores of the query with hash {bytes(query).hex()}, of which there are none any more"
 
 
-def _seal(connection: sqlite3.Connection, teacher: int, query: bytes, rows: Scores) -> None:
-    connection.execute(
-        "INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (teacher, query, _checksum(query, *zip(*rows, strict=True)))
-    )
-
-
 def _checksum(query: bytes, documents: Iterable[bytes] = (), scores: Iterable[float] = ()) -> int:
     """Return a checksum of a query's scores in the order of the documents; -1 for what no score can be."""
     try:
         return crc32(b"".join(documents), crc32(array("d", scores).tobytes(), crc32(query)))
     except TypeError:
         return -1
-
-
-def remedy(error: sqlite3.DatabaseError) -> str:
-    """Return what to do about an error that is no damage."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
-    return next((text for sign, text in _REMEDIES.items() if sign in (code, *str(error).split())), _ANY_REMEDY)

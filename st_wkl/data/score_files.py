@@ -21,7 +21,7 @@ BATCH = 50_000
 Row = tuple[str, bytes, bytes, float]
 
 
-def write_scores(
+def write_export(
     path: str | os.PathLike[str], batches: Iterable[Sequence[Row]], *, total: int, show_progress: bool = True
 ) -> int:
     """Write rows to one parquet file, in one step: `teacher` (JSON), `query`, `document` (hashes), `score`.
@@ -61,7 +61,7 @@ def write_scores(
     return count
 
 
-def read_scores(path: str | os.PathLike[str], *, show_progress: bool = True) -> Iterator[dict[str, list[Any]]]:
+def read_export(path: str | os.PathLike[str], *, show_progress: bool = True) -> Iterator[dict[str, list[Any]]]:
     """Yield the columns of a file that `write_scores` wrote, piece by piece.
 
     Args:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sqlite3
 import time
 import warnings
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,19 +16,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from st_wkl.data.cross_encoder import former_identity
-from st_wkl.data.pairs import Pair, pair_hashes
-from st_wkl.data.score_checks import (
-    differing,
-    has_checks,
-    name_teacher,
-    prepare_checks,
-    read_scores_of,
-    remedy,
-    seal,
-    write_scores_of,
-)
-from st_wkl.data.score_files import BATCH, read_scores, write_scores
+from st_wkl.data import score_checks
+from st_wkl.data.score_files import BATCH, read_export, write_export
+from st_wkl.data.teacher import Pair, TextPairs
 from st_wkl.files import cache_folder, expanded, set_aside
 
 Identity = Mapping[str, Any]
@@ -45,6 +35,16 @@ CREATE TABLE scores (
     PRIMARY KEY (teacher, query, document)
 ) WITHOUT ROWID;
 """
+# What to do, by SQLite's code of an error, or by a word of those that have none.
+_AGAIN = "then start again: it continues where it stopped."
+_ANY_REMEDY = f"Check free space, permissions and other processes, {_AGAIN}"
+_REMEDIES: dict[int | str, str] = {
+    "closed": "It was closed, by close() or at the end of its `with` block: keep it open, or open it again.",
+    "thread": "Each thread needs a ScoreStore of its own; they may share the file.",
+    sqlite3.SQLITE_BUSY: f"Another process is writing. Wait for it or stop it, {_AGAIN}",
+    sqlite3.SQLITE_FULL: f"Free some space on the disk, {_AGAIN}",
+    sqlite3.SQLITE_READONLY: f"Give yourself the right to write to the file and its folder, {_AGAIN}",
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class ScoreStore:
                     if not self._one("SELECT count(*) FROM sqlite_master"):
                         for statement in _SCHEMA.split(";"):
                             self._connection.execute(statement)
-                        prepare_checks(self._connection)
+                        score_checks.prepare_checks(self._connection)
                         self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                         self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
                 application, version = self._header()
@@ -173,35 +173,41 @@ class ScoreStore:
         Raises:
             ScoreStoreError: The file is damaged, closed, or stays locked.
         """
-        scores = np.full(len(pairs), np.nan, dtype=np.float32)
-        places: dict[bytes, int] = {}
-        again: list[tuple[int, int]] = []
-        damaged = set()
+        asked = TextPairs.of(pairs)
+        scores = np.full(len(asked), np.nan, dtype=np.float32)
+        (queries, _), (documents, _) = asked.hashes()
+        rows, _ = asked.places()
+        wanted = {queries[row]: row for row in np.flatnonzero(np.bincount(rows)).tolist()}
+        columns = {document: column for column, document in enumerate(documents)}
+        keys, values, damaged = array("q"), array("d"), []
         with self._explained():
             teacher = self._one("SELECT id FROM teachers WHERE identity = ?", _canonical(identity))
             if teacher is None:
                 return scores
-            queries = set()
-            for place, (query, document) in enumerate(pair_hashes(pairs)):
-                queries.add(query)
-                if (first := places.setdefault(query + document, place)) != place:
-                    again.append((place, first))
-            checked = has_checks(self._connection)
-            for query, documents, values, sound in read_scores_of(self._connection, teacher, queries, checked=checked):
+            checked = score_checks.has_checks(self._connection)
+            for query, there, known, sound in score_checks.read_scores(
+                self._connection, teacher, wanted, checked=checked
+            ):
                 if not sound:
-                    damaged.add(query)
+                    damaged.append(wanted[query])
                     continue
-                for document, value in zip(documents, values, strict=True):
-                    if (found := places.get(query + document)) is not None:
-                        scores[found] = value
-        for place, first in again:
-            scores[place] = scores[first]
-        wrong = sum(query in damaged for query, _ in pair_hashes(pairs)) if damaged else 0
-        if wrong:
+                first = wanted[query] * len(documents)
+                for document, value in zip(there, known, strict=True):
+                    if (column := columns.get(document)) is not None:
+                        keys.append(first + column)
+                        values.append(value)
+        if keys:
+            found = np.frombuffer(keys, dtype=np.int64)
+            order = np.argsort(found)
+            at = np.searchsorted(found, asked.keys, sorter=order)
+            at = order[np.minimum(at, len(found) - 1)]
+            hit = found[at] == asked.keys
+            scores[hit] = np.frombuffer(values)[at[hit]]
+        if damaged:
             warnings.warn(
-                f"{wrong:,} of {len(pairs):,} pairs have scores in the score store {self.path} that are not what was "
-                "written: a checksum differs. They count as not scored and are computed again. Something changes bits "
-                "here: look at the disk and the memory of this machine.",
+                f"{np.isin(rows, damaged).sum():,} of {len(pairs):,} pairs have scores in the score store {self.path} "
+                "that are not what was written: a checksum differs. They count as not scored and are computed again. "
+                "Something changes bits here: look at the disk and the memory of this machine.",
                 stacklevel=2,
             )
         return scores
@@ -218,21 +224,18 @@ class ScoreStore:
             ValueError: The counts differ, or a score is NaN or infinite; nothing is stored then.
             ScoreStoreError: The disk is full, the file is read-only, damaged, or stays locked.
         """
-        values = [float(score) for score in scores]
+        values = np.asarray(scores, dtype=np.float64)
         if len(values) != len(pairs):
             raise ValueError(f"Got {len(values)} scores for {len(pairs)} pairs.")
-        for pair, value in zip(pairs, values, strict=True):
-            if not math.isfinite(value):
-                raise ValueError(
-                    f"The score of query {pair[0][:80]!r} and document {pair[1][:80]!r} is {value}. "
-                    "Only finite scores are stored: a teacher that gives others would ruin the training."
-                )
-        lists: dict[bytes, dict[bytes, float]] = {}
-        for (query, document), value in zip(pair_hashes(pairs), values, strict=True):
-            lists.setdefault(query, {})[document] = value
+        if (wrong := np.flatnonzero(~np.isfinite(values))).size:
+            query, document = pairs[int(wrong[0])]
+            raise ValueError(
+                f"The score of query {query[:80]!r} and document {document[:80]!r} is {values[wrong[0]]}. "
+                "Only finite scores are stored: a teacher that gives others would ruin the training."
+            )
         with self._explained(), self._transaction():
             teacher = self._teacher(_canonical(identity))
-            write_scores_of(self._connection, teacher, lists)
+            score_checks.write_scores(self._connection, teacher, TextPairs.of(pairs), values)
 
     def other_lengths(self, identity: Identity) -> list[dict[str, Any]]:
         """Return the identities of the same teacher with another `max_length`, whose uncut pairs have equal scores."""
@@ -268,7 +271,7 @@ class ScoreStore:
                 "JOIN teachers old ON old.id = scores.teacher AND old.identity = ?",
                 (teacher, _canonical(former)),
             ).rowcount
-            seal(self._connection, [teacher])
+            score_checks.seal(self._connection, [teacher])
             return adopted
 
     def count(self) -> int:
@@ -303,7 +306,7 @@ class ScoreStore:
                 "SELECT count(*) FROM scores WHERE length(query) <> 16 OR length(document) <> 16 "
                 "OR typeof(score) <> 'real' OR abs(score) > 3.5e38 OR teacher NOT IN (SELECT id FROM teachers)"
             )
-            different = [] if wrong else list(differing(self._connection))
+            different = [] if wrong else list(score_checks.differing(self._connection))
         if wrong:
             raise ScoreStoreError(
                 f"{wrong:,} entries of the score store {self.path} are none that this package writes. Another program "
@@ -333,7 +336,7 @@ class ScoreStore:
         with self._explained():
             cursor = self._connection.execute(statement)  # one statement: one state of the store, whoever writes
             batches = iter(lambda: cursor.fetchmany(BATCH), [])
-            return write_scores(path, batches, total=self.count(), show_progress=show_progress)
+            return write_export(path, batches, total=self.count(), show_progress=show_progress)
 
     def import_parquet(self, path: str | os.PathLike[str], *, show_progress: bool = True) -> int:
         """Add the scores of a file that `export_parquet` wrote. Scores that are here already stay as they are.
@@ -353,7 +356,7 @@ class ScoreStore:
         with self._explained(), self._transaction():
             teachers: dict[str, int] = {}
             new = 0
-            for rows in read_scores(path, show_progress=show_progress):
+            for rows in read_export(path, show_progress=show_progress):
                 for identity in dict.fromkeys(rows["teacher"]):
                     if identity not in teachers:
                         teachers[identity] = self._teacher(_canonical(json.loads(identity)))
@@ -362,15 +365,15 @@ class ScoreStore:
                     "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)",
                     zip(keys, rows["query"], rows["document"], rows["score"], strict=True),
                 ).rowcount
-            seal(self._connection, teachers.values())
+            score_checks.seal(self._connection, teachers.values())
             return new
 
     def _teacher(self, identity: str) -> int:
         """Return the number of a teacher, who gets one if there is none, with room for checksums."""
-        prepare_checks(self._connection)
+        score_checks.prepare_checks(self._connection)
         self._connection.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (identity,))
         teacher = int(self._one("SELECT id FROM teachers WHERE identity = ?", identity))
-        name_teacher(self._connection, teacher)
+        score_checks.name_teacher(self._connection, teacher)
         return teacher
 
     def close(self) -> None:
@@ -418,7 +421,7 @@ class ScoreStore:
                 raise ScoreStoreError(self._damaged(error)) from error
             raise ScoreStoreError(
                 f"The score store {self.path} cannot be used now: {error}. What was stored before is safe. "
-                f"{remedy(error)}"
+                + next((text for sign, text in _REMEDIES.items() if sign in (code, *str(error).split())), _ANY_REMEDY)
             ) from error
 
     def _damaged(self, error: object) -> str:
@@ -437,6 +440,19 @@ class ScoreStore:
             f"The score store {self.path} is damaged: {error}. It is set aside as {kept}, nothing of it is used. Start "
             "again: the scores are computed anew, unless you put a sound copy in its place or import an export."
         )
+
+
+def former_identity(identity: Identity) -> dict[str, Any] | None:
+    """Return the identity under which earlier versions kept a teacher's scores, None if it is the same today.
+
+    It left out what `settings` holds now, so the scores under it may be those of another tokenizer or adapter.
+    """
+    former = {
+        name: former_identity(value) or value if isinstance(value, Mapping) else value
+        for name, value in identity.items()
+        if name != "settings" or identity.get("kind") != "cross-encoder"
+    }
+    return former if former != dict(identity) else None
 
 
 def _is_ours(path: str) -> bool:

@@ -6,27 +6,45 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from st_wkl.data.cross_encoder import former_identity
-from st_wkl.data.engines import Engine, as_scores, check_bounds, score_parts
-from st_wkl.data.pairs import TextPairs
+from st_wkl.data.engines import score_chunks
+from st_wkl.data.score_store import ScoreStore, former_identity
+from st_wkl.data.teacher import Engine, Lists, ListTeacher, Mixture, Pair, Teacher, TextPairs, as_scores, check_bounds
 from st_wkl.ranges import check_options
 
-if TYPE_CHECKING:
-    from st_wkl.data.pairs import Pair
-    from st_wkl.data.score_store import ScoreStore
-    from st_wkl.data.teachers import Teacher
-
 logger = logging.getLogger(__name__)
+
+# What is finished is kept after a second, or sooner where a pair costs a teacher more than a commit does: a teacher
+# that costs nothing would wait for the disk most of its time.
+_SECONDS_OPEN, _SECONDS_A_PAIR = 1.0, 5e-4
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of pairs, and what was learnt on the way, so that nobody has to tokenise again.
+
+    Attributes:
+        scores: float32 of shape (n,), in the order of the pairs.
+        different: How many of the pairs differ from each other.
+        cut: How many of these are longer than the teacher reads; `None` where it does not count tokens.
+    """
+
+    scores: np.ndarray
+    different: int
+    cut: int | None
+
+    def __repr__(self) -> str:
+        cut = "" if self.cut is None else f", {self.cut:,} of them cut to the teacher's length"
+        return f"Scored({len(self.scores):,} scores of {self.different:,} different pairs{cut})"
 
 
 def score_pairs(
     teacher: Teacher,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[Pair],
     *,
     store: ScoreStore | None = None,
     show_progress: bool = True,
@@ -37,11 +55,11 @@ def score_pairs(
     """Score text pairs, each different pair once, and keep every score as soon as it is there.
 
     Pairs are sorted by length across all queries, longest first (little padding; a lack of memory shows at once), and
-    handed to the teacher in chunks. A chunk is committed to the store when it is finished, and a teacher with
-    `score_parts` (a cross-encoder) commits what it has every 15 seconds: that is what a killed run loses at most, with
-    workers a chunk of each, and the next run scores nothing twice. A score that was made with another maximum length is
-    taken where neither cuts the pair. The length is in tokens where the teacher has
-    `token_lengths`, else in characters.
+    handed to the teacher in chunks. A chunk is committed to the store when it is finished (of a teacher of thousands of
+    pairs a second, what a second brings), and a teacher with `score_parts` (a cross-encoder) commits what it has every
+    15 seconds: that is what a killed run loses at most, with workers a chunk of each, and the next run scores nothing
+    twice. A score that was made with another maximum length is taken where neither cuts the pair. The length is in
+    tokens where the teacher has `token_lengths`, else in characters.
 
     Args:
         teacher: Anything with the two members of `Teacher`.
@@ -74,36 +92,168 @@ def score_pairs(
     """
     check_options(chunk_size=chunk_size, workers=workers)
     plan = _Plan.make(teacher, pairs, store)
-    unique, scores = plan.pairs, plan.scores
-    chunks = _Chunks(unique, np.isnan(scores), chunk_size)
-    cut_before = getattr(teacher, "truncated_pairs", 0)
-    missing = np.isnan(scores)
+    return _score(teacher, plan, store, show_progress, chunk_size, engine, workers).scores
+
+
+def score_lists(
+    teacher: Teacher | ListTeacher,
+    lists: Lists,
+    *,
+    store: ScoreStore | None = None,
+    show_progress: bool = True,
+    engine: Engine = "process",
+    workers: int | None = None,
+) -> list[np.ndarray]:
+    """Score candidate lists with any teacher, of pairs or of lists.
+
+    Args:
+        teacher: A `Teacher`, whose pairs of all lists are scored in one sorted run, or a `ListTeacher`.
+        lists: `(query, documents)` texts; lists may differ in length.
+        store: Where scores of pairs are looked up and kept.
+        show_progress: Show bars.
+        engine: See `score_pairs`.
+        workers: See `score_pairs`.
+
+    Returns:
+        For each list float32 of shape (number of documents,), in their order.
+
+    Example:
+        >>> from st_wkl.data.teachers import CallableTeacher
+        >>> teacher = CallableTeacher(lambda query, document: len(document), name="length", version="1")
+        >>> score_lists(teacher, [("a", ["b", "ccc"]), ("a", ["dd"])], show_progress=False)
+        [array([1., 3.], dtype=float32), array([2.], dtype=float32)]
+    """
+    pairs = [(query, document) for query, documents in lists for document in documents]
+    sizes = [len(documents) for _, documents in lists]
+    options: dict[str, Any] = {"store": store, "show_progress": show_progress, "engine": engine, "workers": workers}
+    return split(score_candidates(teacher, pairs, sizes, count_cut=False, **options).scores, sizes)
+
+
+def split(flat: np.ndarray, sizes: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+    """Cut what belongs to all pairs, list after list, back into lists of these sizes."""
+    return np.split(flat, np.cumsum(sizes[:-1], dtype=int)) if len(sizes) else []
+
+
+def score_candidates(
+    teacher: Teacher | ListTeacher,
+    pairs: Sequence[Pair],
+    sizes: Sequence[int] | np.ndarray,
+    *,
+    count_cut: bool = True,
+    store: ScoreStore | None = None,
+    show_progress: bool = True,
+    chunk_size: int = 512,
+    engine: Engine = "process",
+    workers: int | None = None,
+) -> Scored:
+    """Score the candidates of all queries, one list after the other, with any teacher, and say what was learnt.
+
+    Args:
+        teacher: A `Teacher` or a `ListTeacher`.
+        pairs: n `(query, document)` texts, best as `TextPairs.at(queries, documents, places of ..., places of ...)`,
+            which holds each text once.
+        sizes: How many of the pairs each list has; they sum to n.
+        count_cut: Count the cut pairs among all, those with a score in the store too.
+        store: See `score_pairs`.
+        show_progress: See `score_pairs`.
+        chunk_size: See `score_pairs`.
+        engine: See `score_pairs`.
+        workers: See `score_pairs`.
+
+    Raises:
+        TypeError: As `score_pairs`.
+        ValueError: As `score_pairs`; or a teacher of lists returns another number of lists.
+        RuntimeError: As `score_pairs`.
+
+    Example:
+        >>> from st_wkl.data.teachers import CallableTeacher
+        >>> teacher = CallableTeacher(lambda query, document: len(document), name="length", version="1")
+        >>> pairs = TextPairs.at(["a"], ["b", "ccc"], np.array([0, 0, 0]), np.array([0, 1, 1]))
+        >>> score_candidates(teacher, pairs, [3], show_progress=False)
+        Scored(3 scores of 2 different pairs)
+    """
+    check_options(chunk_size=chunk_size, workers=workers)
+    pairs = TextPairs.of(pairs)
+    if len(pairs) != int(np.sum(sizes)):
+        raise ValueError(f"The lists have {int(np.sum(sizes)):,} documents, and there are {len(pairs):,} pairs.")
+    if isinstance(teacher, Mixture):  # scores of other teachers, each of which keeps its own
+        options: dict[str, Any] = {"count_cut": count_cut, "store": store, "show_progress": show_progress}
+        options |= {"chunk_size": chunk_size, "engine": engine, "workers": workers}
+        parts = [score_candidates(one, pairs, sizes, **options) for one in teacher.teachers]
+        mixed = [teacher.mix(scores) for scores in zip(*(split(part.scores, sizes) for part in parts), strict=True)]
+        scores = np.concatenate([np.empty(0, dtype=np.float32), *mixed])
+        return Scored(scores, parts[0].different, parts[0].cut if len(parts) == 1 else None)
+    if isinstance(teacher, ListTeacher):
+        return _score_whole_lists(teacher, pairs, np.asarray(sizes, dtype=int), show_progress)
+    plan = _Plan.make(teacher, pairs, store, count_all=count_cut)
+    return _score(teacher, plan, store, show_progress, chunk_size, engine, workers)
+
+
+def _score_whole_lists(teacher: ListTeacher, pairs: TextPairs, sizes: np.ndarray, show_progress: bool) -> Scored:
+    ends = np.cumsum(sizes)
+    asked = [pairs[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True) if size]
+    lists = [(part[0][0], [document for _, document in part]) for part in asked]
+    found = teacher.score_lists(lists, show_progress=show_progress) if lists else []
+    if len(found) != len(lists):
+        raise ValueError(f"The teacher returned {len(found)} lists of scores for {len(lists)} lists of documents.")
+    scores = [as_scores(output, part) for output, part in zip(found, asked, strict=True)]
+    flat = np.concatenate([np.empty(0, dtype=np.float32), *scores])
+    return Scored(flat, len(TextPairs.different(pairs)[0]), None)
+
+
+def _score(
+    teacher: Teacher,
+    plan: _Plan,
+    store: ScoreStore | None,
+    show_progress: bool,
+    chunk_size: int,
+    engine: Engine,
+    workers: int | None,
+) -> Scored:
+    """Do what a plan leaves to do."""
+    unique, scores, missing = plan.pairs, plan.scores, np.isnan(plan.scores)
+    chunks = _Chunks(unique, missing.copy(), chunk_size)
+    cut_before, left = getattr(teacher, "truncated_pairs", 0), int(missing.sum())
+    pending: list[np.ndarray] = []
+    since = time.monotonic()
+
+    def keep() -> None:
+        if store is not None and pending:
+            places = np.concatenate(pending)
+            pending.clear()
+            store.put(plan.identity, unique.take(places), scores[places])
+
     # Longest first, a pair costs less and less: only tokens tell how long the rest will take.
     with tqdm(
         total=int(plan.work.sum()),
         initial=int(plan.work[~missing].sum()),
         desc="Scoring",
-        unit=" tokens" if plan.in_tokens else " characters" if missing.any() else " pairs",
+        unit=" tokens" if plan.in_tokens else " characters" if left else " pairs",
         unit_scale=True,
         disable=not show_progress,
     ) as bar:
-        for number, part, output in score_parts(teacher, chunks, engine=engine, workers=workers):
-            places = chunks.places(number)[part]
-            pairs_of_part = list(unique.take(places))
-            scores[places] = as_scores(output, pairs_of_part)
-            missing[places] = False
-            if store is not None:
-                store.put(teacher.identity, pairs_of_part, scores[places])
-            bar.set_postfix_str(f"{len(unique) - int(missing.sum()):,} of {len(unique):,} pairs", refresh=False)
-            bar.update(int(plan.work[places].sum()))
-    cut, of = plan.truncated, len(unique)
+        try:
+            for number, part, output in score_chunks(teacher, chunks, engine=engine, workers=workers):
+                places = chunks.places(number)[part]
+                scores[places] = as_scores(output, unique.take(places))
+                pending.append(places)
+                waiting = sum(map(len, pending))
+                if time.monotonic() - since >= min(_SECONDS_OPEN, waiting * _SECONDS_A_PAIR):
+                    keep()
+                    since = time.monotonic()
+                left -= len(places)
+                bar.set_postfix_str(f"{len(unique) - left:,} of {len(unique):,} pairs", refresh=False)
+                bar.update(int(plan.work[places].sum()))
+        finally:
+            keep()
+    cut, of = plan.cut, len(unique)
     if cut is None:
         cut, of = getattr(teacher, "truncated_pairs", 0) - cut_before, len(unique) - plan.known
     if cut:
         logger.warning(
             "%s of %s pairs were longer than the teacher's maximum length and were cut.", f"{cut:,}", f"{of:,}"
         )
-    return scores[plan.places]
+    return Scored(scores[plan.places], len(unique), plan.cut)
 
 
 @dataclass(frozen=True)
@@ -181,7 +331,7 @@ def estimate_scoring(
     """
     if sample_size < 0:
         raise ValueError(f"sample_size must be 0 or more, got {sample_size}.")
-    plan = _Plan.make(teacher, pairs, store, count_all=True)
+    plan = _Plan.make(teacher, pairs, store, count_all=True, keep=False)
     missing = np.flatnonzero(np.isnan(plan.scores))
     lengths = plan.work
     sampled, seconds = min(sample_size, len(missing)), None if len(missing) else 0.0
@@ -200,24 +350,24 @@ def estimate_scoring(
         known=plan.known,
         to_score=len(missing),
         tokens=int(lengths[missing].sum()) if plan.in_tokens else None,
-        truncated=plan.truncated,
+        truncated=plan.cut,
         sampled=sampled,
         seconds=seconds,
     )
 
 
-class _Chunks(Sequence[list["Pair"]]):
+class _Chunks(Sequence[list[Pair]]):
     """The missing pairs of each chunk that has any, made when they are asked for."""
 
     def __init__(self, pairs: TextPairs, missing: np.ndarray, size: int) -> None:
         self.pairs, self.missing, self.size = pairs, missing, size
-        self.starts = [start for start in range(0, len(pairs), size) if missing[start : start + size].any()]
+        self.starts = np.flatnonzero(np.add.reduceat(missing, np.arange(0, len(missing), size))).tolist()
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def places(self, number: int) -> np.ndarray:
-        start = self.starts[number]
+        start = self.starts[number] * self.size
         return start + np.flatnonzero(self.missing[start : start + self.size])
 
     def __getitem__(self, number: Any) -> Any:
@@ -228,65 +378,77 @@ class _Chunks(Sequence[list["Pair"]]):
 class _Plan:
     """All different pairs in the order of scoring, with what is known of them, and the places of the given ones."""
 
+    identity: dict[str, Any]
     pairs: TextPairs
     places: np.ndarray
-    lengths: np.ndarray
     in_tokens: bool
     scores: np.ndarray
     known: int
-    truncated: int | None
+    cut: int | None
     work: np.ndarray
 
     @classmethod
-    def make(cls, teacher: Teacher, pairs: Sequence[Pair], store: ScoreStore | None, count_all: bool = False) -> _Plan:
+    def make(
+        cls,
+        teacher: Teacher,
+        pairs: Sequence[Pair],
+        store: ScoreStore | None,
+        *,
+        count_all: bool = False,
+        keep: bool = True,
+    ) -> _Plan:
+        """Look up what is known, and sort; `count_all` counts tokens even where nothing is left to score."""
         unique, given = TextPairs.different(pairs)
-        scores = (
-            np.full(len(unique), np.nan, dtype=np.float32) if store is None else store.get(teacher.identity, unique)
-        )
+        identity, scores = teacher.identity, np.full(len(unique), np.nan, dtype=np.float32)
+        if store is not None:
+            scores = store.get(identity, unique)
+            check_bounds(scores, unique)
+            _say_former(identity, unique, scores, store)
         known = int(np.isfinite(scores).sum())
         if store is not None:
-            check_bounds(scores, unique)
             logger.info("%s of %s pairs have a score in %s", f"{known:,}", f"{len(unique):,}", store.path)
-            _say_former(teacher, unique, scores, store)
-        if known == len(unique) and not count_all:
-            return cls(unique, given, np.zeros(len(unique)), False, scores, known, None, np.ones(len(unique)))
         # Batches decide bits: padding, and the activation scales of int8 models, depend on the other pairs of a batch.
         # So the chunks are cut from all pairs of this call, sorted by content, and only then thinned out by what is
         # known. A chunk is committed as a whole, hence a run that was interrupted meets each chunk untouched or
         # complete, and scores the rest in the very batches of an undisturbed run: results are equal to the last bit.
         count = getattr(teacher, "token_lengths", None)
+        if known == len(unique) and (count is None or not count_all):
+            return cls(identity, unique, given, False, scores, known, None, np.ones(len(unique)))
         lengths = count(unique) if count is not None else None
-        limit = teacher.identity.get("max_length")
+        limit = identity.get("max_length")
         # Over all pairs, so that a resumed run reports what an undisturbed one does.
-        truncated = None if lengths is None or limit is None else int((lengths > float(limit)).sum())
+        cut = None if lengths is None or limit is None else int((np.asarray(lengths) > float(limit)).sum())
         in_tokens = lengths is not None
         if lengths is None:
-            sizes = (len(query) + len(document) for query, document in unique)
-            lengths = np.fromiter(sizes, dtype=np.int64, count=len(unique))
+            lengths = unique.sizes(lambda texts: np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
         if store is not None and in_tokens and limit is not None:
-            known += _uncut_elsewhere(teacher, unique, lengths, scores, store, keep=not count_all)
+            known += _uncut_elsewhere(identity, unique, lengths, scores, store, keep=keep)
         order = np.argsort(-lengths, kind="stable")
         places = np.empty_like(order)
         places[order] = np.arange(len(order))
-        pairs_in_order, given = unique.take(order), places[given]
-        lengths = lengths[order]
         work = np.minimum(lengths, float(limit)) if in_tokens and limit is not None else lengths
-        return cls(pairs_in_order, given, lengths, in_tokens, scores[order], known, truncated, work)
+        return cls(identity, unique.take(order), places[given], in_tokens, scores[order], known, cut, work[order])
 
 
 def _uncut_elsewhere(
-    teacher: Teacher, pairs: TextPairs, lengths: np.ndarray, scores: np.ndarray, store: ScoreStore, *, keep: bool
+    identity: dict[str, Any],
+    pairs: TextPairs,
+    lengths: np.ndarray,
+    scores: np.ndarray,
+    store: ScoreStore,
+    *,
+    keep: bool,
 ) -> int:
     """Take scores that were made with another maximum length where neither cuts the pair, and return their number."""
-    limit, found = teacher.identity["max_length"], 0
-    for other in store.other_lengths(teacher.identity):
+    limit, found = identity["max_length"], 0
+    for other in store.other_lengths(identity):
         places = np.flatnonzero(np.isnan(scores) & (lengths <= min(float(limit or 0), other["max_length"])))
-        there = store.get(other, list(pairs.take(places)))
+        there = store.get(other, pairs.take(places))
         places, there = places[np.isfinite(there)], there[np.isfinite(there)]
         if len(places):
             scores[places] = there
             if keep:
-                store.put(teacher.identity, list(pairs.take(places)), there)
+                store.put(identity, pairs.take(places), there)
             logger.info(
                 "%s scores were made with a maximum length of %s, and no pair of these is cut at %s either.",
                 f"{len(places):,}",
@@ -297,9 +459,9 @@ def _uncut_elsewhere(
     return found
 
 
-def _say_former(teacher: Teacher, pairs: TextPairs, scores: np.ndarray, store: ScoreStore) -> None:
+def _say_former(identity: dict[str, Any], pairs: TextPairs, scores: np.ndarray, store: ScoreStore) -> None:
     """Say that a store has scores under a key of this teacher that no longer counts, and what can be done."""
-    former = former_identity(teacher.identity)
+    former = former_identity(identity)
     if former is None or not (missing := np.isnan(scores)).any():
         return
     found = int((np.isfinite(store.get(former, pairs)) & missing).sum())

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mteb.models import MTEBModels
 
     from st_wkl.data.candidates import BM25
-    from st_wkl.data.teachers import Teacher
+    from st_wkl.data.teacher import Teacher
     from st_wkl.evaluation.tasks import Task
     from st_wkl.evaluation.two_stage import FirstStage
     from st_wkl.models import AnyModel

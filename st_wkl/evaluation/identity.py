@@ -18,7 +18,7 @@ from st_wkl.packaged import named
 if TYPE_CHECKING:
     from mteb.models import MTEBModels
 
-    from st_wkl.data.teachers import Teacher
+    from st_wkl.data.teacher import Teacher
     from st_wkl.models import AnyModel
 
 __all__ = ["TeacherWrapper", "identified", "load_model", "model_name", "model_revision"]
@@ -59,7 +59,7 @@ class TeacherWrapper:
 
     def predict(self, inputs1: Any, inputs2: Any, **_: Any) -> np.ndarray:
         """Return the scores of pairs that come in two loaders."""
-        from st_wkl.data.engines import as_scores
+        from st_wkl.data.teacher import as_scores
 
         queries, documents = ([text for batch in inputs for text in batch["text"]] for inputs in (inputs1, inputs2))
         pairs = list(zip(queries, documents, strict=True))

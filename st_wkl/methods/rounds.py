@@ -25,7 +25,7 @@ from st_wkl.training.refresh import Retriever
 
 if TYPE_CHECKING:
     from st_wkl.data.lists import ListTeacher
-    from st_wkl.data.teachers import Teacher
+    from st_wkl.data.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 

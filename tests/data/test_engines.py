@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from st_wkl.data.engines import Engine
 from st_wkl.data.score_store import ScoreStore
 from st_wkl.data.scoring import estimate_scoring, score_pairs
+from st_wkl.data.teacher import Engine
 from st_wkl.data.teachers import CrossEncoderTeacher
 from tests.data.test_scoring import BatchTeacher, make_pairs
 

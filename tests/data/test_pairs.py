@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from st_wkl.data.pairs import TextPairs
 from st_wkl.data.score_store import ScoreStore
 from st_wkl.data.scoring import score_pairs
+from st_wkl.data.teacher import TextPairs
 
 
 class Lengths:

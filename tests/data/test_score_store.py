@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from st_wkl.data.pairs import pair_hashes
 from st_wkl.data.score_store import ScoreStore, ScoreStoreError, default_store_path
+from st_wkl.data.teacher import text_key
 
 TEACHER = {"model": "teacher", "revision": "abc", "max_length": 512, "prompt": None}
 PAIRS = [("query", "document"), ("query", "another"), ("document", "query")]
@@ -446,8 +446,6 @@ def test_many_queries_with_one_document_each_are_read_together(tmp_path: Path) -
         expected = [7.0, *range(len(pairs))[::-1], -1.0, np.nan, np.nan, 7.0]
         np.testing.assert_array_equal(found, np.array(expected, dtype=np.float32))
         store._connection.set_trace_callback(None)
-        store._connection.execute(
-            "UPDATE checks SET checksum = checksum + 1 WHERE query = ?", next(pair_hashes(pairs))[:1]
-        )
+        store._connection.execute("UPDATE checks SET checksum = checksum + 1 WHERE query = ?", (text_key(pairs[0][0]),))
         with pytest.warns(UserWarning, match="1 of 2,345 pairs"):
             assert np.isnan(store.get(TEACHER, pairs)).sum() == 1

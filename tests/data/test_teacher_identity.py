@@ -17,8 +17,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from st_wkl.data.score_store import ScoreStore
 from st_wkl.data.scoring import score_pairs
 from st_wkl.data.teachers import CrossEncoderTeacher
-from st_wkl.methods.feedback import FeedbackTeacher
-from st_wkl.methods.token_feedback import TokenFeedbackTeacher
+from st_wkl.methods.collective import FeedbackTeacher, TokenFeedbackTeacher
 from st_wkl.models import identity, model_revision
 
 PAIRS = [("ABC", "DEF abc"), ("abc", "def")]

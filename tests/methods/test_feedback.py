@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from st_wkl.data.teachers import score_lists
-from st_wkl.methods.feedback import FeedbackTeacher, rocchio
+from st_wkl.methods.collective import FeedbackTeacher, rocchio
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

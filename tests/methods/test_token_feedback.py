@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 
 from st_wkl.data.selection import Selection
 from st_wkl.losses import WeightedKLDistillationLoss
-from st_wkl.methods.token_feedback import TokenFeedbackTeacher, centroid_expansion
+from st_wkl.methods.collective import TokenFeedbackTeacher, centroid_expansion
 from tests.data.test_builder import DOCUMENTS, HAND, build, collection
 from tests.helpers.students import listwise_batch, make_student
 
