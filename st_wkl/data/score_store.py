@@ -16,7 +16,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from st_wkl.data import score_checks
+from st_wkl.data.score_checks import (
+    differing,
+    has_checks,
+    name_teacher,
+    prepare_checks,
+    read_scores,
+    seal,
+    write_scores,
+)
 from st_wkl.data.score_files import BATCH, read_export, write_export
 from st_wkl.data.teacher import Pair, TextPairs
 from st_wkl.files import cache_folder, expanded, set_aside
@@ -130,7 +138,7 @@ class ScoreStore:
                     if not self._one("SELECT count(*) FROM sqlite_master"):
                         for statement in _SCHEMA.split(";"):
                             self._connection.execute(statement)
-                        score_checks.prepare_checks(self._connection)
+                        prepare_checks(self._connection)
                         self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                         self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
                 application, version = self._header()
@@ -184,10 +192,8 @@ class ScoreStore:
             teacher = self._one("SELECT id FROM teachers WHERE identity = ?", _canonical(identity))
             if teacher is None:
                 return scores
-            checked = score_checks.has_checks(self._connection)
-            for query, there, known, sound in score_checks.read_scores(
-                self._connection, teacher, wanted, checked=checked
-            ):
+            checked = has_checks(self._connection)
+            for query, there, known, sound in read_scores(self._connection, teacher, wanted, checked=checked):
                 if not sound:
                     damaged.append(wanted[query])
                     continue
@@ -235,7 +241,7 @@ class ScoreStore:
             )
         with self._explained(), self._transaction():
             teacher = self._teacher(_canonical(identity))
-            score_checks.write_scores(self._connection, teacher, TextPairs.of(pairs), values)
+            write_scores(self._connection, teacher, TextPairs.of(pairs), values)
 
     def other_lengths(self, identity: Identity) -> list[dict[str, Any]]:
         """Return the identities of the same teacher with another `max_length`, whose uncut pairs have equal scores."""
@@ -271,7 +277,7 @@ class ScoreStore:
                 "JOIN teachers old ON old.id = scores.teacher AND old.identity = ?",
                 (teacher, _canonical(former)),
             ).rowcount
-            score_checks.seal(self._connection, [teacher])
+            seal(self._connection, [teacher])
             return adopted
 
     def count(self) -> int:
@@ -306,7 +312,7 @@ class ScoreStore:
                 "SELECT count(*) FROM scores WHERE length(query) <> 16 OR length(document) <> 16 "
                 "OR typeof(score) <> 'real' OR abs(score) > 3.5e38 OR teacher NOT IN (SELECT id FROM teachers)"
             )
-            different = [] if wrong else list(score_checks.differing(self._connection))
+            different = [] if wrong else list(differing(self._connection))
         if wrong:
             raise ScoreStoreError(
                 f"{wrong:,} entries of the score store {self.path} are none that this package writes. Another program "
@@ -365,15 +371,15 @@ class ScoreStore:
                     "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)",
                     zip(keys, rows["query"], rows["document"], rows["score"], strict=True),
                 ).rowcount
-            score_checks.seal(self._connection, teachers.values())
+            seal(self._connection, teachers.values())
             return new
 
     def _teacher(self, identity: str) -> int:
         """Return the number of a teacher, who gets one if there is none, with room for checksums."""
-        score_checks.prepare_checks(self._connection)
+        prepare_checks(self._connection)
         self._connection.execute("INSERT OR IGNORE INTO teachers (identity) VALUES (?)", (identity,))
         teacher = int(self._one("SELECT id FROM teachers WHERE identity = ?", identity))
-        score_checks.name_teacher(self._connection, teacher)
+        name_teacher(self._connection, teacher)
         return teacher
 
     def close(self) -> None:
