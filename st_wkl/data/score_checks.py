@@ -77,9 +77,12 @@ def read_scores(
 def write_scores(connection: sqlite3.Connection, teacher: int, pairs: TextPairs, scores: np.ndarray) -> None:
     """Write scores of pairs and the checksum of all that each query has; what is there and differs is deleted."""
     (queries, query_ranks), (documents, document_ranks) = pairs.hashes()
-    rows, columns = pairs.places()
-    order = np.lexsort((document_ranks[columns], query_ranks[rows]))  # as they lie in the file
-    bounds = np.flatnonzero(np.diff(rows[order], prepend=-1, append=-1))
+    keys = query_ranks[pairs.keys // len(documents)]
+    keys *= len(documents)
+    keys += document_ranks[pairs.keys % len(documents)]
+    order = np.argsort(keys, kind="stable")  # as they lie in the file
+    bounds = np.flatnonzero(np.diff(keys[order] // len(documents), prepend=-1, append=-1))
+    del keys
     is_new = connection.execute("SELECT 1 FROM scores WHERE teacher = ? LIMIT 1", (teacher,)).fetchone() is None
     start, last_bound = 0, len(bounds) - 1
     while start < last_bound:
@@ -87,8 +90,9 @@ def write_scores(connection: sqlite3.Connection, teacher: int, pairs: TextPairs,
         stop = max(start + 1, min(stop, start + _AT_ONCE, last_bound))
         ends, start = bounds[start : stop + 1].tolist(), stop
         part = order[ends[0] : ends[-1]]
-        asked = [queries[row] for row in rows[order[ends[:-1]]].tolist()]
-        hashes, values = [documents[column] for column in columns[part].tolist()], scores[part].tolist()
+        rows, columns = np.divmod(pairs.keys[part], len(documents))
+        asked = [queries[row] for row in rows[np.array(ends[:-1]) - ends[0]].tolist()]
+        hashes, values = [documents[column] for column in columns.tolist()], scores[part].tolist()
         stored: dict[bytes, dict[bytes, float]] = {}
         for query, found, known, sound in () if is_new else list(read_scores(connection, teacher, asked, checked=True)):
             if sound:

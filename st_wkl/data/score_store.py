@@ -194,10 +194,12 @@ class ScoreStore:
                 return scores
             checked = has_checks(self._connection)
             for query, there, known, sound in read_scores(self._connection, teacher, wanted, checked=checked):
-                if not sound:
-                    damaged.append(wanted[query])
+                if (row := wanted.get(query)) is None:  # not asked for: a bit of its key has changed
                     continue
-                first = wanted[query] * len(documents)
+                if not sound:
+                    damaged.append(row)
+                    continue
+                first = row * len(documents)
                 for document, value in zip(there, known, strict=True):
                     if (column := columns.get(document)) is not None:
                         keys.append(first + column)
@@ -230,7 +232,7 @@ class ScoreStore:
             ValueError: The counts differ, or a score is NaN or infinite; nothing is stored then.
             ScoreStoreError: The disk is full, the file is read-only, damaged, or stays locked.
         """
-        values = np.asarray(scores, dtype=np.float64)
+        values = scores if isinstance(scores, np.ndarray) else np.asarray(scores, dtype=np.float64)
         if len(values) != len(pairs):
             raise ValueError(f"Got {len(values)} scores for {len(pairs)} pairs.")
         if (wrong := np.flatnonzero(~np.isfinite(values))).size:
