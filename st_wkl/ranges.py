@@ -132,7 +132,7 @@ def check_arguments(arguments: Any, evaluates: bool, where: str = "args") -> Non
     check_options({where: given})
     strategy = given.get("eval_strategy")
     if strategy not in (None, "no", False) and not evaluates:
-        lacks = "nothing to evaluate on: give eval=" if where == "args" else "no `dev` to evaluate on"
+        lacks = "nothing to evaluate on: give evaluator=" if where == "args" else "no `dev` to evaluate on"
         raise OptionError(
             f"{where}.eval_strategy", f"is {getattr(strategy, 'value', strategy)!r}, and there is {lacks}."
         )

@@ -23,7 +23,7 @@ EXPOSURE_FILE = "training_texts.json"
 _EXPOSURE_FORMAT = 1
 
 
-@dataclass
+@dataclass(repr=False)
 class TrainingRecord:
     """How a student was made; saved beside its weights, and what its card is written from.
 
@@ -65,6 +65,13 @@ class TrainingRecord:
     identity: dict[str, Any] = field(default_factory=dict)
     precision: dict[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Show in a line how the student was made; `save` writes all of it."""
+        teacher = self.teacher.get("model") or self.teacher.get("kind") or "no teacher that is known"
+        rows = "" if "rows_trained" not in self.dataset else f" on {self.dataset['rows_trained']:,} lists"
+        how = ", an adapter," if self.lora else ""
+        return f"TrainingRecord: {self.student}{how} by {self.loss}{rows} from {teacher}, {self.seconds:,.0f} s"
+
     def save(self, folder: str | Path) -> Path:
         """Write the record into a student's folder."""
         return write_text(Path(folder) / RECORD_FILE, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
@@ -90,7 +97,7 @@ class TrainingRecord:
             ) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exposure:
     """What a student was trained on.
 
@@ -102,13 +109,13 @@ class Exposure:
     queries: frozenset[str]
     positives: frozenset[str]
 
+    def __repr__(self) -> str:
+        """Show how many there are."""
+        return f"Exposure(hashes of {len(self.queries):,} queries and {len(self.positives):,} positives)"
+
     @classmethod
     def of(cls, dataset: DistillationDataset) -> Exposure:
-        """Collect the texts of a distillation dataset.
-
-        Example:
-            >>> Exposure.of(dataset).save("student")  # doctest: +SKIP
-        """
+        """Collect the texts of a distillation dataset."""
         relevant = {document_id for judged in dataset.positives().values() for document_id in judged}
         documents = dataset.documents.with_format(None)[:]
         texts = zip(documents["document_id"], documents["text"], strict=True)

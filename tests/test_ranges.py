@@ -237,5 +237,7 @@ def test_a_run_checks_its_collection_first(tmp_path: Path, caplog: pytest.LogCap
 
 def test_nothing_to_evaluate_is_known_before_the_student_is_loaded() -> None:
     """The trainer said so when the student had been loaded and its adapter rehearsed."""
-    with pytest.raises(ValueError, match="eval_strategy is 'steps', and there is nothing to evaluate on: give eval="):
+    with pytest.raises(
+        ValueError, match="eval_strategy is 'steps', and there is nothing to evaluate on: give evaluator="
+    ):
         trained(eval_strategy="steps")

@@ -119,7 +119,7 @@ def train(
         default_arguments(model, folder, lora=lora, **settings),
         output_dir=folder,
         lora=lora,
-        eval=None if dev is None else _evaluator(model, dev, dev_split, ignore_identical_ids),
+        evaluator=None if dev is None else _evaluator(model, dev, dev_split, ignore_identical_ids),
         callbacks=_callbacks(patience),
         resume=True,
         base_name=name,

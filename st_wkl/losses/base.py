@@ -102,7 +102,7 @@ class CandidateListLoss(StudentLoss):
         self.without_positive = without_positive
         self.rows_without_positive = 0
         self._said: set[str] = set()
-        # Whoever watches training is shown the scores of each batch, see `st_wkl.training.logs`.
+        # Whoever watches training is shown the scores of each batch, see `st_wkl.training.guard`.
         self.observer: Callable[[Tensor, CandidateLists], None] | None = None
 
     @abstractmethod

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from sentence_transformers.util import truncate_embeddings
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_wkl.files import replacing
 from st_wkl.losses.base import CandidateListLoss
 from st_wkl.losses.lists import SCORE, holds_lists
 from st_wkl.losses.scoring import embed, score_lists
+from st_wkl.training.checkpoints import checkpoint_folder
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -59,16 +59,13 @@ class MovingAverageCallback(TrainerCallback):
     ) -> None:
         """Take the average of a checkpoint where training is resumed."""
         if state.global_step:
-            from safetensors.torch import load_file
-
-            given = args.resume_from_checkpoint
-            folder = Path(given) if isinstance(given, str) and Path(given).is_dir() else _checkpoint(args, state)
-            if not (folder / _WEIGHTS_FILE).is_file():
+            path = checkpoint_folder(args, state, resumed=True) / _WEIGHTS_FILE
+            if not path.is_file():
                 raise FileNotFoundError(
-                    f"{folder / _WEIGHTS_FILE} does not exist, so the average is not known. Resume from a checkpoint "
+                    f"{path} does not exist, so the average is not known. Resume from a checkpoint "
                     "that was saved with this callback, in the output_dir of the training arguments."
                 )
-            self.model.load_state_dict(load_file(folder / _WEIGHTS_FILE))
+            self.model.load_state_dict(load_file(path))
         self.model.to(kwargs["model"].device)
 
     @torch.no_grad()
@@ -85,11 +82,9 @@ class MovingAverageCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the average beside the weights."""
         if state.is_world_process_zero:
-            from safetensors.torch import save_file
-
             # Cloned: tied weights share memory, which the format refuses.
             tensors = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-            with replacing(_checkpoint(args, state) / _WEIGHTS_FILE) as temporary:
+            with replacing(checkpoint_folder(args, state) / _WEIGHTS_FILE) as temporary:
                 save_file(tensors, temporary)
 
 
@@ -163,7 +158,3 @@ class MovingAverageLoss(nn.Module):
     def citation(self) -> str:
         """BibTeX of the loss, for the model card."""
         return str(getattr(self.loss, "citation", ""))
-
-
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

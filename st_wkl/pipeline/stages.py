@@ -154,7 +154,7 @@ def _train(parts: Parts) -> None:
         parts.arguments(student),
         output_dir=parts.student,
         lora=parts.lora(),
-        eval=parts.dev(student),
+        evaluator=parts.dev(student),
         callbacks=[] if dev is None or dev.patience is None else [EarlyStoppingCallback(dev.patience)],
         resume=True,
         base_name=parts.start[1],

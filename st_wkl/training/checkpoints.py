@@ -1,28 +1,46 @@
-"""Which run a folder of checkpoints belongs to, and which of them a killed run left complete."""
+"""Checkpoints: which run they belong to, which are complete, and what they keep of adapters and of shards."""
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import json
 import logging
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
 from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_wkl.files import holds_nothing, sync_tree, write_text
-from st_wkl.training.describe import differences, told
+from st_wkl.models import is_trusted, load_model
+from st_wkl.training.identity import dataset_fingerprint as dataset_fingerprint
+from st_wkl.training.identity import differences, told
+from st_wkl.training.lora import (
+    TOLERANCE,
+    adapter_of,
+    complete_names,
+    difference,
+    heads,
+    merged_in_place,
+    outputs,
+    save,
+    unfreeze,
+    unusual,
+)
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from sentence_transformers.base.trainer import BaseTrainer
     from sentence_transformers.base.training_args import BaseTrainingArguments
-    from torch import nn
-    from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from st_wkl.data.dataset import DistillationDataset
-    from st_wkl.training.describe import Describer
+    from st_wkl.losses.scoring import Student
+    from st_wkl.training.identity import Describer
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +50,15 @@ IDENTITY_FILE = "run.json"
 FORMAT = 2
 # The trainer writes these in this order; the last is a JSON file, of which half does not parse.
 _FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+# Adding an update to a weight rounds, in proportion to what comes out.
+_MERGED = 1e-4
+# Large beside what a loader that makes weights anew would leave, small beside the weights.
+_NOISE = 0.02
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint of the trainer.
-
-    Args:
-        folder: Where it is.
-        state: Its `trainer_state.json`.
-    """
+    """A complete checkpoint of the trainer: its folder, and the content of its `trainer_state.json`."""
 
     folder: Path
     state: dict[str, Any]
@@ -56,11 +73,18 @@ class Checkpoint:
 class DurableCheckpoints(TrainerCallback):
     """Waits until a checkpoint is on the disk, so that a power cut costs no more than a killed process."""
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write what the system still holds in memory."""
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
+        if state.is_world_process_zero and (folder := checkpoint_folder(args, state)).is_dir():
             sync_tree(folder)
+
+
+def checkpoint_folder(args: Any, state: Any, *, resumed: bool = False) -> Path:
+    """Return the folder of the checkpoint at a step, or of the one that training goes on from."""
+    given = args.resume_from_checkpoint
+    if resumed and isinstance(given, str) and Path(given).is_dir():
+        return Path(given)
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def last_checkpoint(folder: Path) -> Checkpoint | None:
@@ -79,17 +103,7 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def start_run(folder: Path, identity: dict[str, Any], *, resume: bool) -> Checkpoint | None:
-    """Check that a folder of checkpoints is empty or holds the very same run, and return where that run stopped.
-
-    Args:
-        folder: Where checkpoints go. Nothing is written.
-        identity: What decides the outcome of training, in JSON values.
-        resume: Whether going on is wanted.
-
-    Raises:
-        FileExistsError: If the folder holds something that is no run, or a run that nobody asked to resume.
-        ValueError: If the run there is of another student, dataset, loss or arguments; the message says of which.
-    """
+    """Check that a folder of checkpoints is empty or holds the very same run; return where that one stopped."""
     if holds_nothing(folder):
         return None
     path = folder / IDENTITY_FILE
@@ -124,11 +138,7 @@ def start_run(folder: Path, identity: dict[str, Any], *, resume: bool) -> Checkp
 def check_resumable(
     args: BaseTrainingArguments, loss: nn.Module, describe: Describer, dataset: Any, *, resume: bool
 ) -> None:
-    """Stop, or say so, where a run that is killed could not go on as if it had not been.
-
-    Raises:
-        ValueError: If resuming is asked for and cannot work.
-    """
+    """Stop, or say so, where a run that is killed could not go on as if it had not been."""
     trained = set() if describe.student is None else {id(weight) for weight in describe.student.parameters()}
     own = [name for name, weight in loss.named_parameters() if weight.requires_grad and id(weight) not in trained]
     reasons = []
@@ -161,25 +171,175 @@ def write_identity(folder: Path, identity: dict[str, Any]) -> None:
     write_text(folder / IDENTITY_FILE, json.dumps({"format": FORMAT, **identity}, indent=2) + "\n")
 
 
+def train(trainer: BaseTrainer, checkpoint: Checkpoint | None) -> list[dict[str, Any]]:
+    """Train, or do what is left of it, and return the log."""
+    if checkpoint is None:
+        trainer.train()
+    elif checkpoint.finished:
+        # The trainer would take one more step after the last one, so only the weights are taken.
+        best = checkpoint.state.get("best_model_checkpoint") if trainer.args.load_best_model_at_end else None
+        source = checkpoint.folder if best is None else checkpoint.folder.with_name(Path(best).name)
+        logger.info("Training was complete at step %d.", checkpoint.state["global_step"])
+        trainer._load_from_checkpoint(str(source))
+        return list(checkpoint.state["log_history"])
+    else:
+        logger.info("Going on at step %d of %d.", checkpoint.state["global_step"], checkpoint.state["max_steps"])
+        trainer.train(resume_from_checkpoint=str(checkpoint.folder))
+    return list(trainer.state.log_history)
+
+
 def remove(folder: Path) -> None:
     """Delete the checkpoints of a run that is complete."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def dataset_fingerprint(dataset: DistillationDataset | Dataset | IterableDataset) -> str:
-    """Return a hash of all rows in their order; of an iterable dataset's columns only, as its rows pass once.
+def check_sharded(args: BaseTrainingArguments, loss: nn.Module, *, resuming: bool) -> None:
+    """Stop where training with FSDP would hang, or lose what it is asked to keep.
 
-    Rows that a transform makes as they are asked for are hashed as they are at this moment.
+    Seen with sentence-transformers 6.2, transformers 5.23, accelerate 1.15 and torch 2.13.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    # The tables of a distillation dataset hold each document once, its lists many times.
-    tables: list[Any] = (
-        [dataset] if hasattr(dataset, "column_names") else [dataset.train, dataset.queries, dataset.documents]
+    if any(getattr(part, "mini_batch_size", None) is not None for part in loss.modules()):
+        raise ValueError(
+            "With FSDP every forward pass is one of all processes together, and their batches do not make the same "
+            "number of mini-batches: they would wait for each other for ever. Give a loss without mini_batch_size, "
+            "such as loss=lambda student: WeightedKLDistillationLoss(student), and smaller batches."
+        )
+    if args.load_best_model_at_end:
+        raise ValueError(
+            "With FSDP the trainer of sentence-transformers cannot load the best checkpoint; it goes on with the last "
+            "one. Set eval_strategy and leave load_best_model_at_end=False, or leave `evaluator` away."
+        )
+    if resuming:
+        raise ValueError(
+            "The trainer of sentence-transformers cannot go on from a checkpoint that was written with FSDP. Delete "
+            "the unfinished run, or give another folder, and train from the start."
+        )
+
+
+class WholeCopy:
+    """A copy of a student that stays whole while the trainer shards the original (FSDP2), to be saved in its place.
+
+    Sharded tensors have no storage that safetensors could write, and the trainer of sentence-transformers leaves the
+    gathered weights aside that transformers hands to it. So the first process keeps a copy in memory.
+    """
+
+    def __init__(self, trainer: BaseTrainer, *, main: bool) -> None:
+        self.trainer = trainer
+        self.student: Any = copy.deepcopy(trainer.model).cpu() if main else None
+        trainer._save = self._save  # type: ignore[method-assign]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save a checkpoint; transformers calls this in all processes, with the gathered weights."""
+        if self.student is not None:
+            self.student.load_state_dict(state_dict)
+            save(self.student, output_dir or str(self.trainer.args.output_dir))
+
+    def gathered(self, dtype: torch.dtype | None = None) -> Student | None:
+        """Return the trained student in the process that writes, rounded to a number type; all have to ask."""
+        state = self.trainer.accelerator.get_state_dict(self.trainer.model)
+        if self.student is not None:
+            self.student.load_state_dict(state)
+            self.student.to(dtype)
+        return self.student
+
+
+def keep_exactly(trainer: BaseTrainer, *, trust_remote_code: bool = False) -> None:
+    """Let a trainer's checkpoints hold all of an adapter, and give it back in the number type that it is trained in."""
+    save_checkpoint = trainer._save
+
+    def _save(output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        save_checkpoint(output_dir, state_dict)
+        complete_names(Path(output_dir or str(trainer.args.output_dir)))
+
+    def _load_from_checkpoint(checkpoint_path: str) -> None:
+        model: Any = getattr(trainer.model, "_orig_mod", trainer.model)
+        # By its default, an adapter is rounded to the number type that its base model is stored in.
+        model.load_state_dict(_reloaded(model, checkpoint_path, trust_remote_code).state_dict())
+
+    trainer._save = _save  # type: ignore[method-assign]
+    trainer._load_from_checkpoint = _load_from_checkpoint  # type: ignore[method-assign]
+
+
+def _reloaded(student: Any, folder: str | Path, trust_remote_code: bool) -> Any:
+    trusted = is_trusted(student, trust_remote_code)
+    return load_model(Path(folder), trust_remote_code=trusted, dtype=student.dtype)[0]
+
+
+def rehearse(student: Student, *, trust_remote_code: bool = False) -> None:
+    """Save, load, unfreeze and merge a student with an adapter that is no longer as it started.
+
+    peft has dozens of variants, of which some lose weights on the way: whether those that are asked for do is tried.
+    The student stays as it is, and so do the random numbers.
+    """
+    devices = [student.device.index or 0] if student.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), _changed(student), tempfile.TemporaryDirectory() as folder:
+        try:
+            save(student, folder)
+        except RuntimeError as error:  # two options that own one weight
+            lost: str | None = f"the adapter cannot be saved ({str(error).splitlines()[0]})"
+        else:
+            lost = _lost(student, _reloaded(student, folder, trust_remote_code))
+    if lost is None:
+        return
+    usual = {"modules_to_save": heads(student)}  # of the default adapter of a cross-encoder
+    if options := {n: v for n, v in unusual(adapter_of(student)).items() if v != usual.get(n)}:
+        told = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ValueError(
+            f"With {told} in the LoraConfig, {lost}, with this model and the installed versions of peft and "
+            "transformers. Leave the option away; nothing was trained."
+        )
+    raise RuntimeError(
+        f"{lost}. An adapter carries no weights of its base model that were new or were changed when it was put on, as "
+        "the pooler of a fresh cross-encoder. Save the base model first and train on from its folder, or train without "
+        "lora."
     )
-    for table in tables:
-        digest.update(repr(sorted(table.column_names or [])).encode())
-        if hasattr(table, "with_format") and hasattr(table, "__len__"):
-            rows = table if table.format["type"] == "custom" else table.with_format(None)
-            for batch in rows.iter(batch_size=1000):
-                digest.update(json.dumps(batch, sort_keys=True, default=repr).encode())
-    return digest.hexdigest()
+
+
+def _lost(student: Any, loaded: Any) -> str | None:
+    """Say what does not come back, None if all does."""
+    weights = _trained(student)
+    unfreeze(loaded)
+    again = _trained(loaded)
+    if again.keys() != weights.keys():
+        name = sorted(again.keys() ^ weights.keys())[0]
+        return f"a saved adapter could not be trained further: {name} would be frozen, or wrongly trained"
+    for name, weight in weights.items():
+        if not torch.allclose(weight, again[name], rtol=0, atol=TOLERANCE):
+            return f"the trained weights {name} do not come back from the adapter's folder"
+    if difference(outputs(student), outputs(loaded)) > TOLERANCE:
+        return "a student that is loaded from its folder is another one"
+    loaded.float()
+    before, tokens = outputs(loaded), _tokens(loaded)
+    try:
+        merged = merged_in_place(loaded)
+        merged.transformers_model.tie_weights()  # as loading does
+    except (NotImplementedError, ValueError) as error:
+        return f"the adapter cannot be merged ({error})"
+    allowed = _MERGED * max(1.0, *(float(abs(value).max()) for value in before))
+    same = difference(before, outputs(merged)) <= allowed and torch.allclose(tokens, _tokens(merged), atol=1e-5)
+    return None if same else "a merged student is another one"
+
+
+def _trained(student: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach() for name, weight in student.named_parameters() if weight.requires_grad}
+
+
+def _tokens(student: Any) -> Tensor:
+    """Return the table of embeddings of tokens, as a text would be given them; few tokens stand in the samples."""
+    table = student.transformers_model.get_input_embeddings()
+    with torch.no_grad():
+        return torch.as_tensor(table(torch.arange(table.weight.shape[0], device=student.device)))
+
+
+@contextmanager
+def _changed(student: Student) -> Iterator[None]:
+    """Change the weights that are trained, and bring them back."""
+    kept = {name: weight.clone() for name, weight in _trained(student).items()}
+    with torch.no_grad():
+        for weight in _trained(student).values():
+            weight.add_(torch.randn_like(weight), alpha=_NOISE)
+    try:
+        yield
+    finally:
+        for name, weight in _trained(student).items():
+            weight.copy_(kept[name])

@@ -64,13 +64,7 @@ def training_data(
     student: Student,
     args: BaseTrainingArguments,
 ) -> TrainingData:
-    """Lay a dataset out for a loss. One that learns from pairs gets the teacher's own where no pairwise one was asked.
-
-    Raises:
-        TypeError: If the dataset or one of its columns is of another kind.
-        ValueError: If no batch comes of the rows, since several processes share them or short batches are dropped, or
-            there are lists for a loss that needs columns.
-    """
+    """Lay a dataset out for a loss; one of pairs gets the teacher's own where no pairwise teacher was asked."""
     check_dataset(dataset)
     lists = takes_lists(loss)
     rows: Any = dataset
@@ -84,27 +78,19 @@ def training_data(
             )
             dataset = dataset.with_pointwise_preferences()
         rows = dataset.to_lists() if lists else dataset.to_columns()
-    elif DOCUMENTS in (rows.column_names or []) and not lists:
-        raise ValueError(
-            f"{type(loss).__name__} needs the columns query, positive, negative_1, …, label, and the dataset holds "
-            "lists. DistillationDataset.to_columns() makes columns; the losses of st_wkl.losses take lists."
-        )
     elif DOCUMENTS in (rows.column_names or []):
+        if not lists:
+            raise ValueError(
+                f"{type(loss).__name__} needs the columns query, positive, negative_1, …, label, and the dataset holds "
+                "lists. DistillationDataset.to_columns() makes columns; the losses of st_wkl.losses take lists."
+            )
         _say_contradictions(rows)
-    provenance = getattr(dataset, "provenance", {})
     count = len(rows) if hasattr(rows, "__len__") else None
-    batch = args.train_batch_size * args.world_size
-    # One process trains a short batch like any other; several would each get a part of it, or none.
-    if count is not None and count < batch and (args.world_size > 1 or args.dataloader_drop_last):
-        raise ValueError(
-            f"The dataset has {count:,} rows, which do not fill one batch of {batch:,} "
-            f"({args.per_device_train_batch_size} per device, {args.world_size} processes). Set "
-            f"per_device_train_batch_size to {max(count // max(args.world_size, 1), 1)} or less, as in "
-            "default_arguments(student, output_dir, per_device_train_batch_size=…), or train on more."
-        )
+    _check_batch(args, count)
     columns = [name for name in rows.column_names or [] if name not in DEFAULT_LABEL_COLUMNS]
     _take_prompts(student, args.prompts, columns)
-    if DOCUMENTS in columns:
+    provenance = getattr(dataset, "provenance", {})
+    if DOCUMENTS in columns or (lists and hasattr(dataset, "to_lists")):
         collator = ListwiseCollator(student, max_length=getattr(args, "max_length", None))
         return TrainingData(rows, collator, count, provenance)
     if isinstance(student, CrossEncoder):
@@ -117,23 +103,30 @@ def training_data(
     return TrainingData(rows, None, count, provenance, prompts or None, sides if apart else None)
 
 
-def check_dataset(dataset: Any) -> None:
-    """Stop at what is no dataset of one split in a layout that is known.
+def _check_batch(args: BaseTrainingArguments, count: int | None) -> None:
+    """Stop where no batch comes of the rows, since several processes share them or short batches are dropped."""
+    batch = args.train_batch_size * args.world_size
+    # One process trains a short batch like any other; several would each get a part of it, or none.
+    if count is not None and count < batch and (args.world_size > 1 or args.dataloader_drop_last):
+        raise ValueError(
+            f"The dataset has {count:,} rows, which do not fill one batch of {batch:,} "
+            f"({args.per_device_train_batch_size} per device, {args.world_size} processes). Set "
+            f"per_device_train_batch_size to {max(count // max(args.world_size, 1), 1)} or less, as in "
+            "default_arguments(student, output_dir, per_device_train_batch_size=…), or train on more."
+        )
 
-    Raises:
-        TypeError: With what was given, and what to give.
-    """
+
+def check_dataset(dataset: Any) -> None:
+    """Stop at what is no dataset of one split in a layout that is known, and say what to give."""
     if hasattr(dataset, "to_lists"):
         return
+    remedy = ""
     if isinstance(dataset, Mapping):
-        first = next(iter(dataset), "train")
-        remedy = f"Pass one split, such as dataset[{first!r}]."
+        remedy = f"Pass one split, such as dataset[{next(iter(dataset), 'train')!r}]."
     elif isinstance(dataset, str | os.PathLike):
         remedy = f"Load it first: DistillationDataset.load_from_disk({str(dataset)!r}), or .from_hub of a Hub id."
     elif isinstance(dataset, list | tuple):
         remedy = "Make one of the rows: datasets.Dataset.from_list(rows)."
-    else:
-        remedy = ""
     if remedy or not hasattr(dataset, "column_names"):
         raise TypeError(
             f"dataset is a {type(dataset).__name__}; it has to be a DistillationDataset, or a datasets.Dataset or "
@@ -141,7 +134,11 @@ def check_dataset(dataset: Any) -> None:
         )
     if not (features := dataset.features) or (getattr(dataset, "format", None) or {}).get("type") == "custom":
         return  # an iterable dataset that does not say, or rows that a transform makes as they are read
-    lists = {name: getattr(feature.feature, "dtype", "") for name, feature in features.items() if _is_list(feature)}
+    lists = {
+        name: getattr(feature.feature, "dtype", "")
+        for name, feature in features.items()
+        if hasattr(feature, "feature") and not isinstance(feature, dict)
+    }
     known = {"query", DOCUMENTS, *DEFAULT_LABEL_COLUMNS, "pairs", "ranks", OWN}
     for name, dtype in lists.items():
         if name in known or (DOCUMENTS in features and (dtype == "string" or "scores" in features)):
@@ -164,11 +161,9 @@ def check_dataset(dataset: Any) -> None:
 
 def _say_contradictions(rows: Any) -> None:
     """Warn of lists whose label 0 is an answer to another row of the same query, or is the query itself."""
-    if (
-        not hasattr(rows, "__len__")
-        or not {"query", "labels"} <= {*rows.column_names}
-        or rows.format["type"] == "custom"
-    ):
+    if not hasattr(rows, "__len__") or not {"query", "labels"} <= {*rows.column_names}:
+        return
+    if rows.format["type"] == "custom":
         return
     rows = rows.with_format(None)
     queries = {str(number): text for number, text in enumerate(rows["query"]) if isinstance(text, str)}
@@ -176,12 +171,12 @@ def _say_contradictions(rows: Any) -> None:
     judged: dict[str, dict[str, int]] = {}
     own = 0
     for number, row in enumerate(rows):
-        query, lists = str(number), [row[DOCUMENTS] or [], row["labels"] or []]
-        own += any(text == row["query"] and not (gain or 0) > 0 for text, gain in zip(*lists, strict=False))
-        if query in twins:
-            judged[query] = {text: gain or 0 for text, gain in zip(*lists, strict=False)}
+        gains = [(text, gain or 0) for text, gain in zip(row[DOCUMENTS] or [], row["labels"] or [], strict=False)]
+        own += any(text == row["query"] and not gain > 0 for text, gain in gains)
+        if str(number) in twins:
+            judged[str(number)] = dict(gains)
     shared, _ = shared_judgements(queries, judged)
-    wrong = sum(shared[query][text] != gain for query, gains in judged.items() for text, gain in gains.items())
+    wrong = sum(shared[query][text] != gain for query, found in judged.items() for text, gain in found.items())
     if own or wrong:
         logger.warning(
             "%d lists hold the query itself as no answer, and %d labels contradict another row of the same query, of "
@@ -191,16 +186,8 @@ def _say_contradictions(rows: Any) -> None:
         )
 
 
-def _is_list(feature: Any) -> bool:
-    return hasattr(feature, "feature") and not isinstance(feature, dict)
-
-
 def _take_prompts(student: Student, given: Any, columns: list[str]) -> None:
-    """Give a student the prompts that training arguments name: it is trained, evaluated and saved with the same.
-
-    Raises:
-        ValueError: If a prompt is for no column, or two columns of documents have different ones.
-    """
+    """Give a student the prompts that training arguments name: it is trained, evaluated and saved with the same."""
     if given is None or given == {}:
         return
     pairs = isinstance(student, CrossEncoder)
@@ -218,8 +205,7 @@ def _take_prompts(student: Student, given: Any, columns: list[str]) -> None:
                     f"prompts={given!r}: {name!r} is neither the query nor the documents, or these have several "
                     "prompts. Give one for 'query' and one for 'document'."
                 )
-    before = {side: own_prompt(student, side) for side in found}
-    if any((found[side] or None) != before[side] for side in found):
+    if any((prompt or None) != own_prompt(student, side) for side, prompt in found.items()):
         set_prompts(student, found)
         logger.info("The student takes the prompts of the training arguments, and keeps them: %s", found)
 
@@ -229,9 +215,6 @@ def whole_batches(args: BaseTrainingArguments) -> Any:
 
     By default the first process makes the batches of all and cuts every tensor to the number of rows, of which there
     are fewer than documents; and it cannot send what is no tensor.
-
-    Raises:
-        ValueError: If the arguments ask for `dispatch_batches`.
     """
     config: Any = copy.copy(args.accelerator_config)
     if config.dispatch_batches:
@@ -244,11 +227,7 @@ def whole_batches(args: BaseTrainingArguments) -> Any:
 
 
 def try_loss(trainer: BaseTrainer, loss: nn.Module, rows: Dataset | IterableDataset) -> None:
-    """Compute the loss of two rows, so that what does not fit together is known before hours of work.
-
-    Raises:
-        ValueError: If the loss fails; the message says on what.
-    """
+    """Compute the loss of two rows, so that what does not fit together is known before hours of work."""
     # Whether things fit together does not hang on how long texts are; a pass over long ones takes seconds.
     first = [{name: _shortened(value) for name, value in row.items()} for row in itertools.islice(iter(rows), 2)]
     student = trainer.model

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sentence_transformers import CrossEncoder, MultiVectorEncoder
 from sentence_transformers.base.evaluation import BaseEvaluator
+from torch import Tensor
 from transformers.trainer_utils import IntervalStrategy
 
 from st_wkl.data._reading import whole_gains
 from st_wkl.data.selection import own_result, without_own
-from st_wkl.files import content_hash
 from st_wkl.metrics import score_run
 from st_wkl.ranges import check_options
 from st_wkl.text import text_hash
@@ -28,21 +28,13 @@ if TYPE_CHECKING:
     from st_wkl.data.candidates import Candidates
     from st_wkl.data.collection import Collection
     from st_wkl.losses.scoring import Student
-    from st_wkl.training.describe import Describer
 
 logger = logging.getLogger(__name__)
 
 # The training arguments that decide which checkpoint is kept; without a dev split they decide nothing.
 SELECTION_ARGUMENTS = (
-    "eval_strategy",
-    "eval_steps",
-    "eval_delay",
-    "eval_on_start",
-    "save_strategy",
-    "save_steps",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "greater_is_better",
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
 )
 # Enough for recall@100; nDCG@10 needs no more than 10.
 _DEPTH = 100
@@ -56,7 +48,7 @@ class GradedEvaluator(BaseEvaluator):
     Upstream's `InformationRetrievalEvaluator` takes graded judgements, too, but counts each as 1. This one computes
     what `st_wkl.evaluate` and MTEB do: pytrec_eval's nDCG over exact search, texts with the model's own prompts.
 
-    Give it to `distill(eval=…)` or to any sentence-transformers trainer as `evaluator=`; its metrics reach the log as
+    Give it as `evaluator` to `distill` or to any sentence-transformers trainer; its metrics reach the log as
     `eval_<name>_ndcg_at_10` and `eval_<name>_recall_at_100`, the first of which is the one to select checkpoints by.
 
     Args:
@@ -172,12 +164,8 @@ class GradedEvaluator(BaseEvaluator):
         lists = None
         if candidates is not None:
             own = {query: own_result(query, collection.leaves_out_own) for query in qrels}
-            lists = {
-                query: [hit.document_id for hit in candidates.get(query, ()) if hit.document_id not in own[query]][
-                    :_DEPTH
-                ]
-                for query in qrels
-            }
+            found = {query: [hit.document_id for hit in candidates.get(query, ())] for query in qrels}
+            lists = {query: [key for key in keys if key not in own[query]][:_DEPTH] for query, keys in found.items()}
         return cls(
             collection.queries,
             documents,
@@ -189,11 +177,7 @@ class GradedEvaluator(BaseEvaluator):
         )
 
     def check(self, student: Student) -> None:
-        """Stop before training where this cannot evaluate a student.
-
-        Raises:
-            ValueError: If the student is a cross-encoder, which can only rerank, and there are no candidates.
-        """
+        """Stop before training where this cannot evaluate a student: a cross-encoder, without candidates."""
         if isinstance(student, CrossEncoder) and self.candidates is None:
             raise ValueError(
                 "A cross-encoder can only rerank, and this dev split has no candidates. Give it some: "
@@ -210,7 +194,7 @@ class GradedEvaluator(BaseEvaluator):
         """
         self.check(model)
         with torch.inference_mode():
-            run = self._rerank(model) if self.candidates is not None else self._search(model)
+            run = self._search(model) if self.candidates is None else self._rerank(model, self.candidates)
         for query, found in run.items():
             if bad := [key for key, score in found.items() if not math.isfinite(score)]:
                 raise ValueError(
@@ -218,7 +202,7 @@ class GradedEvaluator(BaseEvaluator):
                     "have diverged. Start again with a smaller learning rate."
                 )
         scores = score_run(self.qrels, without_own(run, self.ignore_identical_ids))[0]
-        names = ["ndcg_at_10"] if self.candidates is not None else ["ndcg_at_10", "recall_at_100"]
+        names = ["ndcg_at_10", "recall_at_100"] if self.candidates is None else ["ndcg_at_10"]
         metrics = {f"{self.name}_{label}": scores[label] for label in names}
         self.store_metrics_in_model_card_data(model, metrics, epoch, steps)  # type: ignore[arg-type]
         return metrics
@@ -226,6 +210,14 @@ class GradedEvaluator(BaseEvaluator):
     def get_config_dict(self) -> dict[str, Any]:
         """Return the sizes for the model card."""
         return {"queries": len(self.queries), "documents": len(self.documents), "reranking": bool(self.candidates)}
+
+    def __repr__(self) -> str:
+        """Show what is measured on what."""
+        how = "searched" if self.candidates is None else "in candidate lists"
+        return (
+            f"GradedEvaluator({self.primary_metric}: {len(self.queries):,} queries, {len(self.documents):,} documents, "
+            f"{how})"
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -236,21 +228,15 @@ class GradedEvaluator(BaseEvaluator):
             digest.update(json.dumps(part, sort_keys=True).encode())
         return digest.hexdigest()
 
-    def _options(self, model: Any) -> dict[str, Any]:
-        # Token embeddings of texts of any length come as a list; asking for one tensor of them is an error.
-        whole = {} if isinstance(model, MultiVectorEncoder) else {"convert_to_tensor": True}
-        return {"batch_size": self.batch_size, "show_progress_bar": False, **whole}
-
     def _search(self, model: Any) -> dict[str, dict[str, float]]:
         """Search all documents exactly; keep the best 100 of each query."""
-        options, depth = self._options(model), _DEPTH + self.ignore_identical_ids
+        options, depth = _options(model, self.batch_size), _DEPTH + self.ignore_identical_ids
         queries = model.encode_query(list(self.queries.values()), **options)
         keys, texts = list(self.documents), list(self.documents.values())
         scores, places = torch.empty(len(self.queries), 0), torch.empty(len(self.queries), 0, dtype=torch.long)
         for start in range(0, len(texts), _CHUNK):
             documents = model.encode_document(texts[start : start + _CHUNK], **options)
-            found = model.similarity(queries, documents)
-            found = (found.to_dense() if found.is_sparse else found).float().cpu()
+            found = _dense(model.similarity(queries, documents))
             best, where = found.topk(min(depth, found.shape[1]), dim=1)
             scores, places = torch.cat([scores, best], dim=1), torch.cat([places, where + start], dim=1)
             scores, kept = scores.topk(min(depth, scores.shape[1]), dim=1)
@@ -258,49 +244,62 @@ class GradedEvaluator(BaseEvaluator):
         rows = zip(self.queries, scores.tolist(), places.tolist(), strict=True)
         return {query: {keys[p]: s for p, s in zip(where, found, strict=True)} for query, found, where in rows}
 
-    def _rerank(self, model: Any) -> dict[str, dict[str, float]]:
+    def _rerank(self, model: Any, candidates: dict[str, list[str]]) -> dict[str, dict[str, float]]:
         """Score the candidates of each query."""
-        assert self.candidates is not None
-        lists = {query: [key for key in keys if key in self.documents] for query, keys in self.candidates.items()}
+        lists = {query: [key for key in candidates[query] if key in self.documents] for query in self.queries}
         if isinstance(model, CrossEncoder):
             pairs = [(self.queries[query], self.documents[key]) for query, keys in lists.items() for key in keys]
             # Raw scores: a sigmoid that saturates makes ties.
-            values = iter(
-                model.predict(
-                    pairs, batch_size=self.batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
-                ).tolist()
-            )
+            options = {"batch_size": self.batch_size, "activation_fn": torch.nn.Identity(), "show_progress_bar": False}
+            values = iter(model.predict(pairs, **options).tolist())
             return {query: {key: next(values) for key in keys} for query, keys in lists.items()}
-        options = self._options(model)
-        queries = model.encode_query(list(self.queries.values()), **options)
-        documents = model.encode_document(list(self.documents.values()), **options)
-        place = {key: number for number, key in enumerate(self.documents)}
-        run: dict[str, dict[str, float]] = {}
-        for number, (query, keys) in enumerate(lists.items()):
-            if not keys:
-                run[query] = {}
-                continue
-            chosen = _rows(documents, [place[key] for key in keys])
-            found = model.similarity(_rows(queries, [number]), chosen)
-            found = (found.to_dense() if found.is_sparse else found)[0]
-            run[query] = dict(zip(keys, found.float().tolist(), strict=True))
-        return run
+        texts = list(self.queries.values())
+        found = pool_scores(model, texts, list(lists.values()), self.documents, batch_size=self.batch_size)
+        pairs_of = zip(lists.items(), found, strict=True)
+        return {query: dict(zip(keys, scores.tolist(), strict=True)) for (query, keys), scores in pairs_of}
 
 
-def _rows(embeddings: Any, places: list[int]) -> Any:
-    """Take rows of a dense or sparse matrix, or of a list with the token embeddings of each text."""
-    if isinstance(embeddings, list):
-        return [embeddings[place] for place in places]
-    index = torch.tensor(places, device=embeddings.device)
-    return embeddings.index_select(0, index)
+def pool_scores(
+    model: Any,
+    queries: Sequence[str],
+    pools: Sequence[Sequence[str]],
+    documents: Mapping[str, str],
+    *,
+    batch_size: int = 32,
+) -> list[Tensor]:
+    """Score each query's pool of document ids by an embedding model's own similarity, embedding every text once."""
+    place = {key: number for number, key in enumerate(dict.fromkeys(key for pool in pools for key in pool))}
+    if not place:
+        return [torch.empty(0) for _ in pools]
+    options = _options(model, batch_size)
+    asked = model.encode_query(list(queries), **options)
+    found = model.encode_document([documents[key] for key in place], **options)
+
+    def rows(embeddings: Any, places: list[int]) -> Any:
+        if isinstance(embeddings, list):  # the token embeddings of each text
+            return [embeddings[number] for number in places]
+        return embeddings.index_select(0, torch.tensor(places, device=embeddings.device))
+
+    return [
+        _dense(model.similarity(rows(asked, [number]), rows(found, [place[key] for key in pool])))[0]
+        if pool
+        else torch.empty(0)
+        for number, pool in enumerate(pools)
+    ]
+
+
+def _options(model: Any, batch_size: int) -> dict[str, Any]:
+    # Token embeddings of texts of any length come as a list; asking for one tensor of them is an error.
+    whole = {} if isinstance(model, MultiVectorEncoder) else {"convert_to_tensor": True}
+    return {"batch_size": batch_size, "show_progress_bar": False, **whole}
+
+
+def _dense(scores: Any) -> Any:
+    return (scores.to_dense() if scores.is_sparse else scores).float().cpu()
 
 
 def set_up(args: BaseTrainingArguments, evaluator: BaseEvaluator, student: Student) -> None:
-    """Let training arguments evaluate at each checkpoint and keep the best, unless they say otherwise.
-
-    Raises:
-        ValueError: If the student cannot be evaluated.
-    """
+    """Let training arguments evaluate at each checkpoint and keep the best, unless they say otherwise."""
     if isinstance(evaluator, GradedEvaluator):
         evaluator.check(student)
     if args.eval_strategy == "no":
@@ -330,14 +329,3 @@ def score(evaluator: BaseEvaluator, student: Student) -> float:
     """Return the main metric of a student."""
     found = evaluator(student)
     return round(float(found if isinstance(found, int | float) else found[str(evaluator.primary_metric)]), 6)
-
-
-def identity(evaluator: BaseEvaluator, args: BaseTrainingArguments, describe: Describer) -> dict[str, Any]:
-    """Return what decides which checkpoint is kept, in JSON values."""
-    fingerprint = getattr(evaluator, "fingerprint", None)
-    return {
-        "evaluator": type(evaluator).__name__,
-        "metric": evaluator.primary_metric,
-        "fingerprint": fingerprint or content_hash(describe.part("dev", evaluator), size=16),
-        **{name: describe(getattr(args, name)) for name in SELECTION_ARGUMENTS},
-    }

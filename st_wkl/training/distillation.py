@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.util import get_rank
 from torch import nn
 
+import st_wkl.training.checkpoints as checkpoints
+import st_wkl.training.dev as dev
 from st_wkl._compat import card_text
 from st_wkl._processes import is_first, launched
 from st_wkl._versions import check_adapters, package_versions
@@ -25,32 +28,35 @@ from st_wkl.data.provenance import license_in, stated_license
 from st_wkl.files import content_hash, holds_nothing, owned, sync_tree
 from st_wkl.losses.make import is_static, make_loss
 from st_wkl.model_checks import check_student
-from st_wkl.models import check_reloads, is_trusted, load_model, prompts_of
+from st_wkl.models import check_reloads, hash_weights, is_trusted, load_model, prompts_of
 from st_wkl.publish.model_card import write_model_card
 from st_wkl.ranges import check_arguments, check_options
 from st_wkl.record import RECORD_FILE, Exposure, TrainingRecord
-from st_wkl.training import checkpoints, dev
 from st_wkl.training.data import TrainingData, check_dataset, training_data, try_loss, whole_batches
-from st_wkl.training.describe import Describer, differences, told
-from st_wkl.training.fitting import fit
-from st_wkl.training.guard import say_few_steps
-from st_wkl.training.identity import run_identity, told_arguments, told_options
-from st_wkl.training.lora import check_base, check_config, check_reload, has_adapter, prepare, save
-from st_wkl.training.plot import PLOT_FILE, plot_training
-from st_wkl.training.precision import HALF, name_of, named_dtype, to_master
-from st_wkl.training.rehearsal import keep_exactly, rehearse
-from st_wkl.training.sharding import check_sharded
+from st_wkl.training.guard import (
+    FiniteWeightsCallback,
+    check_loss_values,
+    check_weights,
+    say_few_steps,
+    say_unchanged,
+    watch,
+)
+from st_wkl.training.identity import Describer, differences, run_identity, told, told_arguments, told_options
+from st_wkl.training.lora import check_base, check_config, has_adapter, prepare, save
 from st_wkl.training.students import (
+    HALF,
     STATIC_LEARNING_RATE,
     check_loss,
     default_arguments,
     kind_of,
+    name_of,
+    named_dtype,
+    to_master,
 )
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from peft import LoraConfig
-    from sentence_transformers.base.evaluation import BaseEvaluator
     from sentence_transformers.base.trainer import BaseTrainer
     from sentence_transformers.base.training_args import BaseTrainingArguments
     from transformers import TrainerCallback
@@ -59,12 +65,11 @@ if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
 
 logger = logging.getLogger(__name__)
-_P = ParamSpec("_P")
 
 CHECKPOINTS = "checkpoints"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Distilled:
     """What `distill` returns.
 
@@ -74,26 +79,22 @@ class Distilled:
             dev split `dev_before` and `dev_after`, its main metric.
         record: How it was made.
         folder: Weights, card, `distillation.json` and hashes of the training texts.
+        history: The trainer's log, for a table or a picture: `pandas.DataFrame(made.history).plot("step", "loss")`.
+            Empty where the student was complete already.
     """
 
     student: Student
     results: dict[str, float]
     record: TrainingRecord
     folder: Path
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """Show where it is, how it was made, and what the dev split says."""
+        dev = " → ".join(f"{value:.4f}" for value in self.record.dev.values())
+        return f"Distilled in {self.folder}\n{self.record!r}" + (f"\ndev split: {dev}" if dev else "")
 
 
-def _alone(train: Callable[_P, Distilled]) -> Callable[_P, Distilled]:
-    """Let one run at a time train into a folder; under `torchrun` the first process speaks for all."""
-
-    @functools.wraps(train)
-    def run(*args: _P.args, **kwargs: _P.kwargs) -> Distilled:
-        with owned(str(kwargs["output_dir"])) if is_first() else contextlib.nullcontext():
-            return train(*args, **kwargs)
-
-    return run
-
-
-@_alone
 def distill(
     student: str | Path | Student,
     dataset: DistillationDataset | Dataset | IterableDataset,
@@ -101,27 +102,27 @@ def distill(
     args: BaseTrainingArguments | None = None,
     *,
     output_dir: str | Path,
+    evaluator: BaseEvaluator | None = None,
     lora: bool | LoraConfig = False,
-    eval: BaseEvaluator | None = None,
-    mini_batch_size: int | None = None,
-    callbacks: Iterable[TrainerCallback] = (),
     resume: bool = False,
+    callbacks: Iterable[TrainerCallback] = (),
+    mini_batch_size: int | None = None,
     base_name: str | None = None,
     trust_remote_code: bool = False,
     save_dtype: str | torch.dtype | None = None,
+    eval: BaseEvaluator | None = None,
 ) -> Distilled:
     """Train a student on a distillation dataset with its stock trainer, and save it with the record of its making.
 
     The defaults, and why:
 
-    - Loss: KL and an in-batch contrastive term, the best over the collections of this project's study, where weighted
-      KL is ahead only on documents that were trained on; KL alone for late interaction and cross-encoders, which the
-      study has not seen; inside `SpladeLoss` for sparse students.
+    - Loss: KL and an in-batch contrastive term, the best over the collections of this project's study; KL alone for
+      late interaction and cross-encoders, which the study has not seen; inside `SpladeLoss` for sparse students.
       Temperature 0.05 for a student that compares by cosine, whose scores are too close for a softmax otherwise, 1 for
       others and for the teacher's logits, unless the teacher report finds the teacher nearly one-hot or nearly flat
-      there: then the temperature that it suggests. See `st_wkl.training.make_loss`.
+      there: then the temperature that it suggests. See `make_loss`.
     - Arguments: batches of 32 lists, 3 epochs, a learning rate by model class, a checkpoint each tenth of training. See
-      `st_wkl.training.students.default_arguments`.
+      `default_arguments`.
     - Memory: transformers embed 32 texts at once (`mini_batch_size`), with the gradient of the whole batch; on lists of
       uneven texts that is not slower, since short texts are not padded to the longest of the batch.
     - Precision: weights that a folder holds in bfloat16 or float16 are trained in float32; `bf16=True` in `args` makes
@@ -129,8 +130,8 @@ def distill(
     - Processes: `torchrun` trains the same curve on several as on one at the same global batch; the first one writes.
       With `fsdp=True` in `args` (FSDP2) the student's weights are spread over them; the loss curve and the saved
       weights are those of one process, with an adapter too, on CPUs with gloo, which is all that has been verified. It
-      needs a loss without `mini_batch_size`, has no best checkpoint and cannot be resumed, see
-      `st_wkl.training.sharding.check_sharded`. Other processes than the first return the student in shards.
+      needs a loss without `mini_batch_size`, has no best checkpoint and cannot be resumed. Other processes than the
+      first return the student in shards.
 
     Args:
         student: A `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`, or its Hub id,
@@ -138,162 +139,316 @@ def distill(
         dataset: What `DistillationDatasetBuilder.build` returned. Losses of this package are trained on its full lists
             of any length, through `ListwiseCollator`; upstream's on its columns. Or a `datasets.Dataset` or
             `IterableDataset` in either layout.
-        loss: Name of a loss (a key of `st_wkl.training.LOSSES`), a loss over the student, or a function that
-            makes one from it.
+        loss: Name of a loss (a key of `st_wkl.training.LOSSES`), a loss over the student, or a function that makes one
+            from it.
         args: Training arguments of the student's class. Texts get the student's own prompts for queries and documents,
-            as in evaluation; `prompts` in `args` changes them, for good. This function's `output_dir` takes the place of theirs:
-            checkpoints go to `checkpoints` in it, and are deleted once the student is complete.
+            as in evaluation; `prompts` in `args` changes them, for good. This function's `output_dir` takes the place
+            of theirs: checkpoints go to `checkpoints` in it, and are deleted once the student is complete.
         output_dir: Folder for the trained student: weights, card, `distillation.json` and hashes of the training texts.
             Must not hold anything yet.
-        lora: Train an adapter in place of all weights: True for `st_wkl.training.lora.default_config`, or a `LoraConfig`
-            of peft. The folder then holds the adapter; `st_wkl.training.lora.merge` makes a plain model of it. A
-            student that was loaded with an adapter goes on with it.
-        eval: A dev split to choose the best checkpoint by, see `st_wkl.training.dev.GradedEvaluator`, or any evaluator
-            of sentence-transformers. Unless `args` say when to evaluate, each checkpoint is, and the best is kept.
-            `callbacks=[EarlyStoppingCallback(3)]` of transformers stops when it no longer gets better.
-        mini_batch_size: Texts embedded at once by a loss that is made here; one that is given has its own.
-        callbacks: Further callbacks of the trainer.
+        evaluator: A dev split to choose the best checkpoint by, see `st_wkl.training.dev.GradedEvaluator`, or any
+            evaluator of sentence-transformers. Unless `args` say when to evaluate, each checkpoint is, and the best is
+            kept. `callbacks=[EarlyStoppingCallback(3)]` of transformers stops when it no longer gets better.
+        lora: Train an adapter in place of all weights: True for `st_wkl.training.lora.default_config`, or a
+            `LoraConfig` of peft. The folder then holds the adapter; `merge` makes a plain model of it. A student that
+            was loaded with an adapter goes on with it.
         resume: Go on with the run that was stopped in `output_dir`, with the same result as if it had not been; start
             if there is none; return the student if it is complete.
+        callbacks: Further callbacks of the trainer.
+        mini_batch_size: Texts embedded at once by a loss that is made here; one that is given has its own.
         base_name: What the record calls the model that training started from. Default: its Hub id or folder name.
         trust_remote_code: Run code of the student's repository, whenever it is loaded. Only for repositories that you
             have read. A student that was loaded with it stays so.
         save_dtype: Number type that the student is rounded to before it is measured and saved, such as "bfloat16".
             Default: the one that it was trained in, since a step of training is smaller than what half precision holds.
+        eval: The former name of `evaluator`, for one release.
 
     Returns:
-        The student with its record and folder. The card gains a results table from
-        `st_wkl.publish.model_card.write_model_card`.
+        The student with its record and folder. `st_wkl.publish.model_card.write_model_card` adds results to its card.
 
     Raises:
-        FileExistsError: If `output_dir` holds something already, and it is not this run to be resumed, or another process
-            is at work in it.
+        FileExistsError: If `output_dir` holds something already, and it is not this run to be resumed, or another
+            process is at work in it.
         ImportError: If an adapter is to be trained, and the installed transformers refuses the installed peft.
-        TypeError: If arguments or loss are those of another model class, or the dataset is none.
-        ValueError: If no batch comes of the dataset's rows, or their scores are unusable; if the loss fails on its first
-            rows, was made over another model, or is not finite, nor the weights before they are saved; if the run to
-            resume had another student, dataset, loss
-            or arguments; or if processes of `torchrun` would train alone.
+        TypeError: If arguments or loss are those of another model class, or something is none of what is asked for.
+        ValueError: If no batch comes of the rows, or their scores are unusable; if the loss fails on the first rows,
+            was made over another model or is not finite, or the weights are not; if the run to resume had another
+            student, dataset, loss or arguments; or if processes of `torchrun` would train alone.
 
     Example:
         >>> from st_wkl import DistillationDatasetBuilder, distill
-        >>> builder = DistillationDatasetBuilder("mteb/nfcorpus", "cross-encoder/ms-marco-MiniLM-L12-v2")  # doctest: +SKIP
+        >>> builder = DistillationDatasetBuilder("mteb/nfcorpus", "BAAI/bge-reranker-v2-m3")  # doctest: +SKIP
         >>> distill("minishlab/potion-base-8M", builder.build(), output_dir="my-student").student  # doctest: +SKIP
-    """  # noqa: E501
-    output_dir = Path(output_dir)
+    """
+    if eval is not None:
+        warnings.warn("distill(eval=…) is called evaluator= now.", DeprecationWarning, stacklevel=2)
+        evaluator = eval if evaluator is None else evaluator
+    _check_given(evaluator, args, resume=resume, trust_remote_code=trust_remote_code)
     check_adapters(lora)
     check_options(mini_batch_size=mini_batch_size)
-    if dataclasses.is_dataclass(args):
-        check_arguments(args, eval is not None)
     check_dataset(dataset)
-    loaded, found_name, given = _load(student, trust_remote_code)
-    name = base_name or (found_name if not isinstance(student, nn.Module) else _name_of(loaded, found_name))
-    licence = _licence_of(student, loaded)
-    kind = kind_of(loaded)
-    check_student(loaded)
-    adapted = bool(lora) or has_adapter(loaded)
-    rounded = _rounding(save_dtype, adapted=adapted)
-    if lora and not has_adapter(loaded):
-        check_config(loaded, lora)
-    trained = loaded.dtype
-    output_dir = output_dir.expanduser()
-    args = _arguments(args, loaded, output_dir, lora=adapted)
-    made = _make_loss(loss, loaded, dataset, mini_batch_size)
-    check_loss(made, loaded)
-    data = training_data(dataset, made, loaded, args)
-    say_few_steps(args, data.count)
-    if data.count is None:
-        args.accelerator_config = whole_batches(args)
-    if eval is not None:
-        dev.set_up(args, eval, loaded)
-        dev.say_seen(eval, dataset)
-    work = output_dir / CHECKPOINTS
-    args.output_dir = str(work)
-    args.restore_callback_states_from_checkpoint = True  # a resumed run has to be as patient as it was
+    folder = Path(output_dir).expanduser()
+    # One run at a time trains into a folder; under `torchrun` the first process speaks for all.
+    with owned(folder) if is_first() else contextlib.nullcontext():
+        loaded, name, given = _load(student, trust_remote_code)
+        run = _Run(
+            student=loaded,
+            name=base_name or name,
+            licence=_licence_of(student, loaded),
+            precision={"loaded": name_of(given), "trained": name_of(loaded.dtype)},
+            trusted=is_trusted(loaded, trust_remote_code),
+            lora=lora,
+            rounded=_rounding(save_dtype, adapted=bool(lora) or has_adapter(loaded)),
+            folder=folder,
+            args=_arguments(args, loaded, folder, lora=bool(lora) or has_adapter(loaded)),
+            evaluator=evaluator,
+            callbacks=list(callbacks),
+            dataset=dataset,
+            loss=_make_loss(loss, loaded, dataset, mini_batch_size),
+        )
+        identity, data = run.prepare(resume=resume)
+        if resume and (finished := run.finished(identity)) is not None:
+            logger.info("%s is complete: nothing to do.", folder)
+            return finished
+        return run.train(identity, data, resume=resume)
 
-    callbacks = list(callbacks)
-    describe = Describer(loaded)
-    identity = run_identity(
-        student=loaded,
-        dataset=dataset,
-        data=data,
-        loss=made,
-        args=args,
-        lora=lora,
-        evaluator=eval,
-        callbacks=callbacks,
-        describe=describe,
-        save_dtype=rounded,
-    )
-    if resume and (finished := _finished(output_dir, identity, is_trusted(loaded, trust_remote_code))) is not None:
-        logger.info("%s is complete: nothing to do.", output_dir)
-        return finished
-    checkpoints.check_resumable(args, made, describe, dataset, resume=resume)
-    _check_folder(output_dir, work)
-    if is_first():
-        check_reloads(loaded, trust_remote_code)
-    checkpoint = checkpoints.start_run(work, identity, resume=resume)
-    _wait()  # the trainer of a quicker process would make the folder that this one has yet to look at
-    start = time.perf_counter()
-    transformers.set_seed(args.seed)  # an adapter starts at random
-    adapter = _adapt(loaded, lora, trust_remote_code) if adapted else {}
-    args.prompts = data.prompts  # those of lists are their collator's
-    args.router_mapping = args.router_mapping or data.routes
-    trainer = kind.trainer(
-        model=loaded,
-        args=args,
-        train_dataset=data.rows,
-        loss=made,
-        data_collator=data.collator,
-        evaluator=eval,
-        callbacks=callbacks or None,
-    )
-    try:
-        _check_trainer(trainer, made, data, checkpoint)
-    except Exception:
-        _remove_empty(work, output_dir)  # the trainer makes its folder at once
-        raise
-    _wait()  # every process has looked before one of them writes
-    if get_rank() == 0:
-        checkpoints.write_identity(work, identity)
-    if adapted:
-        keep_exactly(trainer, trust_remote_code=trust_remote_code)
-    loaded, history, scores = fit(trainer, made, eval, checkpoint, rounded)
-    record = TrainingRecord(
-        student=name,
-        loss=type(made).__name__,
-        loss_config=told_options(made),
-        loss_citation=str(getattr(made, "citation", "")),
-        teacher=data.provenance.get("teacher", {}),
-        dataset={**data.provenance, **({} if data.count is None else {"rows_trained": data.count})},
-        arguments=told_arguments(args, identity),
-        seconds=round(time.perf_counter() - start, 1),
-        versions=package_versions(("sentence-transformers", "transformers", "torch", "peft")),
-        lora=adapter,
-        dev=scores,
-        student_license=licence,
-        prompts=prompts_of(loaded),
-        run=content_hash(identity, size=16),
-        identity=identity,
-        precision={"loaded": name_of(given), "trained": name_of(trained), "saved": name_of(loaded.dtype)},
-    )
-    if get_rank() == 0:
-        _save(loaded, output_dir, record, dataset, history, is_trusted(loaded, trust_remote_code))
-        checkpoints.remove(work)
-    _wait()
-    return Distilled(loaded, _results(history, record), record, output_dir)
+
+def _check_given(evaluator: Any, args: Any, **switches: Any) -> None:
+    """Stop at values of another kind, which the trainer would take or trip over late."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}; it has to be True or False.")
+    if evaluator is not None and not isinstance(evaluator, BaseEvaluator):
+        raise TypeError(
+            f"evaluator is {evaluator!r:.80}; it has to be a GradedEvaluator or another "
+            "evaluator of sentence-transformers, of which SequentialEvaluator joins several."
+        )
+    if dataclasses.is_dataclass(args):
+        check_arguments(args, evaluator is not None)
+
+
+@dataclass
+class _Run:
+    """What a run was given, each part checked for itself; nothing is written yet."""
+
+    student: Student
+    name: str
+    licence: str
+    precision: dict[str, str]
+    trusted: bool
+    lora: bool | LoraConfig
+    rounded: torch.dtype | None
+    folder: Path
+    args: BaseTrainingArguments
+    evaluator: BaseEvaluator | None
+    callbacks: list[TrainerCallback]
+    dataset: Any
+    loss: nn.Module
+
+    @property
+    def work(self) -> Path:
+        """Where checkpoints go."""
+        return self.folder / CHECKPOINTS
+
+    def prepare(self, *, resume: bool) -> tuple[dict[str, Any], TrainingData]:
+        """Check what has to fit together; return the run's identity and its rows."""
+        args, student = self.args, self.student
+        check_student(student)
+        if self.lora and not has_adapter(student):
+            check_config(student, self.lora)
+        check_loss(self.loss, student)
+        data = training_data(self.dataset, self.loss, student, args)
+        say_few_steps(args, data.count)
+        if data.count is None:
+            args.accelerator_config = whole_batches(args)
+        if self.evaluator is not None:
+            dev.set_up(args, self.evaluator, student)
+            dev.say_seen(self.evaluator, self.dataset)
+        args.output_dir = str(self.work)
+        args.restore_callback_states_from_checkpoint = True  # a resumed run has to be as patient as it was
+        describe = Describer(student)
+        identity = run_identity(
+            student=student,
+            dataset=self.dataset,
+            data=data,
+            loss=self.loss,
+            args=args,
+            lora=self.lora,
+            evaluator=self.evaluator,
+            callbacks=self.callbacks,
+            describe=describe,
+            save_dtype=self.rounded,
+        )
+        if not (resume and (self.folder / RECORD_FILE).is_file()):
+            checkpoints.check_resumable(args, self.loss, describe, self.dataset, resume=resume)
+        return identity, data
+
+    def finished(self, identity: dict[str, Any]) -> Distilled | None:
+        """Return the complete student of this very run, None if there is none yet."""
+        folder = self.folder
+        if not (folder / RECORD_FILE).is_file():
+            return None
+        record = TrainingRecord.load(folder)
+        if not record.identity:
+            raise FileExistsError(
+                f"{folder} holds a student of an earlier version of st-wkl, whose record does not tell all that it was "
+                "trained with, so whether this is the same run cannot be told. Choose another folder, or delete it if "
+                "it may go."
+            )
+        if found := differences(record.identity, identity):
+            raise FileExistsError(
+                f"{folder} holds a student that was trained from another student, dataset, loss or arguments "
+                f"({told(found)}). Choose another folder, or delete it if it may go."
+            )
+        if is_first():
+            checkpoints.remove(self.work)  # of a process that was killed while it did
+        # An adapter would be rounded to what its base model is stored in.
+        dtype = named_dtype(record.precision["saved"]) if record.precision else None
+        student: Any = load_model(folder, trust_remote_code=self.trusted, dtype=dtype)[0]
+        return Distilled(student, _results([], record), record, folder)
+
+    def train(self, identity: dict[str, Any], data: TrainingData, *, resume: bool) -> Distilled:
+        """Train, or do what is left of it, and save."""
+        self._check_folder()
+        if is_first():
+            check_reloads(self.student, self.trusted)
+        checkpoint = checkpoints.start_run(self.work, identity, resume=resume)
+        _wait()  # the trainer of a quicker process would make the folder that this one has yet to look at
+        start = time.perf_counter()
+        transformers.set_seed(self.args.seed)  # an adapter starts at random
+        adapter = self._adapt()
+        trainer = self._trainer(data, checkpoint)
+        _wait()  # every process has looked before one of them writes
+        if get_rank() == 0:
+            checkpoints.write_identity(self.work, identity)
+        if adapter:
+            checkpoints.keep_exactly(trainer, trust_remote_code=self.trusted)
+        student, history, scores = self._fit(trainer, checkpoint)
+        record = TrainingRecord(
+            student=self.name,
+            loss=type(self.loss).__name__,
+            loss_config=told_options(self.loss),
+            loss_citation=str(getattr(self.loss, "citation", "")),
+            teacher=data.provenance.get("teacher", {}),
+            dataset={**data.provenance, **({} if data.count is None else {"rows_trained": data.count})},
+            arguments=told_arguments(self.args, identity),
+            seconds=round(time.perf_counter() - start, 1),
+            versions=package_versions(("sentence-transformers", "transformers", "torch", "peft")),
+            lora=adapter,
+            dev=scores,
+            student_license=self.licence,
+            prompts=prompts_of(student),
+            run=content_hash(identity, size=16),
+            identity=identity,
+            precision={**self.precision, "saved": name_of(student.dtype)},
+        )
+        if get_rank() == 0:
+            self._save(student, record)
+            checkpoints.remove(self.work)
+        _wait()
+        return Distilled(student, _results(history, record), record, self.folder, history)
+
+    def _check_folder(self) -> None:
+        """Refuse a folder that holds anything but the unfinished run."""
+        folder, work = self.folder, self.work
+        there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        # The trainer makes the folder of checkpoints before this package writes whose they are.
+        begun = there == [work.name] and holds_nothing(work)
+        ours = begun or ((work / checkpoints.IDENTITY_FILE).is_file() and RECORD_FILE not in there)
+        if (folder.exists() and not folder.is_dir()) or (there and not ours):
+            raise FileExistsError(f"{folder} is not empty. Choose another folder, or delete it if it may go.")
+
+    def _adapt(self) -> dict[str, Any]:
+        """Put an adapter on, if there is to be one, and try whether it can be kept."""
+        if not self.lora and not has_adapter(self.student):
+            return {}
+        adapter = prepare(self.student, self.lora or True)
+        if is_first():  # the others have the same adapter, and transformers lets one process save
+            checkpoints.rehearse(self.student, trust_remote_code=self.trusted)
+        return adapter
+
+    def _trainer(self, data: TrainingData, checkpoint: checkpoints.Checkpoint | None) -> BaseTrainer:
+        """Return a trainer, and find what only the trainer knows before it starts."""
+        args = self.args
+        args.prompts = data.prompts  # those of lists are their collator's
+        args.router_mapping = args.router_mapping or data.routes
+        trainer = kind_of(self.student).trainer(
+            model=self.student,
+            args=args,
+            train_dataset=data.rows,
+            loss=self.loss,
+            data_collator=data.collator,
+            evaluator=self.evaluator,
+            callbacks=self.callbacks or None,
+        )
+        try:
+            if trainer.is_fsdp_enabled:
+                checkpoints.check_sharded(args, self.loss, resuming=checkpoint is not None)
+            elif args.fsdp:
+                logger.warning("accelerate leaves FSDP out on this device: every process holds the whole student.")
+            try_loss(trainer, self.loss, data.rows)
+        except Exception:
+            for made in (self.work, self.folder):  # the trainer makes its folder at once
+                if made.is_dir() and not any(made.iterdir()):
+                    made.rmdir()
+            raise
+        return trainer
+
+    def _fit(
+        self, trainer: BaseTrainer, checkpoint: checkpoints.Checkpoint | None
+    ) -> tuple[Any, list[dict[str, Any]], dict[str, float]]:
+        """Return the trained student, whole on the first process; the log; its dev scores before and after."""
+        student: Any = trainer.model
+        whole = checkpoints.WholeCopy(trainer, main=get_rank() == 0) if trainer.is_fsdp_enabled else None
+        watch(trainer, self.loss)
+        trainer.add_callback(FiniteWeightsCallback())
+        trainer.add_callback(checkpoints.DurableCheckpoints())
+        watched = self.loss.register_forward_hook(check_loss_values)
+        before = None if whole is not None else hash_weights(student)
+        scores = {} if self.evaluator is None else {"before": dev.score(self.evaluator, student)}
+        try:
+            history = checkpoints.train(trainer, checkpoint)
+        finally:
+            watched.remove()
+        if before is not None and before == hash_weights(student):
+            say_unchanged(self.args, trainer.state.global_step)
+        if self.rounded is not None and whole is None:
+            student.to(self.rounded)  # what is measured is what is saved
+            check_weights(student, self.args, trainer.state.global_step)
+        if self.evaluator is not None:
+            scores["after"] = dev.score(self.evaluator, student)
+        return (student if whole is None else whole.gathered(self.rounded) or student), history, scores
+
+    def _save(self, student: Student, record: TrainingRecord) -> None:
+        """Write the student and all that belongs to it; the record comes last, so a folder with it is complete."""
+        for left in self.folder.glob(".tmp*"):  # safetensors gives weights their name when they are whole
+            left.unlink()
+        save(student, self.folder)
+        write_model_card(self.folder, record=record, results={})
+        if hasattr(self.dataset, "provenance"):
+            Exposure.of(self.dataset).save(self.folder)
+        sync_tree(self.folder)
+        record.save(self.folder)
 
 
 def _load(student: str | Path | Student, trust_remote_code: bool) -> tuple[Student, str, torch.dtype | None]:
     """Return the student as it is trained, its name, and the number type that it came in."""
     loaded, name = load_model(student, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
     given = to_master(loaded)
-    if has_adapter(loaded) and not isinstance(student, nn.Module):
+    if isinstance(student, nn.Module):
+        return loaded, loaded.model_card_data.base_model or name, given
+    if has_adapter(loaded):
         if given in HALF:  # an adapter was rounded to what its base model is stored in
             loaded = load_model(student, trust_remote_code=trust_remote_code, dtype=torch.float32)[0]
         if (Path(student) / RECORD_FILE).is_file():
             check_base(loaded, TrainingRecord.load(student).lora)
     return loaded, name, given
+
+
+def _licence_of(given: Any, loaded: Student) -> str:
+    """Return what the card of the model that training starts from states, `""` if nothing."""
+    source = getattr(loaded.config, "name_or_path", None) if isinstance(given, nn.Module) else given
+    return license_in(card_text(loaded)) or (stated_license(source) if source else None) or ""
 
 
 def _rounding(save_dtype: str | torch.dtype | None, *, adapted: bool) -> torch.dtype | None:
@@ -303,14 +458,6 @@ def _rounding(save_dtype: str | torch.dtype | None, *, adapted: bool) -> torch.d
             "`st_wkl.training.lora.merge`."
         )
     return None if save_dtype is None else named_dtype(save_dtype)
-
-
-def _adapt(student: Student, lora: bool | LoraConfig, trust_remote_code: bool) -> dict[str, Any]:
-    """Put an adapter on, and try whether it can be kept."""
-    adapter = prepare(student, lora or True)
-    if is_first():  # the others have the same adapter, and transformers lets one process save
-        rehearse(student, trust_remote_code=trust_remote_code)
-    return adapter
 
 
 def _arguments(
@@ -352,108 +499,10 @@ def _make_loss(loss: Any, student: Student, dataset: Any, mini_batch_size: int |
     return made
 
 
-def _finished(folder: Path, identity: dict[str, Any], trust_remote_code: bool) -> Distilled | None:
-    """Return the complete student of this very run, None if there is none yet."""
-    if not (folder / RECORD_FILE).is_file():
-        return None
-    record = TrainingRecord.load(folder)
-    if not record.identity:
-        raise FileExistsError(
-            f"{folder} holds a student of an earlier version of st-wkl, whose record does not tell all that it was "
-            "trained with, so whether this is the same run cannot be told. Choose another folder, or delete it if it "
-            "may go."
-        )
-    if found := differences(record.identity, identity):
-        raise FileExistsError(
-            f"{folder} holds a student that was trained from another student, dataset, loss or arguments "
-            f"({told(found)}). Choose another folder, or delete it if it may go."
-        )
-    if is_first():
-        checkpoints.remove(folder / CHECKPOINTS)  # of a process that was killed while it did
-    # An adapter would be rounded to what its base model is stored in.
-    dtype = named_dtype(record.precision["saved"]) if record.precision else None
-    student: Any = load_model(folder, trust_remote_code=trust_remote_code, dtype=dtype)[0]
-    return Distilled(student, _results([], record), record, folder)
-
-
-def _check_folder(folder: Path, work: Path) -> None:
-    """Refuse a folder that holds anything but the unfinished run."""
-    if not folder.exists():
-        return
-    # The trainer makes the folder of checkpoints before this package writes whose they are.
-    begun = (
-        [path.name for path in folder.iterdir()] == [work.name] and holds_nothing(work) if folder.is_dir() else False
-    )
-    ours = begun or ((work / checkpoints.IDENTITY_FILE).is_file() and not (folder / RECORD_FILE).exists())
-    if not folder.is_dir() or (any(folder.iterdir()) and not ours):
-        raise FileExistsError(f"{folder} is not empty. Choose another folder, or delete it if it may go.")
-
-
-def _remove_empty(*folders: Path) -> None:
-    for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _check_trainer(
-    trainer: BaseTrainer, loss: nn.Module, data: TrainingData, checkpoint: checkpoints.Checkpoint | None
-) -> None:
-    """Find what only the trainer knows, before it starts."""
-    if trainer.is_fsdp_enabled:
-        check_sharded(trainer.args, loss, resuming=checkpoint is not None)
-    elif trainer.args.fsdp:
-        logger.warning("accelerate leaves FSDP out on this device: every process holds the whole student.")
-    try_loss(trainer, loss, data.rows)
-
-
-def _save(
-    student: Student,
-    folder: Path,
-    record: TrainingRecord,
-    dataset: Any,
-    history: list[dict[str, Any]],
-    trust_remote_code: bool,
-) -> None:
-    """Write the student and all that belongs to it; the record comes last, so a folder with it is complete."""
-    for left in folder.glob(".tmp*"):  # safetensors gives weights their name when they are whole
-        left.unlink()
-    save(student, folder)
-    if record.lora:
-        check_reload(student, folder, trust_remote_code=trust_remote_code)
-    write_model_card(folder, record=record, results={})
-    if hasattr(dataset, "provenance"):
-        Exposure.of(dataset).save(folder)
-    _plot(history, folder / PLOT_FILE)
-    sync_tree(folder)
-    record.save(folder)
-
-
-def _plot(history: list[dict[str, Any]], path: Path) -> None:
-    try:
-        plot_training(history, path)
-    except ImportError as error:
-        _say_once(str(error))
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    logger.info("%s", message)
-
-
 def _results(history: list[dict[str, Any]], record: TrainingRecord) -> dict[str, float]:
     losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
     scores = {f"dev_{when}": value for when, value in record.dev.items()}
     return {"seconds": record.seconds, **({"train_loss": losses[-1]} if losses else {}), **scores}
-
-
-def _name_of(student: Student, found: str) -> str:
-    return student.model_card_data.base_model or found
-
-
-def _licence_of(given: Any, loaded: Student) -> str:
-    """Return what the card of the model that training starts from states, `""` if nothing."""
-    source = getattr(loaded.config, "name_or_path", None) if isinstance(given, nn.Module) else given
-    return license_in(card_text(loaded)) or (stated_license(source) if source else None) or ""
 
 
 def _wait() -> None:

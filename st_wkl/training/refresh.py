@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.util import get_rank, get_world_size
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_wkl.data.runs import Candidates
 from st_wkl.data.selection import own_document
 from st_wkl.files import write_text
 from st_wkl.ranges import check_options
+from st_wkl.training.checkpoints import checkpoint_folder
+from st_wkl.training.dev import pool_scores
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import TrainerControl, TrainerState, TrainingArguments
-
     from st_wkl.data.builder import DistillationDatasetBuilder
     from st_wkl.data.dataset import DistillationDataset
 
@@ -47,8 +46,8 @@ class RefreshCandidatesCallback(TrainerCallback):
 
     Give `train_dataset` to the trainer together with `ListwiseCollator`, and the callback to its `callbacks`. The rows
     of that dataset change under the trainer: their number and order stay, a query whose list cannot be renewed keeps
-    its old one. Rows have to be read in the training process (`dataloader_num_workers=0`), since workers hold copies
-    that no refresh reaches. Checkpoints hold the lists; a run that is resumed goes on as if it had not been stopped.
+    its old one. Rows have to be read in the training process (`dataloader_num_workers=0`). Checkpoints hold the lists;
+    a run that is resumed goes on as if it had not been stopped.
 
     Args:
         builder: The builder that made the dataset. Its teacher, store, selection and pairwise teacher serve for the new
@@ -72,13 +71,10 @@ class RefreshCandidatesCallback(TrainerCallback):
         student and judged by the teacher as in speculative distillation, https://arxiv.org/abs/2410.11325.
 
     Example:
-        >>> builder = DistillationDatasetBuilder("mteb/nfcorpus", "cross-encoder/ms-marco-MiniLM-L12-v2")  # doctest: +SKIP
+        >>> builder = DistillationDatasetBuilder("mteb/nfcorpus", "BAAI/bge-reranker-v2-m3")  # doctest: +SKIP
         >>> refresh = RefreshCandidatesCallback(builder, builder.build(), every=100)  # doctest: +SKIP
-        >>> trainer = SentenceTransformerTrainer(
-        ...     student, args, refresh.train_dataset, loss=WeightedKLDistillationLoss(student),
-        ...     data_collator=ListwiseCollator(student), callbacks=[refresh],
-        ... )  # doctest: +SKIP
-    """  # noqa: E501
+        >>> distill(student, refresh.train_dataset, output_dir="my-student", callbacks=[refresh])  # doctest: +SKIP
+    """
 
     def __init__(
         self,
@@ -115,7 +111,6 @@ class RefreshCandidatesCallback(TrainerCallback):
 
         They are looked up at the moment that a batch is made.
         """
-        from datasets import Dataset
 
         def current(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
             lists = self._previous if self._one_batch_behind else self._rows
@@ -157,9 +152,7 @@ class RefreshCandidatesCallback(TrainerCallback):
             found["ranks"] = row.get("ranks") or [1] * len(row["document_ids"])
         return found
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the setting, and take the lists of a checkpoint where training is resumed."""
         model = kwargs["model"]
         if isinstance(model, CrossEncoder):
@@ -170,34 +163,26 @@ class RefreshCandidatesCallback(TrainerCallback):
                 "which no refresh reaches. Set it to 0."
             )
         if state.global_step:
-            given = args.resume_from_checkpoint
-            known = isinstance(given, str) and Path(given).is_dir()
-            self.load(Path(str(given)) if known else _checkpoint(args, state))
+            self.load(checkpoint_folder(args, state, resumed=True))
             # An undisturbed run had fetched one batch ahead of the refresh, except at the end of an epoch.
             within_epoch = not float(state.epoch or 0).is_integer()
             self._one_batch_behind = within_epoch and self._refreshed_at == state.global_step
         elif self.refreshes_ranks:
             self._rank(model)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refresh every k steps, but not after the last one."""
         if state.global_step % self.every == 0 and state.global_step < state.max_steps:
             self.refresh(kwargs["model"], state.global_step)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the lists beside the weights."""
         if state.is_world_process_zero:
-            self.save(_checkpoint(args, state), state.global_step)
+            self.save(checkpoint_folder(args, state), state.global_step)
 
     def refresh(self, model: Retriever, step: int = 0) -> None:
-        """Let the student propose candidates, have the new ones scored, and rank.
-
-        Args:
-            model: The student as it is.
-            step: Where training is, for `history`.
-        """
-        training = model.training
-        before = self._rows
+        """Let the student propose candidates, have the new ones scored, and rank; `history` tells of the step."""
+        training, before = model.training, self._rows
         if self.refreshes_candidates:
             self._mine(model)
         if self.refreshes_ranks:
@@ -216,39 +201,27 @@ class RefreshCandidatesCallback(TrainerCallback):
     def _mine(self, model: Any) -> None:
         found: list[Any] = [None]
         if get_rank() == 0:
+            builder = self.builder
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what is left out was said when the dataset was built
-                found = [self._built(model)]
+                self._mined = builder.candidates = builder.find_candidates(model, show_progress=self.show_progress)
+                found = [builder.build(show_progress=self.show_progress).train.with_format(None).to_list()]
         if get_world_size() > 1:
             torch.distributed.broadcast_object_list(found, src=0)
         new = {row["query_id"]: row for row in found[0]}
         self._rows = [new.get(row["query_id"], row) for row in self._rows]
 
-    def _built(self, model: Any) -> list[dict[str, Any]]:
-        builder = self.builder
-        builder.candidates = builder.find_candidates(model, show_progress=self.show_progress)
-        self._mined = builder.candidates
-        return builder.build(show_progress=self.show_progress).train.with_format(None).to_list()
-
     def _rank(self, model: Any) -> None:
-        texts = self.builder.collection
-        pools = []
+        texts, pools = self.builder.collection, []
         for row in self._rows:
             mined = dict.fromkeys(hit.document_id for hit in self._mined.get(row["query_id"], ()))
             ranked = [key for key in mined if key not in own_document(texts, row["query_id"])]
             pools.append(list(dict.fromkeys([*row["document_ids"], *ranked])))
-        training = model.training
-        ranks = student_ranks_in(
-            model,
-            [texts.queries[row["query_id"]] for row in self._rows],
-            pools,
-            texts.documents,
-            batch_size=self.batch_size,
-        )
+        queries, training = [texts.queries[row["query_id"]] for row in self._rows], model.training
+        ranks = student_ranks_in(model, queries, pools, texts.documents, batch_size=self.batch_size)
         model.train(training)
-        self._rows = [
-            {**row, "ranks": rank[: len(row["document_ids"])]} for row, rank in zip(self._rows, ranks, strict=True)
-        ]
+        kept = zip(self._rows, ranks, strict=True)
+        self._rows = [{**row, "ranks": rank[: len(row["document_ids"])]} for row, rank in kept]
 
     def save(self, folder: Path, step: int) -> Path:
         """Write the lists to a folder; those before the refresh as well, where it was at this very step."""
@@ -277,10 +250,6 @@ class RefreshCandidatesCallback(TrainerCallback):
         self._previous, self._refreshed_at = state["previous"] or state["rows"], state["step"]
 
 
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-
-
 def student_ranks_in(
     model: Retriever,
     queries: Sequence[str],
@@ -289,39 +258,7 @@ def student_ranks_in(
     *,
     batch_size: int = 32,
 ) -> list[list[int]]:
-    """Rank each query's pool of documents by a student, 1 = best.
-
-    Args:
-        model: The student, whose own similarity ranks.
-        queries: n texts.
-        pools: n lists of document ids.
-        documents: `{document_id: text}`.
-        batch_size: Texts that are embedded at once.
-
-    Returns:
-        n lists of ranks, in the order of the pools.
-    """
-    used = list(dict.fromkeys(document_id for pool in pools for document_id in pool))
-    if not used:
-        return [[] for _ in pools]
-    place = {document_id: number for number, document_id in enumerate(used)}
-    several = isinstance(model, MultiVectorEncoder)
-    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False}
-    options |= {} if several else {"convert_to_tensor": True}
-    found: Any = model.encode_document([documents[document_id] for document_id in used], **options)
-    asked: Any = model.encode_query(list(queries), **options)
-    ranks: list[list[int]] = []
-    for query, pool in zip(asked, pools, strict=True):
-        index = [place[document_id] for document_id in pool]
-        if not index:
-            ranks.append([])
-            continue
-        if several:
-            similarity = model.similarity([query], [found[number] for number in index])
-        else:
-            chosen = torch.tensor(index, dtype=torch.long, device=found.device)
-            similarity = model.similarity(query[None], found.index_select(0, chosen))
-        scores = similarity[0].float().cpu().numpy()
-        ordered = np.sort(-scores)
-        ranks.append((np.searchsorted(ordered, -scores, side="left") + 1).tolist())
-    return ranks
+    """Rank each query's pool of document ids by a student's own similarity, 1 = best, in the order of the pools."""
+    found = pool_scores(model, queries, pools, documents, batch_size=batch_size)
+    negated = [-scores.numpy() for scores in found]
+    return [(np.searchsorted(np.sort(scores), scores, side="left") + 1).tolist() for scores in negated]

@@ -1,13 +1,15 @@
-"""What differs between the four model classes in training: trainer, arguments and learning rate."""
+"""What differs between the four model classes in training: trainer, arguments, learning rate, number type."""
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from sentence_transformers import (
     CrossEncoder,
     CrossEncoderTrainer,
@@ -22,12 +24,13 @@ from sentence_transformers import (
     SparseEncoderTrainer,
     SparseEncoderTrainingArguments,
 )
+from sentence_transformers.util import load_file_path
 from torch import nn
 
-from st_wkl import losses as ours
 from st_wkl._processes import launched
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.make import is_static
+from st_wkl.losses.weighted_sum import WeightedSumLoss
 
 if TYPE_CHECKING:
     from sentence_transformers.base.trainer import BaseTrainer
@@ -42,62 +45,37 @@ logger = logging.getLogger(__name__)
 STATIC_LEARNING_RATE = 0.1
 # An adapter starts as zero and has few weights; peft's examples and the papers take about ten times the full rate.
 LORA_LEARNING_RATE = 2e-4
+# Of 8 and 11 significant bits: an update of less than a thousandth of a weight is rounded away.
+HALF = (torch.bfloat16, torch.float16)
+_SAVED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class StudentKind:
-    """The parts of sentence-transformers that train one model class.
-
-    Args:
-        model: The model class.
-        trainer: Its trainer.
-        arguments: Its training arguments.
-        learning_rate: Where fine-tuning starts by default.
-        package: The subpackage that holds its losses.
-    """
+    """The parts of sentence-transformers that train one model class, and where fine-tuning starts by default."""
 
     model: type
     trainer: type[BaseTrainer]
     arguments: type[BaseTrainingArguments]
     learning_rate: float
-    package: str
+
+    @property
+    def package(self) -> str:
+        """The subpackage that holds its losses."""
+        return self.model.__module__.rpartition(".")[0]
 
 
 KINDS = (
-    StudentKind(
-        SparseEncoder,
-        SparseEncoderTrainer,
-        SparseEncoderTrainingArguments,
-        2e-5,
-        "sentence_transformers.sparse_encoder",
-    ),
+    StudentKind(SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments, 2e-5),
     # Only the projection of a late-interaction model is new, but every token's embedding takes part in the score.
-    StudentKind(
-        MultiVectorEncoder,
-        MultiVectorEncoderTrainer,
-        MultiVectorEncoderTrainingArguments,
-        1e-5,
-        "sentence_transformers.multi_vector_encoder",
-    ),
-    StudentKind(
-        CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments, 2e-5, "sentence_transformers.cross_encoder"
-    ),
-    StudentKind(
-        SentenceTransformer,
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
-        2e-5,
-        "sentence_transformers.sentence_transformer",
-    ),
+    StudentKind(MultiVectorEncoder, MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments, 1e-5),
+    StudentKind(CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments, 2e-5),
+    StudentKind(SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments, 2e-5),
 )
 
 
 def kind_of(student: Student) -> StudentKind:
-    """Return what trains a student.
-
-    Raises:
-        TypeError: If it is none of the four model classes.
-    """
+    """Return what trains a student."""
     for kind in KINDS:
         if isinstance(student, kind.model):
             return kind
@@ -147,9 +125,78 @@ def default_arguments(
     return kind.arguments(output_dir=str(output_dir), **{**chosen, **changes})
 
 
+def named_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return one of the number types that weights are saved in."""
+    found = _SAVED.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if found is None or found not in _SAVED.values():
+        raise ValueError(f"There is no number type {dtype!r} to save weights in; those are {', '.join(_SAVED)}.")
+    return found
+
+
+def name_of(dtype: torch.dtype | None) -> str:
+    """Return how a record names a number type."""
+    return str(dtype).removeprefix("torch.")
+
+
+def to_master(student: Student) -> torch.dtype | None:
+    """Turn weights in half precision into float32, in place, and return the type that they had.
+
+    A folder that was saved in bfloat16 or float16 is loaded so unless somebody says otherwise, and a step of training
+    is smaller than what such a number can hold. The values stay as they are. A student that its owner has cast, so that
+    it is of another type than what its folder holds, is trained as it was given.
+    """
+    weights = [weight for weight in student.parameters() if weight.is_floating_point()]
+    half = {weight.dtype for weight in weights} & {*HALF}
+    if not half:
+        return weights[0].dtype if weights else None
+    given = min(half, key=str)
+    config = getattr(student, "config", None)
+    loaded, stored = getattr(config, "dtype", None), _stored_dtype(getattr(config, "name_or_path", None))
+    if (isinstance(loaded, torch.dtype) and loaded is not given) or stored not in (None, given):
+        logger.warning(
+            "The student was cast to %s and is trained in it: updates that are small beside their weights are rounded "
+            "away. Leave it in float32 and set bf16=True in args for speed.",
+            name_of(given),
+        )
+        return given
+    for tensor in (*student.parameters(), *student.buffers()):
+        if tensor.dtype in HALF:
+            tensor.data = tensor.data.float()
+    logger.info(
+        "The student's weights are %s; they are trained, and saved unless save_dtype says otherwise, in float32. For "
+        "speed, set bf16=True in args.",
+        name_of(given),
+    )
+    return given
+
+
+def _stored_dtype(source: str | None) -> torch.dtype | None:
+    """Return the number type that transformers loads a folder or Hub id in by default, None if that is not known."""
+    if not source:
+        return None
+
+    def read(file: str) -> Any:
+        path = load_file_path(source, file)
+        return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+
+    try:
+        folder = (read("modules.json") or [{"path": ""}])[0]["path"]
+        prefix = f"{folder}/" if folder else ""
+        config = read(f"{prefix}config.json") or {}
+        if named := config.get("dtype") or config.get("torch_dtype"):
+            return getattr(torch, name_of(named), None)
+        if (weights := load_file_path(source, f"{prefix}model.safetensors")) is None:
+            return None
+    except (OSError, ValueError, LookupError):
+        return None
+    with safe_open(weights, framework="pt") as file:  # the header alone
+        dtypes = (file.get_slice(name)[:0].dtype for name in file.keys())  # noqa: SIM118 - no mapping
+        return next((dtype for dtype in dtypes if dtype.is_floating_point), None)
+
+
 def takes_lists(loss: nn.Module) -> bool:
     """Tell whether a loss understands what `ListwiseCollator` makes; upstream's losses need columns."""
-    if isinstance(loss, ours.WeightedSumLoss):
+    if isinstance(loss, WeightedSumLoss):
         return all(takes_lists(term) for term in loss.losses)
     if isinstance(loss, StudentLoss) or hasattr(loss, "loss_from_scores"):
         return True
@@ -158,12 +205,7 @@ def takes_lists(loss: nn.Module) -> bool:
 
 
 def check_loss(loss: nn.Module, student: Student) -> None:
-    """Stop where a loss would train nothing, or another model class.
-
-    Raises:
-        TypeError: If the loss belongs to another model class.
-        ValueError: If it was made over another model.
-    """
+    """Stop where a loss would train nothing, or another model class."""
     kind, name = kind_of(student), type(loss).__name__
     for part in loss.modules():
         home = type(part).__module__

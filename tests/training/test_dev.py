@@ -1,4 +1,4 @@
-"""Evaluation on a dev split during training, what training logs, and the picture of it."""
+"""Evaluation on a dev split during training, and what training logs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from st_wkl.functional import weighted_kl
 from st_wkl.losses import InBatchContrastiveLoss, WeightedKLDistillationLoss, WeightedSumLoss
 from st_wkl.losses.lists import CandidateLists
 from st_wkl.training.dev import GradedEvaluator
-from st_wkl.training.logs import TeacherAgreementCallback, _agreement, watch
-from st_wkl.training.plot import plot_training
+from st_wkl.training.guard import TeacherAgreementCallback, agreement, watch
 from tests.helpers.animals import small_collection
 from tests.helpers.students import CLASSES, make_student, ragged_rows
 
@@ -141,9 +140,6 @@ def test_reporters_hear_terms_agreement_and_weights(
         assert 0 < line["mean_weight"] < 1
         assert {"WeightedKLDistillationLoss", "InBatchContrastiveLoss"} <= line.keys()
     assert terms[0][1].observer is None, "a loss that is not trained any more must not keep its batches"
-    path = plot_training(trainer.state.log_history, tmp_path / "training.png")
-    assert path is not None
-    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_agreement_is_the_share_of_pairs() -> None:
@@ -152,7 +148,7 @@ def test_agreement_is_the_share_of_pairs() -> None:
     student = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 9.0], [1.0, 1.0, 9.0]])
     teacher = torch.tensor([[1.0, 3.0, 2.0], [5.0, 7.0, nan], [5.0, 7.0, nan]])
     mask = torch.tensor([[True, True, True], [True, True, False], [True, True, False]])
-    assert _agreement(student, teacher, mask).tolist() == pytest.approx([1 / 3, 1.0, 0.5])
+    assert agreement(student, teacher, mask).tolist() == pytest.approx([1 / 3, 1.0, 0.5])
 
 
 def test_batches_of_different_widths_are_averaged_as_they_are(tiny_bert_path: Path) -> None:
@@ -167,7 +163,7 @@ def test_batches_of_different_widths_are_averaged_as_they_are(tiny_bert_path: Pa
     def logged(*batches: tuple[torch.Tensor, CandidateLists]) -> dict[str, float]:
         callback = TeacherAgreementCallback(loss)
         callback.seen.extend(batches)
-        return callback._values()
+        return callback.values()
 
     short, long = batch([0.9, 0.1], [2.0, 1.0], [1.0, 0.0]), batch([0.3, 0.2, 0.1], [1.0, 2.0, 3.0], [0.0, 1.0, 0.0])
     first, second, both = logged(short), logged(long), logged(short, long)
@@ -195,7 +191,6 @@ def test_losses_without_lists_log_nothing() -> None:
     logs: dict[str, Any] = {"loss": 1.0}
     callback.on_log(None, None, None, logs=logs)  # type: ignore[arg-type]
     assert logs == {"loss": 1.0}
-    assert plot_training([{"train_runtime": 3.0}], "never-written.png") is None
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,30 @@ def test_training_that_changed_nothing_is_said(
     assert "Training changed no weight of the student" in caplog.text
 
 
+@pytest.mark.parametrize(("changes", "said"), [({"max_steps": 1}, True), ({"max_steps": 1, "warmup_steps": 0}, False)])
+def test_one_step_of_warm_up_is_said_before_it(
+    changes: dict[str, Any],
+    said: bool,
+    dataset: DistillationDataset,
+    tiny_bert_path: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A transformer's first step has the learning rate 0: with no other, the teacher's work was for nothing."""
+    student = make_student("dense", tiny_bert_path)
+    args = arguments(student, tmp_path, **changes)
+    with pytest.raises(RuntimeError, match="started"):
+        distill(student, dataset, args=args, output_dir=tmp_path / "student", callbacks=[Started()])
+    assert ("its learning rate is 0" in caplog.text) == said
+
+
+class Started(TrainerCallback):
+    """Stops a training that begins."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        raise RuntimeError("started")
+
+
 def test_a_dozen_rows_are_enough(static_student_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It refused after the teacher's work, and its advice took the learning rate along: the student did not move."""
     few = datasets.Dataset.from_list(ragged_rows(12))

@@ -24,8 +24,7 @@ from st_wkl import MarginKL, WeightedKLDistillationLoss, WeightedSumLoss, distil
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.losses import AdaptiveRelevanceMarginLoss, InBatchContrastiveLoss
 from st_wkl.training import RECORD_FILE, TrainingRecord
-from st_wkl.training.describe import Describer, differences, told
-from st_wkl.training.identity import matters, run_identity
+from st_wkl.training.identity import Describer, differences, matters, run_identity, told
 from tests.helpers.students import make_student
 from tests.helpers.training import KillAt, Killed, arguments
 

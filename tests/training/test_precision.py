@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_and_a_complete_one_is_known(
         args = arguments(SentenceTransformer(str(base)), tmp_path, max_steps=4, save_steps=1, learning_rate=1e-3)
         texts = {"q": "do cats like water"}, {"a": "cats like water", "b": "dogs like meat"}
         evaluator = GradedEvaluator(*texts, {"q": {"a": 1}})
-        return distill(base, dataset, args=args, output_dir=tmp_path / folder, eval=evaluator, **options)
+        return distill(base, dataset, args=args, output_dir=tmp_path / folder, evaluator=evaluator, **options)
 
     whole = run("whole", save_dtype="bfloat16")
     with pytest.raises(Killed):

@@ -138,7 +138,7 @@ def test_every_step_of_distill_uses_the_same_prompts(
     for name, loss in (("lists", WeightedKLDistillationLoss), ("columns", DistillKLDivLoss)):
         student = start()
         args = arguments(student, tmp_path, max_steps=1)
-        made = distill(student, dataset, loss, args, output_dir=tmp_path / name, eval=dev)
+        made = distill(student, dataset, loss, args, output_dir=tmp_path / name, evaluator=dev)
         assert {prompt for prompt, _ in spy.take()} == {"query: ", "passage: "}
         assert made.record.prompts == wanted
         assert "| Prompts | query `query: `, document `passage: ` |" in (made.folder / "README.md").read_text()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from st_wkl.losses import WeightedKLDistillationLoss
-from st_wkl.training.sharding import check_sharded
+from st_wkl.training.checkpoints import check_sharded
 from tests.helpers.processes import run_module
 from tests.helpers.students import make_student
 
