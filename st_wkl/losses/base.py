@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What becomes of a list without a positive where a loss compares positives with negatives only.
+NOTHING_TO_COMPARE = "counted as 0, since there is nothing to compare in them"
+
 
 class ListLossOptions(TypedDict, total=False):
     """The options that every loss over candidate lists takes; `CandidateListLoss` describes them."""
@@ -105,6 +108,11 @@ class CandidateListLoss(StudentLoss):
         # Whoever watches training is shown the scores of each batch, see `st_wkl.training.guard`.
         self.observer: Callable[[Tensor, CandidateLists], None] | None = None
 
+    @property
+    def if_nothing_is_positive(self) -> str:
+        """What becomes of a list without a positive that is not skipped, in words."""
+        return "trained on as all-negative"
+
     @abstractmethod
     def loss_from_scores(
         self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor
@@ -151,7 +159,7 @@ class CandidateListLoss(StudentLoss):
                 missing,
                 rows,
                 self.positive_threshold,
-                "left out" if self.without_positive == "skip" else "trained on as all-negative",
+                "left out" if self.without_positive == "skip" else self.if_nothing_is_positive,
             )
         self.rows_without_positive += missing
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from st_wkl import functional
-from st_wkl.losses.base import CandidateListLoss
+from st_wkl.losses.base import NOTHING_TO_COMPARE, CandidateListLoss
 from st_wkl.losses.in_batch import INFO_NCE_CITATION
 from st_wkl.losses.lists import CandidateLists
 
@@ -65,6 +65,11 @@ class ListContrastiveLoss(CandidateListLoss):
             without_positive=without_positive,
             mini_batch_size=mini_batch_size,
         )
+
+    @property
+    def if_nothing_is_positive(self) -> str:
+        """What becomes of a list without a positive."""
+        return NOTHING_TO_COMPARE
 
     def loss_from_scores(
         self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor

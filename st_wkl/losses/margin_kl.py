@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 from torch import Tensor
 
 from st_wkl import functional
-from st_wkl.losses.base import CandidateListLoss, ListLossOptions
+from st_wkl.losses.base import NOTHING_TO_COMPARE, CandidateListLoss, ListLossOptions
 from st_wkl.losses.options import check_choices
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ class MarginKL(CandidateListLoss):
         super().__init__(model, **options)
         check_choices(self, pairs=(pairs, ("positive-negative", "all")))
         self.pairs = pairs
+
+    @property
+    def if_nothing_is_positive(self) -> str:
+        """What becomes of a list without a positive."""
+        return NOTHING_TO_COMPARE if self.pairs == "positive-negative" else super().if_nothing_is_positive
 
     def loss_from_scores(
         self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 from torch import Tensor
 
 from st_wkl import functional
-from st_wkl.losses.base import CandidateListLoss, ListLossOptions
+from st_wkl.losses.base import NOTHING_TO_COMPARE, CandidateListLoss, ListLossOptions
 
 if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
@@ -44,6 +44,11 @@ class MarginMSEDistillLoss(CandidateListLoss):
 
     def __init__(self, model: Student, **options: Unpack[ListLossOptions]) -> None:
         super().__init__(model, **options)
+
+    @property
+    def if_nothing_is_positive(self) -> str:
+        """What becomes of a list without a positive."""
+        return NOTHING_TO_COMPARE
 
     def loss_from_scores(
         self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor

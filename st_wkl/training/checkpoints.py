@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_wkl.files import holds_nothing, sync_tree, write_text
 from st_wkl.models import is_trusted, load_model
+from st_wkl.record import RECORD_FILE, TrainingRecord
 from st_wkl.training.identity import dataset_fingerprint as dataset_fingerprint
 from st_wkl.training.identity import differences, told
 from st_wkl.training.lora import (
@@ -100,6 +101,35 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
         if (path / _FILES[0]).is_file() or any(child.is_dir() and "optim" in child.name for child in path.iterdir()):
             return Checkpoint(path, state)
     return None
+
+
+def finished_record(folder: Path, identity: dict[str, Any]) -> TrainingRecord | None:
+    """Return the record of the complete student of this very run, None if there is none yet."""
+    if not (folder / RECORD_FILE).is_file():
+        return None
+    record = TrainingRecord.load(folder)
+    if not record.identity:
+        raise FileExistsError(
+            f"{folder} holds a student of an earlier version of st-wkl, whose record does not tell all that it was "
+            "trained with, so whether this is the same run cannot be told. Choose another folder, or delete it if it "
+            "may go."
+        )
+    if found := differences(record.identity, identity):
+        raise FileExistsError(
+            f"{folder} holds a student that was trained from another student, dataset, loss or arguments "
+            f"({told(found)}). Choose another folder, or delete it if it may go."
+        )
+    return record
+
+
+def check_folder(folder: Path, work: Path) -> None:
+    """Refuse a folder that holds anything but the unfinished run whose checkpoints are in `work`."""
+    there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    # The trainer makes the folder of checkpoints before this package writes whose they are.
+    begun = there == [work.name] and holds_nothing(work)
+    ours = begun or ((work / IDENTITY_FILE).is_file() and RECORD_FILE not in there)
+    if (folder.exists() and not folder.is_dir()) or (there and not ours):
+        raise FileExistsError(f"{folder} is not empty. Choose another folder, or delete it if it may go.")
 
 
 def start_run(folder: Path, identity: dict[str, Any], *, resume: bool) -> Checkpoint | None:

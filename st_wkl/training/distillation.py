@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import logging
 import time
@@ -22,11 +21,11 @@ from torch import nn
 import st_wkl.training.checkpoints as checkpoints
 import st_wkl.training.dev as dev
 from st_wkl._compat import card_text
-from st_wkl._processes import is_first, launched
+from st_wkl._processes import is_first
 from st_wkl._versions import check_adapters, package_versions
 from st_wkl.data.provenance import license_in, stated_license
-from st_wkl.files import content_hash, holds_nothing, owned, sync_tree
-from st_wkl.losses.make import is_static, make_loss
+from st_wkl.files import content_hash, owned, sync_tree
+from st_wkl.losses.make import make_loss
 from st_wkl.model_checks import check_student
 from st_wkl.models import check_reloads, hash_weights, is_trusted, load_model, prompts_of
 from st_wkl.publish.model_card import write_model_card
@@ -41,18 +40,9 @@ from st_wkl.training.guard import (
     say_unchanged,
     watch,
 )
-from st_wkl.training.identity import Describer, differences, run_identity, told, told_arguments, told_options
+from st_wkl.training.identity import Describer, run_identity, told_arguments, told_options
 from st_wkl.training.lora import check_base, check_config, has_adapter, prepare, save
-from st_wkl.training.students import (
-    HALF,
-    STATIC_LEARNING_RATE,
-    check_loss,
-    default_arguments,
-    kind_of,
-    name_of,
-    named_dtype,
-    to_master,
-)
+from st_wkl.training.students import HALF, check_loss, kind_of, name_of, named_dtype, own_arguments, to_master
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -123,15 +113,13 @@ def distill(
       there: then the temperature that it suggests. See `make_loss`.
     - Arguments: batches of 32 lists, 3 epochs, a learning rate by model class, a checkpoint each tenth of training. See
       `default_arguments`.
-    - Memory: transformers embed 32 texts at once (`mini_batch_size`), with the gradient of the whole batch; on lists of
-      uneven texts that is not slower, since short texts are not padded to the longest of the batch.
+    - Memory: transformers embed 32 texts at once (`mini_batch_size`), with the gradient of the whole batch.
     - Precision: weights that a folder holds in bfloat16 or float16 are trained in float32; `bf16=True` in `args` makes
       the arithmetic fast. A student that is cast by hand, as with `student.to(torch.bfloat16)`, is trained as it is.
     - Processes: `torchrun` trains the same curve on several as on one at the same global batch; the first one writes.
-      With `fsdp=True` in `args` (FSDP2) the student's weights are spread over them; the loss curve and the saved
-      weights are those of one process, with an adapter too, on CPUs with gloo, which is all that has been verified. It
-      needs a loss without `mini_batch_size`, has no best checkpoint and cannot be resumed. Other processes than the
-      first return the student in shards.
+      With `fsdp=True` in `args` (FSDP2) the student's weights are spread over them; loss curve and saved weights are
+      those of one process, with an adapter too, on CPUs with gloo, which is all that has been verified. It needs a loss
+      without `mini_batch_size`, has no best checkpoint, cannot be resumed, and returns shards in other processes.
 
     Args:
         student: A `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`, or its Hub id,
@@ -200,7 +188,7 @@ def distill(
             lora=lora,
             rounded=_rounding(save_dtype, adapted=bool(lora) or has_adapter(loaded)),
             folder=folder,
-            args=_arguments(args, loaded, folder, lora=bool(lora) or has_adapter(loaded)),
+            args=own_arguments(args, loaded, folder, lora=bool(lora) or has_adapter(loaded)),
             evaluator=evaluator,
             callbacks=list(callbacks),
             dataset=dataset,
@@ -285,31 +273,18 @@ class _Run:
 
     def finished(self, identity: dict[str, Any]) -> Distilled | None:
         """Return the complete student of this very run, None if there is none yet."""
-        folder = self.folder
-        if not (folder / RECORD_FILE).is_file():
+        if (record := checkpoints.finished_record(self.folder, identity)) is None:
             return None
-        record = TrainingRecord.load(folder)
-        if not record.identity:
-            raise FileExistsError(
-                f"{folder} holds a student of an earlier version of st-wkl, whose record does not tell all that it was "
-                "trained with, so whether this is the same run cannot be told. Choose another folder, or delete it if "
-                "it may go."
-            )
-        if found := differences(record.identity, identity):
-            raise FileExistsError(
-                f"{folder} holds a student that was trained from another student, dataset, loss or arguments "
-                f"({told(found)}). Choose another folder, or delete it if it may go."
-            )
         if is_first():
             checkpoints.remove(self.work)  # of a process that was killed while it did
         # An adapter would be rounded to what its base model is stored in.
         dtype = named_dtype(record.precision["saved"]) if record.precision else None
-        student: Any = load_model(folder, trust_remote_code=self.trusted, dtype=dtype)[0]
-        return Distilled(student, _results([], record), record, folder)
+        student: Any = load_model(self.folder, trust_remote_code=self.trusted, dtype=dtype)[0]
+        return Distilled(student, _results([], record), record, self.folder)
 
     def train(self, identity: dict[str, Any], data: TrainingData, *, resume: bool) -> Distilled:
         """Train, or do what is left of it, and save."""
-        self._check_folder()
+        checkpoints.check_folder(self.folder, self.work)
         if is_first():
             check_reloads(self.student, self.trusted)
         checkpoint = checkpoints.start_run(self.work, identity, resume=resume)
@@ -347,16 +322,6 @@ class _Run:
             checkpoints.remove(self.work)
         _wait()
         return Distilled(student, _results(history, record), record, self.folder, history)
-
-    def _check_folder(self) -> None:
-        """Refuse a folder that holds anything but the unfinished run."""
-        folder, work = self.folder, self.work
-        there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        # The trainer makes the folder of checkpoints before this package writes whose they are.
-        begun = there == [work.name] and holds_nothing(work)
-        ours = begun or ((work / checkpoints.IDENTITY_FILE).is_file() and RECORD_FILE not in there)
-        if (folder.exists() and not folder.is_dir()) or (there and not ours):
-            raise FileExistsError(f"{folder} is not empty. Choose another folder, or delete it if it may go.")
 
     def _adapt(self) -> dict[str, Any]:
         """Put an adapter on, if there is to be one, and try whether it can be kept."""
@@ -458,33 +423,6 @@ def _rounding(save_dtype: str | torch.dtype | None, *, adapted: bool) -> torch.d
             "`st_wkl.training.lora.merge`."
         )
     return None if save_dtype is None else named_dtype(save_dtype)
-
-
-def _arguments(
-    args: BaseTrainingArguments | None, student: Student, output_dir: Path, *, lora: bool
-) -> BaseTrainingArguments:
-    """Return the arguments to train with, a copy of those that are given: the user's stay as they are."""
-    expected = kind_of(student).arguments
-    if args is not None and not isinstance(args, expected):
-        raise TypeError(
-            f"args is a {type(args).__name__}, but a {type(student).__name__} is trained with {expected.__name__}."
-        )
-    args = copy.copy(args) if args is not None else default_arguments(student, output_dir, lora=lora)
-    stock = next(entry.default for entry in dataclasses.fields(args) if entry.name == "learning_rate")
-    if is_static(student) and args.learning_rate == stock:
-        args.learning_rate = STATIC_LEARNING_RATE
-        logger.warning(
-            "learning_rate stands at the trainer's own default of %g, at which a static student does not move: it is "
-            "trained with %g. default_arguments(student, output_dir) has all that suits it.",
-            stock,
-            STATIC_LEARNING_RATE,
-        )
-    if launched() > 1 and args.world_size == 1:
-        raise ValueError(
-            f"There are {launched()} processes, and by these arguments each would train alone and write the same "
-            "folder. Without a GPU, set use_cpu=True in args."
-        )
-    return args
 
 
 def _make_loss(loss: Any, student: Student, dataset: Any, mini_batch_size: int | None) -> nn.Module:

@@ -87,15 +87,11 @@ def heads(student: Any) -> list[str]:
 
 
 def default_targets(student: Student) -> list[str]:
-    """Return the linear layers inside the blocks of an encoder, all of them, as peft's `target_modules`.
+    """Return the linear layers inside the blocks of an encoder, as peft's `target_modules`.
 
-    They are found by their place, not by a table of architectures: what is called `query`, `value` and `output.dense`
-    in BERT is `Wqkv`, `Wo` and `Wi` in ModernBERT and `q_proj` to `down_proj` in Qwen. Embeddings, pooler and heads
-    are outside of the blocks. All linear layers rather than queries and values alone, as QLoRA recommends
+    They are found by their place, as each architecture has names of its own; embeddings, pooler and heads are outside
+    of the blocks. All of them rather than queries and values alone, as QLoRA recommends
     (https://arxiv.org/abs/2305.14314).
-
-    Raises:
-        ValueError: If the student has no such layer, as a static one.
     """
     linear = [name for name, module in _transformer(student).named_modules() if isinstance(module, nn.Linear)]
     found = dict.fromkeys(match[1] for name in linear if (match := re.search(r"\.\d+\.(.+)$", f".{name}")))
@@ -122,10 +118,7 @@ def default_config(student: Student) -> LoraConfig:
 
 
 def check_config(student: Student, lora: bool | LoraConfig) -> None:
-    """Stop where a configuration asks for what cannot be trained here, or a name in it matches nothing.
-
-    peft only stops where no target matches at all.
-    """
+    """Stop where an adapter cannot be trained here, or a name in it matches nothing; peft stops where none matches."""
     config = default_config(student) if isinstance(lora, bool) else lora
     if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
         raise TypeError(f"lora is True or a LoraConfig of peft, which has DoRA and others; got {_shown(config)}.")
@@ -138,8 +131,8 @@ def check_config(student: Student, lora: bool | LoraConfig) -> None:
             f"LoRA's init_lora_weights={start!r} {_REFUSED_STARTS[start]}: take True, 'pissa', 'olora' or another."
         )
     transformer = _transformer(student)
+    _check_places(config, transformer)
     names = [name for name, _ in transformer.named_modules()]
-    _check_places(config, transformer, names)
     for option in ("target_modules", "modules_to_save", "exclude_modules", "rank_pattern", "alpha_pattern"):
         wanted = getattr(config, option, None) or []
         if isinstance(wanted, str) and option == "modules_to_save":
@@ -166,27 +159,26 @@ def _matches(pattern: str, names: list[str], option: str, regular: bool) -> bool
     return any(f".{name}".endswith(f".{pattern}") for name in names)
 
 
-def _check_places(config: LoraConfig, transformer: Any, names: list[str]) -> None:
+def _check_places(config: LoraConfig, transformer: Any) -> None:
     """Stop where layers, parameters or tokens that are named do not exist."""
-    layers: Any = config.layers_to_transform if config.layers_to_transform is not None else []
-    there = {int(part) for name in names for part in name.split(".") if part.isdigit()}
-    if missing := sorted(({layers} if isinstance(layers, int) else {*layers}) - there):
-        raise ValueError(f"LoRA's layers_to_transform {missing} do not exist; the layers are 0 to {max(there)}.")
+    modules = {f".{name}": module for name, module in transformer.named_modules()}
     weights = [f".{name}" for name, _ in transformer.named_parameters()]
     for wanted in config.target_parameters or []:
         if not any(name.endswith(f".{wanted}") for name in weights):
             raise ValueError(f"LoRA's target_parameters {wanted} is no parameter of {type(transformer).__name__}.")
+    layers: Any = config.layers_to_transform if config.layers_to_transform is not None else []
+    depth = max((int(part) + 1 for name in modules for part in name.split(".") if part.isdigit()), default=0)
+    places = [("layers_to_transform", [layers] if isinstance(layers, int) else layers, depth, "layers")]
     tokens: Any = config.trainable_token_indices or {}
-    for place, indices in tokens.items() if isinstance(tokens, dict) else [(None, tokens)]:
-        found = [transformer.get_input_embeddings()]
-        if place is not None:
-            found = [module for name, module in transformer.named_modules() if f".{name}".endswith(f".{place}")]
-        if not found or not isinstance(found[0], nn.Embedding):
+    for place, indices in tokens.items() if isinstance(tokens, dict) else [("", tokens)]:
+        found = [module for name, module in modules.items() if name.endswith(f".{place}")]
+        table = found[0] if place and found else None if place else transformer.get_input_embeddings()
+        if not isinstance(table, nn.Embedding):
             raise ValueError(f"LoRA's trainable_token_indices name {place!r}, which is no table of embeddings.")
-        if outside := [index for index in indices if not 0 <= index < found[0].num_embeddings]:
-            raise ValueError(
-                f"LoRA's trainable_token_indices {outside} do not exist; there are {found[0].num_embeddings:,} tokens."
-            )
+        places.append(("trainable_token_indices", indices, table.num_embeddings, "tokens"))
+    for option, indices, count, what in places:
+        if outside := [index for index in indices if not 0 <= index < count]:
+            raise ValueError(f"LoRA's {option} {outside} do not exist; there are {count:,} {what}.")
 
 
 def _shown(value: Any) -> Any:
@@ -230,19 +222,7 @@ def _check_same(there: Any, asked: LoraConfig) -> None:
 
 
 def prepare(student: Student, lora: bool | LoraConfig) -> dict[str, Any]:
-    """Put an adapter on a student, or make the one that it carries trainable again.
-
-    Args:
-        student: The student, which is changed.
-        lora: True for `default_config`, or a configuration of peft. A student that was loaded with an adapter goes on
-            with it; its configuration must be this one, where one is given.
-
-    Returns:
-        What the record says: rank, alpha, targets, trainable weights and their share, and the base model's hash.
-
-    Raises:
-        ValueError: If the student is not made for adapters, targets match nothing, or it carries another adapter.
-    """
+    """Put an adapter on a student, or make the one that it carries trainable again; return what the record says."""
     base, how = base_hash(student), "continued" if has_adapter(student) else "new"
     if how == "new":
         config = default_config(student) if isinstance(lora, bool) else copy.deepcopy(lora)
@@ -282,10 +262,9 @@ def unfreeze(student: Student) -> None:
 
 
 def base_hash(student: Student) -> str:
-    """Return a hash of the weights below an adapter, the same with and without one, as they are stored.
+    """Return a hash of the weights below an adapter, the same with and without one, but for those made anew each time.
 
-    They are read again where they came from: biases, norms or a part of the weights may belong to an adapter. Weights
-    that are made anew at each loading do not count.
+    They are read again where they came from: biases, norms or a part of the weights may belong to an adapter.
     """
     transformer = _transformer(student)
     source = adapter_of(student).base_model_name_or_path if has_adapter(student) else transformer.name_or_path

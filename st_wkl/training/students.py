@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import logging
 from dataclasses import dataclass
@@ -123,6 +125,33 @@ def default_arguments(
         "use_cpu": launched() > 1 and not torch.accelerator.is_available(),
     }
     return kind.arguments(output_dir=str(output_dir), **{**chosen, **changes})
+
+
+def own_arguments(
+    args: BaseTrainingArguments | None, student: Student, output_dir: Path, *, lora: bool
+) -> BaseTrainingArguments:
+    """Return the arguments to train with, a copy of those that are given: the user's stay as they are."""
+    expected = kind_of(student).arguments
+    if args is not None and not isinstance(args, expected):
+        raise TypeError(
+            f"args is a {type(args).__name__}, but a {type(student).__name__} is trained with {expected.__name__}."
+        )
+    args = copy.copy(args) if args is not None else default_arguments(student, output_dir, lora=lora)
+    stock = next(entry.default for entry in dataclasses.fields(args) if entry.name == "learning_rate")
+    if is_static(student) and args.learning_rate == stock:
+        args.learning_rate = STATIC_LEARNING_RATE
+        logger.warning(
+            "learning_rate stands at the trainer's own default of %g, at which a static student does not move: it is "
+            "trained with %g. default_arguments(student, output_dir) has all that suits it.",
+            stock,
+            STATIC_LEARNING_RATE,
+        )
+    if launched() > 1 and args.world_size == 1:
+        raise ValueError(
+            f"There are {launched()} processes, and by these arguments each would train alone and write the same "
+            "folder. Without a GPU, set use_cpu=True in args."
+        )
+    return args
 
 
 def named_dtype(dtype: str | torch.dtype) -> torch.dtype:

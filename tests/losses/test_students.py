@@ -18,6 +18,7 @@ from sentence_transformers.util import pairwise_cos_sim
 from torch import Tensor
 
 from st_wkl.losses import InBatchContrastiveLoss, MarginKL, WeightedKLDistillationLoss, WeightedSumLoss
+from st_wkl.losses.make import make_loss as loss_by_name
 from tests.helpers.students import (
     CLASSES,
     EXACT,
@@ -237,6 +238,19 @@ def test_rows_without_positive_are_counted_and_may_be_skipped(tiny_bert_path: Pa
     value, found = gradients(skips, model, *nothing)
     assert value == 0
     assert all(not gradient.any() for gradient in found.values())
+
+
+@pytest.mark.parametrize("name", ["margin-kl", "margin-mse", "list-contrastive", "margin-kl, all", "weighted-kl"])
+def test_what_becomes_of_lists_without_positive_is_said_as_it_is(
+    name: str, tiny_bert_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`Trained on as all-negative` stood there where a loss has nothing to compare and learns nothing of the list."""
+    model = make_student("dense", tiny_bert_path)
+    loss = loss_by_name(model, name.partition(",")[0], **({"pairs": "all"} if "all" in name else {}))
+    loss(*listwise_batch(model, "dense", ragged_rows()))
+    trained = name in ("margin-kl, all", "weighted-kl")
+    assert ("They are trained on as all-negative" in caplog.text) == trained
+    assert ("They are counted as 0, since there is nothing to compare" in caplog.text) != trained
 
 
 def test_in_batch_term_leaves_out_what_is_relevant(tiny_bert_path: Path) -> None:
