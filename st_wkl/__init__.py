@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from st_wkl.losses.weighted_sum import WeightedSumLoss
     from st_wkl.methods.coherence import CoherenceLoss
     from st_wkl.pipeline import run
-    from st_wkl.publish.hub import push_dataset, push_student
+    from st_wkl.publish.hub import push, push_dataset, push_student
     from st_wkl.publish.model_card import write_model_card
     from st_wkl.training import distill, make_loss
     from st_wkl.training.lora import merge
@@ -64,6 +64,7 @@ _HOMES = {
     "Results": "st_wkl.evaluation",
     "run": "st_wkl.pipeline",
     "write_model_card": "st_wkl.publish.model_card",
+    "push": "st_wkl.publish.hub",
     "push_student": "st_wkl.publish.hub",
     "push_dataset": "st_wkl.publish.hub",
 }
@@ -96,6 +97,7 @@ __all__ = [
     "Results",
     "run",
     "write_model_card",
+    "push",
     "push_student",
     "push_dataset",
 ]

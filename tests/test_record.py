@@ -7,7 +7,7 @@ import pytest
 
 from st_wkl.data.dataset import DistillationDataset, features
 from st_wkl.evaluation.results import FILE_NAME
-from st_wkl.publish.push import ROOT_FILE
+from st_wkl.publish.hub import ROOT_FILE
 from st_wkl.record import EXPOSURE_FILE, RECORD_FILE, Exposure
 from st_wkl.text import text_hash
 

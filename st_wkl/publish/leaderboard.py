@@ -1,25 +1,37 @@
-"""From a student's folder and MTEB's results to a folder with everything that the two pull requests hold."""
+"""From a student's folder and MTEB's results to a folder with everything that the two pull requests hold.
+
+Results are checked by the rules of https://github.com/embeddings-benchmark/results, its README and the tests that run
+on its pull requests.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import mteb
+from huggingface_hub import HfApi
+from mteb.models import ModelMeta
+from mteb.results import TaskResult
 
 from st_wkl.files import replacing_folder
 from st_wkl.markdown import is_hub_id
-from st_wkl.publish.leaderboard_model import known_training_datasets, model_code, model_meta, variable_name
-from st_wkl.publish.leaderboard_results import collect, result_folders, task_files
+from st_wkl.models import load_model, model_revision
+from st_wkl.publish import TEMPLATES
+from st_wkl.publish.front_matter import read_card
+from st_wkl.publish.leaderboard_model import known_training_datasets, model_meta
 from st_wkl.record import RECORD_FILE, TrainingRecord
 
-if TYPE_CHECKING:
-    from mteb.models import ModelMeta
-
 _PAGE = "PULL_REQUESTS.md"
-_SCRIPT = "evaluate.py"
+_META, _SETTINGS = "model_meta.json", "run_settings.jsonl"
 _BENCHMARKS = ("MTEB(eng, v2)", "BEIR", "NanoBEIR")
+_LARGEST = 10 * 2**20
 
 
 @dataclass(frozen=True)
@@ -92,8 +104,6 @@ def prepare(
         >>> submission = prepare("student", ["mteb-cache"], org="lab", output="submission")  # doctest: +SKIP
         >>> print(submission.page.read_text())  # doctest: +SKIP
     """
-    from st_wkl.models import load_model, model_revision
-
     student, output = Path(student).expanduser(), Path(output).expanduser()
     if not student.is_dir():
         raise FileNotFoundError(f"{student}: there is no such folder; pass the folder of the trained student")
@@ -103,6 +113,8 @@ def prepare(
     result_folders(sources)  # before the model is loaded
     repo_id = f"{org}/{name or student.resolve().name}"
     record = TrainingRecord.load(student) if (student / RECORD_FILE).is_file() else None
+    collection = (record.dataset.get("collection") if record else None) or {}
+    named = str(collection.get("name") if isinstance(collection, dict) else collection)
     licence = license or _card_license(student)
     seen, notes = known_training_datasets(record, trained_on)
     model, _ = load_model(student, trust_remote_code=trust_remote_code)
@@ -113,7 +125,7 @@ def prepare(
         license=licence,
         training_datasets=seen,
         adapted_from=record.student if record and is_hub_id(record.student) else None,
-        training_data=training_data or _data_url(record),
+        training_data=training_data or (f"https://huggingface.co/datasets/{named}" if is_hub_id(named) else False),
         languages=languages,
         release_date=release_date,
         contacts=contacts,
@@ -125,33 +137,40 @@ def prepare(
         )
     if meta.public_training_data is False:
         notes.append("No link to public training data; give one with `--training-data URL` if there is one.")
-    return _write(output, meta, sources, model_revision(model), notes)
-
-
-def _write(output: Path, meta: ModelMeta, sources: list[str | Path], weights: str, notes: list[str]) -> Submission:
-    """Write everything to a temporary folder, check it there, and put it in its place."""
-    with replacing_folder(output) as new:
-        module = f"{re.sub(r'[^a-z0-9]+', '_', str(meta.name).split('/')[0].lower()).strip('_')}_models"
+    module = f"{re.sub(r'[^a-z0-9]+', '_', org.lower()).strip('_')}_models"
+    with replacing_folder(output) as new:  # checked there, before anything is replaced
         (new / f"{module}.py").write_text(model_code(meta), encoding="utf-8")
-        (new / _SCRIPT).write_text(_script(meta, module), encoding="utf-8")
-        place = collect(sources, meta, weights, new) if sources else None
-        tasks = tuple(file.stem for file in task_files(place)) if place else ()
-        (new / _PAGE).write_text(_page(meta, module, tasks, notes), encoding="utf-8")
-    return Submission(
-        folder=output,
-        meta=meta,
-        model_file=output / f"{module}.py",
-        results=output / place.relative_to(new) if place else None,
-        tasks=tasks,
-        page=output / _PAGE,
-        notes=tuple(notes),
-    )
+        place = collect(sources, meta, model_revision(model), new) if sources else None
+        tasks = tuple(file.stem for file in _task_files(place)) if place else ()
+        page = _rendered(_PAGE, meta, module=module, tasks=tasks, notes=notes, benchmarks=list(_coverage(meta, tasks)))
+        (new / _PAGE).write_text(page, encoding="utf-8")
+        (new / "evaluate.py").write_text(_rendered("evaluate.py", meta, module=module), encoding="utf-8")
+    found = output / place.relative_to(new) if place else None
+    return Submission(output, meta, output / f"{module}.py", found, tasks, output / _PAGE, tuple(notes))
+
+
+def model_code(meta: ModelMeta) -> str:
+    """Return the Python file that goes into `mteb/models/model_implementations/`; it defines one `ModelMeta`."""
+    code = meta.to_python().replace("max_tokens=inf,", 'max_tokens=float("inf"),')  # which is no Python as MTEB has it
+    return _rendered("model.py", meta, code=code)
+
+
+def _rendered(name: str, meta: ModelMeta, **values: Any) -> str:
+    variable = re.sub(r"\W+", "_", str(meta.name).split("/")[-1]).strip("_").lower()
+    variable = f"model_{variable}" if variable[:1].isdigit() else variable
+    return TEMPLATES.get_template(f"{name.lower()}.jinja").render(meta=meta, variable=variable, **values)
+
+
+def _coverage(meta: ModelMeta, tasks: Sequence[str]) -> Iterator[tuple[str, int, int, int | None]]:
+    """Yield each benchmark with how many of its tasks are there, how many it has, and the share that is zero-shot."""
+    for name in _BENCHMARKS:
+        members = mteb.get_benchmark(name).tasks
+        share = None if meta.training_datasets is None else meta.zero_shot_percentage(members)
+        yield name, len({*tasks} & {task.metadata.name for task in members}), len(members), share
 
 
 def _card_license(student: Path) -> str:
     """Return the licence that the student's card names."""
-    from st_wkl.publish.model_card import read_card
-
     path = student / "README.md"
     found = read_card(path, student.name)[1].data.to_dict().get("license")
     if not found:
@@ -166,8 +185,6 @@ def _card_license(student: Path) -> str:
 
 def _newest_commit(repo_id: str) -> str:
     """Ask the Hub for the commit whose results count."""
-    from huggingface_hub import HfApi
-
     try:
         return str(HfApi().model_info(repo_id).sha)
     except Exception as error:
@@ -177,118 +194,152 @@ def _newest_commit(repo_id: str) -> str:
         ) from error
 
 
-def _data_url(record: TrainingRecord | None) -> str | bool:
-    collection: Any = (record.dataset.get("collection") if record else None) or {}
-    name = str(collection.get("name") if isinstance(collection, dict) else collection)
-    return f"https://huggingface.co/datasets/{name}" if is_hub_id(name) else False
+def result_folders(sources: Iterable[str | Path]) -> list[Path]:
+    """Return the folders with MTEB's files in and under `sources`.
+
+    Raises:
+        FileNotFoundError: If a source does not exist.
+        ValueError: If a source holds no results of MTEB, or of ablations only.
+    """
+    folders: list[Path] = []
+    for source in map(Path, sources):
+        if not source.exists():
+            raise FileNotFoundError(f"{source}: there is no such folder")
+        found = sorted({path.parent for path in source.rglob(_META) if "experiments" not in path.parts})
+        if not found:
+            raise ValueError(
+                f"{source} holds no results of MTEB (no {_META} beside task files). The leaderboard takes MTEB's "
+                "own files only: run evaluate.py of the prepared folder and pass the cache that it writes"
+            )
+        folders += found
+    return folders
 
 
-def _script(meta: ModelMeta, module: str) -> str:
-    """Return a script that evaluates the student as the leaderboard's reviewers do."""
-    variable = variable_name(meta)
-    if "cross-encoder" in meta.model_type:
-        default = '["AskUbuntuDupQuestions", "MindSmallReranking"]'
-    else:
-        default = '["NanoBEIR"]'
-    return f'''"""Compute the results of {meta.name} through mteb.get_model, as the leaderboard asks; needs the Hub.
+def collect(sources: Iterable[str | Path], meta: ModelMeta, weights: str, target: Path) -> Path:
+    """Bring one model's results into the repository's layout, and check them by its rules.
 
-    python evaluate.py                  # {default}
-    python evaluate.py "BEIR" SciFact   # benchmarks and tasks by name
+    Args:
+        sources: Folders with MTEB's result files.
+        meta: The student's entry.
+        weights: `st_wkl.models.model_revision` of the student, by which `st_wkl.evaluate` knows it; results under it
+            were computed on the same weights, from the local folder.
+        target: Folder that gets `results/`.
 
-Stop it at any time: finished tasks are kept in mteb-cache/.
-"""
+    Returns:
+        `target/results/{org}__{model}/{revision}`.
 
-import sys
-
-import mteb
-from mteb.models.model_implementations import MODEL_REGISTRY
-
-from {module} import {variable} as meta
-
-MODEL_REGISTRY[meta.name] = meta
-benchmarks = {{benchmark.name for benchmark in mteb.get_benchmarks()}}
-tasks = []
-for name in sys.argv[1:] or {default}:
-    tasks += mteb.get_benchmark(name).tasks if name in benchmarks else [mteb.get_task(name)]
-mteb.evaluate(mteb.get_model(meta.name, revision=meta.revision), tasks, cache=mteb.ResultCache("mteb-cache"))
-'''
-
-
-def _page(meta: ModelMeta, module: str, tasks: tuple[str, ...], notes: Sequence[str]) -> str:
-    """Return the page that says what to do."""
-    results = f"results/{str(meta.name).replace('/', '__')}/{meta.revision}/"
-    size = f"{meta.n_parameters:,} parameters, {meta.n_embedding_parameters or 0:,} of them token embeddings"
-    zero_shot = {} if meta.training_datasets is None else _zero_shot(meta)
-    coverage = [
-        f"- {name}: {done} of {total} tasks here" + (f", {zero_shot[name]} % zero-shot" if name in zero_shot else "")
-        for name, done, total in _coverage(tasks)
-        if done or name in zero_shot
-    ]
-    if tasks:
-        second = f"Checked by the rules of that repository, {len(tasks)} in number: {', '.join(tasks)}."
-    else:
-        second = (
-            f"There are none yet. Run `python {_SCRIPT}` in this folder, then `st-wkl leaderboard prepare` again with "
-            "its `mteb-cache`."
-        )
-    return "\n".join(
-        [
-            f"# {meta.name} on MTEB's leaderboard",
-            "",
-            f"Commit `{meta.revision}`; {size}, {meta.memory_usage_mb:.0f} MB. Two pull requests are needed. The Hub "
-            "repository must be public before you open them.",
-            "",
-            "## 1. The model: https://github.com/embeddings-benchmark/mteb",
-            "",
-            f"Copy `{module}.py` to `mteb/models/model_implementations/{module}.py`. If that file exists there, append "
-            f"the entry `{variable_name(meta)}` to it. Read every field: it is your statement.",
-            "",
-            "```bash",
-            "git clone https://github.com/embeddings-benchmark/mteb && cd mteb",
-            f"git switch -c add-{variable_name(meta).replace('_', '-')}",
-            f"cp ../{module}.py mteb/models/model_implementations/",
-            f"python -c \"import mteb; print(mteb.get_model_meta('{meta.name}', '{meta.revision}'))\"",
-            f'git add mteb/models && git commit -m "Add {meta.name}" && gh pr create',
-            "```",
-            "",
-            "What went into `training_datasets`:",
-            "",
-            *(f"- {note}" for note in notes),
-            "",
-            "## 2. The results: https://github.com/embeddings-benchmark/results",
-            "",
-            second,
-            "",
-            *coverage,
-            "",
-            "Reviewers want results that were computed through `mteb.get_model`, which is what "
-            f"`{_SCRIPT}` does. In this folder, which MTEB reads as a result cache:",
-            "",
-            "```python",
-            "import mteb",
-            f"from {module} import {variable_name(meta)} as meta",
-            "",
-            'mteb.ResultCache(".").submit_results(meta, create_pr=False)  # prints the commands for the pull request',
-            "```",
-            "",
-            f"or copy `{results}` into a clone of that repository. Refer to the first pull request; results of a model "
-            "that MTEB does not know yet are not merged.",
-            "",
-        ]
-    )
+    Raises:
+        ValueError: If a file is damaged, a task occurs twice with different results, results are of several models or
+            another one, or the repository would refuse them; the message lists everything that is wrong.
+    """
+    folders = result_folders(sources)
+    owners = {(about["name"], about["revision"]): folder for folder in folders if (about := _about(folder))}
+    if len(owners) > 1:
+        told = "; ".join(f"{name} at {revision[:12]} in {folder}" for (name, revision), folder in owners.items())
+        raise ValueError(f"these are results of {len(owners)} models, not one: {told}. Pass one model's folder")
+    for (name, revision), folder in owners.items():
+        if (name, revision) != (meta.name, meta.revision) and revision != weights:
+            raise ValueError(
+                f"{folder} holds results of {name} at {revision}, not of {meta.name} at {meta.revision}, nor of the "
+                f"weights in the student's folder ({weights}); evaluate this student again"
+            )
+    place = mteb.ResultCache(target).get_task_result_path("any", meta).parent
+    place.mkdir(parents=True)
+    settings: dict[str, None] = {}
+    for folder in folders:
+        for file in _task_files(folder):
+            if (place / file.name).exists() and (place / file.name).read_bytes() != file.read_bytes():
+                raise ValueError(f"{file} contradicts another result of the same task and model; pass one of the two")
+            shutil.copyfile(file, place / file.name)
+        if (folder / _SETTINGS).is_file():
+            settings |= dict.fromkeys((folder / _SETTINGS).read_text(encoding="utf-8").splitlines())
+    (place / _META).write_text(json.dumps(meta.to_dict(), default=str, indent=4), encoding="utf-8")
+    if settings:
+        (place / _SETTINGS).write_text("\n".join(settings) + "\n", encoding="utf-8")
+    if problems := check_results(place):
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        raise ValueError(f"MTEB's results repository would refuse these results:\n{listed}")
+    return place
 
 
-def _coverage(tasks: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Return for each benchmark how many of its tasks are there."""
-    import mteb
+def check_results(folder: str | Path) -> list[str]:
+    """Return what the results repository would refuse in `results/{org}__{model}/{revision}`; empty if nothing.
 
-    done = set(tasks)
-    members = {name: {task.metadata.name for task in mteb.get_benchmark(name).tasks} for name in _BENCHMARKS}
-    return [(name, len(done & members[name]), len(members[name])) for name in _BENCHMARKS]
+    Args:
+        folder: The revision folder.
+
+    Example:
+        >>> check_results("submission/results/lab__student/" + commit)  # doctest: +SKIP
+        []
+    """
+    folder = Path(folder)
+    about, settings, files = _about(folder), _settings(folder / _SETTINGS), _task_files(folder)
+    problems = [] if files else ["there is no task file"]
+    if about["name"].replace("/", "__").replace(" ", "_") != folder.parent.name:
+        problems.append(f"{_META} names {about['name']}, the folder {folder.parent.name}")
+    if about["revision"] != folder.name:
+        problems.append(f"{_META} says revision {about['revision']}, the folder {folder.name}")
+    if folder.name in ("no_revision_available", "external"):
+        problems.append(f"{folder.name} is no revision; evaluate a commit of the Hub")
+    for file in files:
+        problems += [f"{file.name}{problem}" for problem in _task_problems(file, settings)]
+    return problems
 
 
-def _zero_shot(meta: ModelMeta) -> dict[str, int]:
-    import mteb
+def _task_problems(file: Path, settings: dict[tuple[str, str, str], str]) -> Iterator[str]:
+    """Yield what would be refused of one task's file."""
+    try:
+        result = TaskResult.from_disk(file)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{file} is damaged or truncated ({error}); delete it and evaluate this task again") from error
+    name = result.task_name
+    if name != file.stem:
+        yield f" is of task {name}; the file must be called {name}.json"
+    if file.stat().st_size > _LARGEST:
+        yield " is larger than 10 MB"
+    try:
+        task = mteb.get_task(name).metadata
+    except KeyError:
+        yield f": MTEB has no task {name}; results of your own collections stay in the card"
+        return
+    if result.dataset_revision != task.revision:
+        given = result.dataset_revision
+        yield f": computed on dataset revision {given}, MTEB's is {task.revision}; evaluate with the task as it is"
+    if missing := ", ".join(split for split in task.eval_splits if split not in result.scores):
+        yield f": split {missing} is missing"
+    for split, entries in result.scores.items():
+        for entry in entries:
+            subset, score = entry["hf_subset"], entry["main_score"]
+            if not isinstance(score, int | float) or not math.isfinite(score):
+                yield f": main_score of {split}, {subset} is {score}"
+            version = settings.get((name, split, subset))
+            if version is None:
+                yield f": {_SETTINGS} does not say how {split}, {subset} was run; evaluate it again"
+            elif int(version.split(".")[0]) < 2:
+                yield f": {split}, {subset} was run with mteb {version}; 2.0 or newer is needed"
 
-    found = {name: meta.zero_shot_percentage(mteb.get_benchmark(name).tasks) for name in _BENCHMARKS}
-    return {name: share for name, share in found.items() if share is not None}
+
+def _task_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.json") if path.name != _META)
+
+
+def _about(folder: Path) -> dict[str, str]:
+    """Return the name and the revision of the model whose results are in a folder."""
+    try:
+        found = json.loads((folder / _META).read_text(encoding="utf-8"))
+        return {key: str(found.get(key)) for key in ("name", "revision")}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / _META} is damaged ({error}); delete the folder and evaluate again") from error
+
+
+def _settings(file: Path) -> dict[tuple[str, str, str], str]:
+    """Return (task, split, subset) to the version of mteb that ran it."""
+    covered: dict[tuple[str, str, str], str] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], 1):
+        try:
+            run = json.loads(line)
+            for split in run["splits"]:
+                covered |= {(run["task"], split, subset): str(run["version"]["mteb"]) for subset in run["subsets"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}:{number} is damaged ({error}); evaluate again with an empty cache") from error
+    return covered

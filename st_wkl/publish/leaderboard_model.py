@@ -9,27 +9,31 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
+import mteb
+import pydantic
+from mteb.models import ModelMeta
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
+
 from st_wkl.markdown import markdown_code
+from st_wkl.record import TrainingRecord
 
 if TYPE_CHECKING:
-    from mteb.models import ModelMeta
-
     from st_wkl.models import AnyModel
-    from st_wkl.record import TrainingRecord
 
 _CODE_URL = "https://pypi.org/project/st-wkl/"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_WRAPPERS = "mteb.models.sentence_transformer_wrapper"
-# Class of sentence-transformers: MTEB's loader, and what MTEB calls this type of model.
-_KINDS = {
-    "SentenceTransformer": ("SentenceTransformerEncoderWrapper", "dense"),
-    "SparseEncoder": ("SparseEncoderWrapper", "sparse"),
-    "MultiVectorEncoder": ("MultiVectorWrapper", "late-interaction"),
-    "CrossEncoder": ("CrossEncoderWrapper", "cross-encoder"),
+_SHAPES = {
+    "name": (r"[A-Za-z0-9][\w.-]*/[\w.-]+", "org/name"),
+    "revision": (r"[0-9a-f]{40}", "the 40 hexadecimal digits of a commit on the Hub"),
+}
+_FACTORIES: dict[type, Callable[..., ModelMeta]] = {
+    SparseEncoder: ModelMeta.from_sparse_encoder_model,
+    MultiVectorEncoder: ModelMeta.from_multi_vector_encoder_model,
+    CrossEncoder: ModelMeta.from_cross_encoder,
+    SentenceTransformer: ModelMeta.from_sentence_transformer_model,
 }
 
 
@@ -68,24 +72,23 @@ def model_meta(
         >>> meta = model_meta(SentenceTransformer("student"), name="lab/student", revision=commit,
         ...                   license="apache-2.0", training_datasets={"MSMARCO"})  # doctest: +SKIP
     """
-    import pydantic
-    from mteb.models import ModelMeta
-    from mteb.models import sentence_transformer_wrapper as wrappers
-
-    for what, text, pattern in (("name", name, _HUB_ID), ("revision", revision, re.compile("[0-9a-f]{40}"))):
-        if not pattern.fullmatch(text):
-            wanted = "org/name" if what == "name" else "the 40 hexadecimal digits of a commit on the Hub"
-            raise ValueError(f"{what} is {text!r}; MTEB needs {wanted}")
+    for field, (shape, wanted) in _SHAPES.items():
+        if not re.fullmatch(shape, given := {"name": name, "revision": revision}[field]):
+            raise ValueError(f"{field} is {given!r}; MTEB needs {wanted}")
     if release_date is not None:
         date.fromisoformat(release_date)
-    loader, kind = _KINDS[_class_of(model)]
+    factory = next((factory for kind, factory in _FACTORIES.items() if isinstance(model, kind)), None)
+    if factory is None:
+        names = ", ".join(kind.__name__ for kind in _FACTORIES)
+        raise TypeError(f"model is a {type(model).__name__}; pass one of {names}")
+    known = factory(model)  # loader, type and similarity; what else MTEB takes from a loaded model is not always so
     student: Any = model  # the four classes share these methods, but no base class says so
     parameters = list(student.parameters())
     length = student.get_max_seq_length()
     adapted = bool(getattr(student.transformers_model, "peft_config", None))
     try:
         return ModelMeta(
-            loader=getattr(wrappers, loader),
+            loader=known.loader,
             name=name,
             revision=revision,
             release_date=release_date or datetime.now(UTC).date().isoformat(),
@@ -94,18 +97,18 @@ def model_meta(
             n_embedding_parameters=_embedding_parameters(model),
             memory_usage_mb=math.ceil(sum(weight.numel() * weight.element_size() for weight in parameters) / 2**20),
             max_tokens=length if length is not None and math.isfinite(length) else math.inf,
-            embed_dim=None if kind == "cross-encoder" else student.get_embedding_dimension(),
+            embed_dim=known.embed_dim,
             license=license.lower() if "://" not in license else license,
             open_weights=True,
             public_training_code=_CODE_URL,
             public_training_data=training_data,
-            framework=["Sentence Transformers", "PyTorch", "safetensors"],
+            framework=[*known.framework, "safetensors"],
             reference=f"https://huggingface.co/{name}",
-            similarity_fn_name=_similarity(model, kind),
+            similarity_fn_name=known.similarity_fn_name,
             use_instructions=any(student.prompts.values()),
             training_datasets=training_datasets,
             adapted_from=adapted_from if adapted_from != name else None,
-            model_type=[kind],  # type: ignore[list-item]
+            model_type=known.model_type,
             contacts=list(contacts) or None,
             extra_requirements_groups=["peft"] if adapted else None,
         )
@@ -114,38 +117,11 @@ def model_meta(
         raise ValueError("MTEB does not accept " + "; ".join(f"{k}: {v}" for k, v in wrong.items())) from error
 
 
-def model_code(meta: ModelMeta) -> str:
-    """Return the Python file that goes into `mteb/models/model_implementations/`; it defines one `ModelMeta`.
-
-    Fields at their default are left out, as in MTEB's own files, and sets are sorted, so that the file is the same
-    every time.
-    """
-    fields = []
-    for field, about in type(meta).model_fields.items():
-        value = getattr(meta, field)
-        if about.is_required() or value != about.get_default(call_default_factory=True):
-            fields.append(f"    {field}={_literal(value)},")
-    loader = meta.loader.__name__  # type: ignore[union-attr]
-    scoring = "ModelMeta, ScoringFunction" if meta.similarity_fn_name else "ModelMeta"
-    return "\n".join(
-        [
-            "from __future__ import annotations",
-            "",
-            f"from mteb.models.model_meta import {scoring}",
-            f"from {_WRAPPERS} import {loader}",
-            "",
-            f"{variable_name(meta)} = ModelMeta(",
-            *fields,
-            ")",
-            "",
-        ]
-    )
-
-
-def variable_name(meta: ModelMeta) -> str:
-    """Return what the entry is called in the file."""
-    name = re.sub(r"\W+", "_", str(meta.name).split("/")[-1]).strip("_").lower()
-    return name if not name[:1].isdigit() else f"model_{name}"
+def _embedding_parameters(model: Any) -> int | None:
+    """Count the table of token embeddings, which MTEB takes to be as wide as the output."""
+    static = getattr(model[0], "embedding", None)
+    table = static if model.transformers_model is None else model.transformers_model.get_input_embeddings()
+    return int(table.weight.numel()) if table is not None else None
 
 
 def known_training_datasets(
@@ -178,7 +154,8 @@ def known_training_datasets(
     if record is None:
         notes.append("The student carries no record of its training, so its training data is not known.")
     else:
-        collection = _collection(record.dataset)
+        stated = record.dataset.get("collection")
+        collection = str(stated.get("name") if isinstance(stated, Mapping) else stated)
         matching = {
             name for name, path in names.items() if collection in (path, name) or name.lower() == collection.lower()
         }
@@ -201,15 +178,8 @@ def known_training_datasets(
 @functools.cache
 def _task_datasets() -> dict[str, str | None]:
     """Return the dataset on the Hub of every task that MTEB has."""
-    import mteb
-
     tasks = mteb.get_tasks(exclude_superseded=False, exclude_private=False)
     return {task.metadata.name: task.metadata.dataset.get("path") for task in tasks}
-
-
-def _collection(provenance: Mapping[str, Any]) -> str:
-    value = provenance.get("collection")
-    return str(value.get("name") if isinstance(value, Mapping) else value)
 
 
 def _models(identity: Any) -> Iterator[str]:
@@ -230,54 +200,10 @@ def _trained_on(model: str) -> set[str] | None:
 
     Without the translations and subsets of these tasks, which MTEB adds itself.
     """
-    from mteb.models.model_implementations import MODEL_REGISTRY
-
-    meta = MODEL_REGISTRY.get(model)
-    if meta is None or meta.training_datasets is None:
+    try:
+        meta = mteb.get_model_meta(model)
+    except (KeyError, ValueError):
         return None
-    return set(meta.training_datasets) | ((_trained_on(meta.adapted_from) if meta.adapted_from else None) or set())
-
-
-def _class_of(model: AnyModel) -> str:
-    for base in type(model).__mro__:
-        if base.__name__ in _KINDS:
-            return base.__name__
-    raise TypeError(f"model is a {type(model).__name__}; pass one of {', '.join(_KINDS)}")
-
-
-def _embedding_parameters(model: Any) -> int | None:
-    """Count the table of token embeddings."""
-    if model.transformers_model is not None:
-        table = model.transformers_model.get_input_embeddings()
-        return int(table.weight.numel()) if table is not None else None
-    table = getattr(model[0], "embedding", None)  # static students
-    return int(table.weight.numel()) if table is not None else None
-
-
-def _similarity(model: Any, kind: str) -> Any:
-    from mteb.models.model_meta import ScoringFunction
-
-    if kind == "cross-encoder":
+    if meta.training_datasets is None:
         return None
-    name = str(model.similarity_fn_name).rsplit(".", 1)[-1].lower()
-    known = {function.value.lower(): function for function in ScoringFunction}
-    return known.get(name, ScoringFunction.MAX_SIM if kind == "late-interaction" else ScoringFunction.COSINE)
-
-
-def _literal(value: Any) -> str:
-    """Return a field as Python code."""
-    from enum import Enum
-
-    if isinstance(value, Enum):
-        return f"{type(value).__name__}.{value.name}"
-    if callable(value):
-        return str(value.__name__)
-    if isinstance(value, float) and math.isinf(value):
-        return 'float("inf")'
-    if isinstance(value, set):
-        return "{\n" + "".join(f"        {_literal(item)},\n" for item in sorted(value)) + "    }" if value else "set()"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_literal, value)) + "]"
-    return repr(value)
+    return meta.training_datasets | ((_trained_on(meta.adapted_from) if meta.adapted_from else None) or set())

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from huggingface_hub import ModelCard, ModelCardData
 
-from st_wkl.evaluation.compare import Comparison
-from st_wkl.evaluation.results import Results
+from st_wkl.evaluation.compare import Comparison, paired_difference
+from st_wkl.evaluation.results import SHARED, UNSEEN, Results, TaskScores
 from st_wkl.files import write_text
 from st_wkl.markdown import (
     linked,
@@ -21,22 +18,31 @@ from st_wkl.markdown import (
     markdown_block,
     markdown_cell,
     markdown_code,
+    markdown_table,
     markdown_text,
     without_local_paths,
 )
-from st_wkl.publish._front_matter import with_changes
-from st_wkl.publish._metadata import SOURCE, adapter_settings, fill_front_matter, name_of, write_eval_results
-from st_wkl.publish._results import compared_task, parts_of, results_section
-from st_wkl.publish._texts import model_class, usage, with_usage, without_training_texts
-from st_wkl.publish._weights import check_results, marker
-from st_wkl.publish.licences import Licence, licence_of
-from st_wkl.reading import check_keys
-
-if TYPE_CHECKING:
-    from st_wkl.record import TrainingRecord
+from st_wkl.metrics import METRIC_LABELS
+from st_wkl.publish.front_matter import SOURCE, fill_front_matter, read_card, with_changes, write_eval_results
+from st_wkl.publish.licences import licence_of
+from st_wkl.publish.saved import (
+    check_results,
+    marker,
+    max_length,
+    model_class,
+    read_json,
+    usage,
+    without_training_texts,
+)
+from st_wkl.record import TrainingRecord
 
 BEGIN, END = "<!-- st-wkl:begin -->", "<!-- st-wkl:end -->"
 _BLOCK = re.compile(rf"{BEGIN}.*?{END}", re.DOTALL)
+_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
+_PARTS = {SHARED: "with a seen document", UNSEEN: "with none seen"}
+_ADAPTER = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets"}
+# Of means that were rounded to 5 decimals on both sides.
+_ROUNDING = 1e-4
 
 
 def write_model_card(
@@ -63,8 +69,9 @@ def write_model_card(
         folder: Folder of the saved model, or adapter. Without a README.md a small one is written.
         record: How the model was trained; None for results only.
         results: Label of the table's column, such as `"before"`, `"after"`, `"BM25"`, to results. Those called
-            `"after"`, or the only ones, go into the `model-index` and, for tasks on the Hub, `.eval_results/*.yaml`.
-        comparison: The paired difference between after and before.
+            `"after"`, or the only ones, go into the `model-index` and, for tasks on the Hub, `.eval_results/*.yaml`;
+            those called `"before"` must be of the model that the record names as its start.
+        comparison: The paired difference between after and before, of the task that it names.
         notes: What a reader must know to read the numbers, a paragraph each, such as that the documents of the test
             queries were seen in training.
         command: The command that gives this model.
@@ -81,8 +88,8 @@ def write_model_card(
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If the card's front matter or the block's markers are broken, with file and line, results of
-            different data or different students are mixed, or the weights in the folder were changed after these
-            results were measured; the card stays as it is.
+            different data or different students are mixed, those before are of another model than training started
+            from, or the weights in the folder were changed after these results were measured; the card stays as it is.
 
     Example:
         >>> write_model_card("student", record=None, results={"after": Results.load("student")})  # doctest: +SKIP
@@ -90,33 +97,55 @@ def write_model_card(
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder; save the model there first")
-    if comparison is not None:
-        compared_task(comparison, results)
+    compared = _compared(comparison, results) if comparison is not None else ""
     path = folder / "README.md"
     written, card = read_card(path, title=folder.resolve().name)
     after = results.get("after") or (next(iter(results.values())) if len(results) == 1 else None)
+    other_start = _other_start(record, results.get("before"))
     if after is not None:
         check_results(folder, after, trust_remote_code=trust_remote_code)
-    licence = None if record is None and licences is None else licence_of(_licences(record, licences))
+    licence = None
+    if record is not None or licences is not None:
+        known: dict[str, str | None] = dict.fromkeys(("student", "teacher", "training data"))
+        if record is not None:
+            of = record.dataset
+            stated = (record.student_license, of.get("teacher_license"), of.get("license"))
+            known = dict(zip(known, stated, strict=True))
+        licence = licence_of({**known, **(licences or {})})
     own = _BLOCK.sub("", card.text)
-    block = _block(
-        folder,
-        record,
-        results,
-        comparison,
-        notes,
-        command,
-        licence,
-        str(getattr(card.data, "license", None) or ""),
-        own,
-    )
-    if after is not None and (line := marker(after)):
-        block = block.replace(END, f"{line}\n\n{END}")
+    whole = comparison is not None and not comparison.group and comparison.metric == "ndcg_at_10"
+    tables = _tables(results, compared if whole else "")
+    block = ModelCard.from_template(
+        ModelCardData(library_name="sentence-transformers"),
+        template_path=str(Path(__file__).parent / "templates" / "model_card.md.jinja"),
+        code=markdown_code,
+        text=markdown_text,
+        cell=markdown_cell,
+        block=markdown_block,
+        listed=listed,
+        linked=linked,
+        **(_about_training(record, folder) if record is not None else {"right": None}),
+        usage="" if "## Usage" in own else usage(folder),
+        tables=tables,
+        measured_on=list({table["task"]: (table["task"], table["few"], table["shared"]) for table in tables}.values()),
+        comparison=comparison,
+        compared=compared,
+        notes=notes,
+        other_start=other_start,
+        max_length=max_length(folder),
+        reranks=model_class(folder) == "CrossEncoder",
+        licence=licence,
+        stated=str(getattr(card.data, "license", None) or ""),
+        command=command,
+        citation=_citation(record, own),
+    ).text
+    # A name that holds the marker would end the block, and no card could be written over it.
+    parts = [BEGIN, block.strip().replace("<!-- st-wkl:", "<! -- st-wkl:"), marker(after) if after else "", END]
     if not keep_samples:
-        card.text = with_usage(without_training_texts(card.text), folder)
+        card.text = without_training_texts(card.text, folder)
         card.data.widget = None  # type: ignore[attr-defined]
-    card.text = _with_block(card.text, block, path)
-    fill_front_matter(card, folder, record, after, licence)
+    card.text = _with_block(card.text, "\n\n".join(filter(None, parts)), path, written)
+    fill_front_matter(card, folder, record, name_of(record.dataset) if record else "", after, licence)
     content = without_local_paths(with_changes(written, card, SOURCE), folder)
     ModelCard(content)  # what the Hub cannot read must not replace what it can
     write_text(path, content)
@@ -125,40 +154,76 @@ def write_model_card(
     return path
 
 
-def _licences(record: TrainingRecord | None, stated: Mapping[str, str | None] | None) -> dict[str, str | None]:
-    data = record.dataset if record is not None else {}
-    student = record.student_license if record is not None else ""
-    known = {"student": student or None, "teacher": data.get("teacher_license"), "training data": data.get("license")}
-    return {**known, **(stated or {})}
+def name_of(description: Mapping[str, Any]) -> str:
+    """Return what a teacher's identity or a dataset's provenance calls itself."""
+    for key in ("name", "model", "collection"):
+        value = description.get(key)
+        if isinstance(value, Mapping):
+            return name_of(value)
+        if value:
+            return str(value)
+    return "unknown"
 
 
-def read_card(path: Path, title: str) -> tuple[str, ModelCard]:
-    """Return the card in `path`, as it is written and as it is read, or say in which line it is broken."""
-    content = f"---\nlibrary_name: sentence-transformers\n---\n\n# {markdown_text(title)}\n"
-    if path.exists():
-        content = path.read_bytes().decode("utf-8-sig")  # bytes, as text mode would change the line endings
-    remedy = "correct it, or delete the file and save the model again"
-    if content.lstrip().startswith("---") and not REGEX_YAML_BLOCK.search(content):
-        raise ValueError(f"{path}:1: the front matter that begins here has no closing ---; {remedy}")
-    try:
-        if match := REGEX_YAML_BLOCK.search(content):
-            check_keys(yaml.compose(match.group(2), Loader=yaml.SafeLoader), line=2)
-        return content, ModelCard(content)
-    except yaml.MarkedYAMLError as error:
-        line = (error.problem_mark.line if error.problem_mark else 0) + 2  # counted from 0, after the opening ---
-        raise ValueError(f"{path}:{line}: the front matter is not valid YAML ({error.problem}); {remedy}") from error
-    except ValueError as error:
-        found = [number for number, text in enumerate(content.splitlines(), 1) if text.startswith("model-index")]
-        line = found[0] if "model_index" in str(error) and found else 1
-        raise ValueError(f"{path}:{line}: the front matter cannot be read ({error}); {remedy}") from error
+def _compared(comparison: Comparison, results: Mapping[str, Results]) -> str:
+    """Return the task that a comparison is of, `""` where nobody says; refuse one that is not between these results."""
+    before, after = results.get("before"), results.get("after")
+    if before is None or after is None:
+        return comparison.task
+    tasks = {scores.task for scores in before.tasks} & {scores.task for scores in after.tasks}
+    task = comparison.task or (next(iter(tasks)) if len(tasks) == 1 else "")
+    both, again = f"{after.name!r} minus {before.name!r}", "they belong to different students. Compare these two again"
+    if task and task not in tasks:
+        raise ValueError(f"the comparison is of {task}, which {both} is not: {again}")
+    if any(comparison.revisions) and comparison.revisions != (before.model["revision"], after.model["revision"]):
+        raise ValueError(f"the comparison is of other weights or settings than {both}: {again}")
+    means = {(s.split, s.subset): s.metrics for s in before.tasks if s.task == task}
+    for s in after.tasks:
+        pair = (means.get((s.split, s.subset), {}).get(comparison.metric), s.metrics.get(comparison.metric))
+        if s.task != task or comparison.group or comparison.split not in ("", s.split) or None in pair:
+            continue
+        found = float(pair[1] or 0) - float(pair[0] or 0)
+        if abs(found - comparison.mean) > _ROUNDING:
+            told = f"{comparison.mean:+.4f} {comparison.label}"
+            raise ValueError(f"the comparison says {told}, but {both} is {found:+.4f}: {again}")
+    return task
 
 
-def _with_block(text: str, block: str, path: Path) -> str:
+def _other_start(record: TrainingRecord | None, before: Results | None) -> str:
+    """Say that the results before are of another model than training started from; refuse them where that is certain.
+
+    Names may differ for one model, and prompts, lengths or number types of one model may: one of the two has to agree.
+    """
+    if record is None or before is None:
+        return ""
+    trained = record.identity.get("student")
+    same_name = Path(record.student).name.lower() == Path(before.name).name.lower()
+    if same_name or trained == before.model["revision"]:
+        return ""
+    if trained:
+        raise ValueError(
+            f"the results before are of {before.name!r} ({before.model['revision'][:8]}…), but the record says that "
+            f"training started from {record.student!r} ({trained[:8]}…). Evaluate that model, or call the column "
+            "something else than before, such as baseline=…"
+        )
+    return (
+        f"The results before are of {markdown_code(before.name)}; the record calls the model that training started "
+        f"from {markdown_code(record.student)}, and whether that is the same one is not known."
+    )
+
+
+def _citation(record: TrainingRecord | None, text: str) -> str:
+    """Return the citation of the loss, unless the rest of the card has it."""
+    keys = re.findall(r"@\w+\{([^,\s]+),", record.loss_citation) if record is not None else []
+    return record.loss_citation if record is not None and not (keys and all(key in text for key in keys)) else ""
+
+
+def _with_block(text: str, block: str, path: Path, written: str) -> str:
     """Return the card's text with the block in place of the last one, before the details, or at the end."""
     newline = "\r\n" if "\r\n" in text else "\n"
     block = block.replace("\n", newline)
     if text.count(BEGIN) != text.count(END) or text.count(BEGIN) != len(_BLOCK.findall(text)) or text.count(BEGIN) > 1:
-        wrong = [n for n, line in enumerate(_raw_lines(path), 1) if BEGIN in line or END in line]
+        wrong = [n for n, line in enumerate(written.splitlines(), 1) if BEGIN in line or END in line]
         raise ValueError(
             f"{path}:{wrong[0] if wrong else 1}: the card needs {BEGIN} and {END} once each, in this order "
             f"(found in lines {', '.join(map(str, wrong))}); remove the broken ones"
@@ -171,157 +236,110 @@ def _with_block(text: str, block: str, path: Path) -> str:
     return f"{text.rstrip()}{newline * 2}{block}{newline}"
 
 
-def _raw_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig").splitlines() if path.exists() else []
+def _tables(results: Mapping[str, Results], told: str) -> list[dict[str, Any]]:
+    """Return what the card shows of each task: a column per label, rows for metrics and for parts of the queries.
+
+    Args:
+        results: Label of the column to results.
+        told: The task whose difference over all queries is told elsewhere.
+
+    Raises:
+        ValueError: If two columns of a task were measured on different data.
+    """
+    tasks: dict[tuple[str, str, str], dict[str, TaskScores]] = {}
+    for label, entry in results.items():
+        for scores in entry.tasks:
+            tasks.setdefault((scores.task, scores.split, scores.subset), {})[label] = scores
+    return [_table(*key, columns, key[0] == told) for key, columns in tasks.items()]
 
 
-def _block(
-    folder: Path,
-    record: TrainingRecord | None,
-    results: Mapping[str, Results],
-    comparison: Comparison | None,
-    notes: Sequence[str],
-    command: str | None,
-    licence: Licence | None,
-    stated: str,
-    text: str,
-) -> str:
-    """Return the block with its markers; `text` is the rest of the card, whose citations are not repeated."""
-    parts = ["## Distillation"]
-    if record is not None:
-        parts += _about_training(record, folder)
-    if "## Usage" not in text:
-        parts += ["### Usage", usage(folder)]
-    task = None if comparison is None else compared_task(comparison, results)
-    if any(entry.tasks for entry in results.values()):
-        parts += ["### Results", results_section(results, told=task)]
-    if comparison is not None:
-        where = f" on {markdown_text(task)}" if task else ""
-        parts.append(
-            f"Difference{where}, after − before: {comparison}. The interval is "
-            "Student's t over queries, p comes from a paired randomisation test."
-        )
-    parts += list(notes)
-    parts += ["### Limits", "\n".join(f"- {limit}" for limit in _limits(folder, record, results, comparison))]
-    if licence is not None:
-        parts += ["### Licence", licence.why]
-        if stated and stated != licence.id:
-            parts.append(f"The owner of this card states {markdown_code(stated)}.")
-    if command:
-        parts += ["### How to reproduce", markdown_block("bash", command)]
-    if record is not None and record.loss_citation:
-        keys = re.findall(r"@\w+\{([^,\s]+),", record.loss_citation)
-        if not keys or any(key not in text for key in keys):
-            parts += [f"### Citation of {markdown_text(record.loss)}", markdown_block("bibtex", record.loss_citation)]
-    # A name that holds the marker would end the block, and no card could be written over it.
-    text = "\n\n".join(parts).replace("<!-- st-wkl:", "<! -- st-wkl:")
-    return f"{BEGIN}\n\n{text}\n\n{END}"
+def _table(task: str, split: str, subset: str, columns: Mapping[str, TaskScores], told: bool) -> dict[str, Any]:
+    _check_same_data(columns)
+    # The parts of the queries that one of the columns knows, if all columns have these queries.
+    alike = len({frozenset(scores.per_query) for scores in columns.values()}) == 1
+    groups = next((scores.groups for scores in columns.values() if scores.groups and alike), {})
+    counts = sorted({len(scores.per_query) for scores in columns.values() if scores.per_query})
+    about = [f"split {markdown_code(split)}", *([] if subset == "default" else [f"subset {markdown_code(subset)}"])]
+    about += [f"{' or '.join(f'{count:,}' for count in counts)} queries"] if counts else []
+    about += [f"all {_PARTS[group]}" for group in groups if len(groups) == 1]  # a row of its own would say it again
+    parts = {_PARTS[group]: ids for group, ids in groups.items() if len(groups) > 1}
+    lines = [["", *map(markdown_text, columns)], [":--", *["--:"] * len(columns)]]
+    metrics = [m for m in METRIC_LABELS if any(m in scores.metrics for scores in columns.values())]
+    for metric in [*metrics, *sorted({scores.main_metric for scores in columns.values()} - set(metrics))]:
+        lines.append([METRIC_LABELS.get(metric, metric), *(_value(scores, metric) for scores in columns.values())])
+        if metric == "ndcg_at_10":
+            lines += [
+                [f"· {len(ids):,} {part}", *(_mean([s.per_query[query] for query in ids]) for s in columns.values())]
+                for part, ids in parts.items()
+            ]
+    return {
+        "task": task,
+        "about": ", ".join(about),
+        "rows": markdown_table(lines),
+        "differences": "; ".join(_differences(columns, parts, told)),
+        "queries": bool(counts),
+        "two_parts": bool(parts),
+        "few": min(counts, default=0),
+        "shared": len(groups.get(SHARED, [])),
+    }
 
 
-def _limits(
-    folder: Path, record: TrainingRecord | None, results: Mapping[str, Results], comparison: Comparison | None
-) -> Iterator[str]:
-    """Yield what the numbers do not say, as far as it can be known."""
-    tasks = list(dict.fromkeys(scores.task for entry in results.values() for scores in entry.tasks))
-    if tasks:
-        listed = ", ".join(map(markdown_text, tasks[:5])) + (f" and {len(tasks) - 5} more" if len(tasks) > 5 else "")
-        yield f"Measured on {listed} only; other domains, languages and lengths of text were not looked at."
-    else:
-        yield "Nothing has been measured yet: how well this model retrieves is not known."
-    for task in tasks:
-        columns = {n: scores for n, entry in results.items() for scores in entry.tasks if scores.task == task}
-        count = min((len(scores.per_query) for scores in columns.values() if scores.per_query), default=0)
-        if shared := len(parts_of(columns).get("shared", [])):
-            asked = f"{shared:,} of {count:,} test queries"
-            yield f"{markdown_text(task)}: {asked} ask for documents that training has shown."
-        if 0 < count < 100:
-            yield f"{markdown_text(task)}: {count} queries are few; look at the intervals."
-    if comparison is not None and comparison.may_be_chance:
-        why = "its interval holds 0" if comparison.holds_0 else f"p = {comparison.p_value:.2g}"
-        yield f"The difference between before and after may be chance: {why}."
-    if record is not None and "precision_at_1" in (record.dataset.get("report") or {}):
-        wrong = 1 - record.dataset["report"]["precision_at_1"]
-        yield (
-            f"The student learns the teacher's errors, too: for {wrong:.1%} of the training queries the document that "
-            "the teacher puts first is not judged relevant (some of them are relevant and nobody has judged them)."
-        )
-    if length := _max_length(folder):
-        yield f"Texts are cut after {length:,} tokens."
-    if model_class(folder) == "CrossEncoder" and tasks:
-        yield "A reranker's numbers hold for the candidates that it was given: another first stage gives others."
+def _check_same_data(columns: Mapping[str, TaskScores]) -> None:
+    (first, one), *others = columns.items()
+    for label, other in others:
+        both = one.per_query and other.per_query
+        if both and one.dataset_revision != other.dataset_revision and one.per_query.keys() != other.per_query.keys():
+            raise ValueError(
+                f"{one.task}: {first!r} ({len(one.per_query)} queries, data {one.dataset_revision}) and {label!r} "
+                f"({len(other.per_query)} queries, data {other.dataset_revision}) were measured on different data and "
+                "cannot stand side by side; evaluate both on the same"
+            )
 
 
-def _max_length(folder: Path) -> int | None:
-    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        try:
-            length = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
-        except (OSError, ValueError, AttributeError):
-            continue
-        if isinstance(length, int) and 0 < length < 10**6:  # transformers writes 1e30 for "no limit"
-            return length
-    return None
+def _differences(columns: Mapping[str, TaskScores], parts: Mapping[str, list[str]], told: bool) -> Iterator[str]:
+    """Yield the paired differences between the student before and after, if both were measured."""
+    before, after = columns.get("before"), columns.get("after")
+    if before is None or after is None or not before.per_query or before.per_query.keys() != after.per_query.keys():
+        return
+    for what, ids in {**({} if told else {"on all queries": list(before.per_query)}), **parts}.items():
+        d = paired_difference([after.per_query[query] - before.per_query[query] for query in ids])
+        yield f"{d.mean:+.4f} {d.bounds()} {what}, p = {d.p_value:.2g}"
 
 
-def _about_training(record: TrainingRecord, folder: Path) -> list[str]:
-    """Return a sentence and a table on how the model was trained."""
-    teacher, collection = name_of(record.teacher), name_of(record.dataset)
-    rows = [
-        ("Student", listed(record.student, {"licence": record.student_license})),
-        ("Loss", listed(record.loss, record.loss_config)),
-        ("Teacher", listed(teacher, {**record.teacher, "licence": record.dataset.get("teacher_license")})),
-        ("Data", _about_data(collection, record.dataset)),
-        ("LoRA", _about_adapter(record) or listed(None, adapter_settings(folder))),
-        ("Prompts", listed(None, record.prompts)),
-        ("Training", listed(None, record.arguments)),
-        ("Training time", f"{record.seconds:.1f} seconds"),
-        ("Versions", listed(None, record.versions)),
-    ]
-    lines = [f"| {name} | {markdown_cell(value)} |" for name, value in rows if value]
-    table = "\n".join(["| | |", "| :-- | :-- |", *lines])
-    return [
-        f"This model is {markdown_code(record.student)}, taught with {markdown_code(record.loss)} to rank documents as "
-        f"the {markdown_text(str(record.teacher.get('kind') or 'teacher'))} {markdown_code(teacher)} does, on queries "
-        f"of {markdown_code(collection)}. It was made with st_wkl on top of sentence-transformers.",
-        table,
-    ]
+def _value(scores: TaskScores, metric: str) -> str:
+    value = f"{scores.metrics[metric]:.4f}" if metric in scores.metrics else ""
+    ranked = value and metric == "ndcg_at_10" and scores.per_query
+    return f"{value}{_interval(list(scores.per_query.values()))}" if ranked else value
 
 
-def _about_adapter(record: TrainingRecord) -> str:
-    """Return a line on the adapter, empty where all weights were trained."""
-    lora = record.lora
-    if not lora:
+def _mean(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.4f}{_interval(values)}"
+
+
+def _interval(values: list[float]) -> str:
+    if len(values) == 1:
         return ""
-    what = "merged into" if lora.get("merged") else "on"
-    rank = f"rank `{lora['rank']}`, alpha `{lora['alpha']}`"
-    return (
-        f"{what} {markdown_code(record.student)}: {rank}, {lora['trainable']:,} weights trained ({lora['share']:.2%})"
-    )
+    found = paired_difference(values, interval="percentile")  # from zero: the mean itself, which stays within 0 and 1
+    return f"<br>[{found.low:.3f},&nbsp;{found.high:.3f}]"  # on a line of its own: broken inside, it cannot be read
 
 
-def _about_data(collection: str, provenance: Mapping[str, Any]) -> str:
-    """Return a line on where the training lists came from, how many there are, and how good the teacher is on them."""
-    counts, report = provenance.get("counts") or {}, provenance.get("report") or {}
-    sources = (provenance.get("candidates") or {}).get("sources") or {}
-    dropped = {what: number for what, number in (provenance.get("dropped") or {}).items() if number}
-    parts = [
-        linked(collection, "datasets/")
-        + (f", split {markdown_code(provenance['split'])}" if "split" in provenance else "")
-    ]
-    parts += [f"{counts[what]:,} {what}" for what in ("queries", "documents") if what in counts]
-    if "pairs" in counts:
-        parts.append(f"{counts['pairs']:,} scored pairs")
-    if sources:
-        parts.append(f"candidates of {', '.join(map(markdown_text, sources))}")
-    if provenance.get("license"):
-        parts.append(f"licence {markdown_code(provenance['license'])}")
-    if "num_negatives" in provenance:
-        parts.append(f"up to {provenance['num_negatives']} negatives a query")
-    if "precision_at_1" in report:
-        parts.append(
-            f"the teacher's best document is judged relevant for {report['precision_at_1']:.1%} of the queries"
+def _about_training(record: TrainingRecord, folder: Path) -> dict[str, Any]:
+    """Return what the template tells of training beyond the record itself."""
+    data, lora, config = record.dataset, record.lora, read_json(folder / "adapter_config.json")
+    adapter = listed(None, {name: config.get(key) for key, name in _ADAPTER.items()})
+    if lora:
+        adapter = (
+            f"{'merged into' if lora.get('merged') else 'on'} {markdown_code(record.student)}: rank `{lora['rank']}`, "
+            f"alpha `{lora['alpha']}`, {lora['trainable']:,} weights trained ({lora['share']:.2%})"
         )
-    if dropped:
-        parts.append(
-            "left out: " + ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in dropped.items())
-        )
-    return "; ".join(parts)
+    lost = {what.replace("_", " "): count for what, count in (data.get("dropped") or {}).items() if count}
+    return {
+        "record": record,
+        "data": data,
+        "teacher": name_of(record.teacher),
+        "collection": name_of(data),
+        "sources": ", ".join(map(markdown_text, (data.get("candidates") or {}).get("sources") or {})),
+        "left_out": ", ".join(f"{count:,} {what}" for what, count in lost.items()),
+        "adapter": adapter,
+        "right": (data.get("report") or {}).get("precision_at_1"),
+    }

@@ -35,7 +35,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification
 from st_wkl.evaluation import evaluate
 from st_wkl.evaluation.identity import identified
 from st_wkl.evaluation.tasks import CollectionTask
-from st_wkl.publish._metadata import write_eval_results
+from st_wkl.publish.front_matter import write_eval_results
 from st_wkl.publish.leaderboard_model import model_meta
 from st_wkl.publish.model_card import write_model_card
 from tests.helpers.tiny import GAINS, QUERIES, collection, plain_mteb, reranking_task, scrambled

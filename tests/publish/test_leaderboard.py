@@ -20,9 +20,8 @@ from typer.testing import CliRunner
 from st_wkl.cli import app
 from st_wkl.evaluation.identity import identified
 from st_wkl.models import model_revision
-from st_wkl.publish.leaderboard import prepare
-from st_wkl.publish.leaderboard_model import known_training_datasets, model_code, model_meta
-from st_wkl.publish.leaderboard_results import collect
+from st_wkl.publish.leaderboard import collect, model_code, prepare
+from st_wkl.publish.leaderboard_model import known_training_datasets, model_meta
 from st_wkl.training import TrainingRecord
 from tests.helpers.fake_hub import Commit, FakeHub
 from tests.helpers.students import CLASSES, make_student
@@ -50,7 +49,7 @@ NANO = {
 # In one process, as each one imports torch.
 WHOLE_WAY = """
 import os, runpy, sys
-from st_wkl.publish import leaderboard as prepare
+from st_wkl.publish.leaderboard import prepare
 student = sys.argv[1]
 prepare(student, org="lab", output="one")
 os.chdir("one")

@@ -6,6 +6,7 @@ import getpass
 import re
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -457,9 +458,12 @@ def test_a_difference_names_its_task(folder: Path) -> None:
     entries = {label: results(label, value) for label, value in (("before", 0.697), ("after", 0.711))}
     for label, value in (("before", 0.5), ("after", 0.5)):
         entries[label].tasks += results(label, value, task="other").tasks
-    text = write_model_card(folder, record=record(), **(ALL | {"results": entries})).read_text()
+    named = {"results": entries, "comparison": replace(ALL["comparison"], task="squad-dev")}
+    text = write_model_card(folder, record=record(), **(ALL | named)).read_text()
     assert "Difference on squad-dev, after − before: +0.0140 nDCG@10" in text
     assert text.count("After − before, nDCG@10") == 1, "of the other task; what is told needs no repetition"
+    text = write_model_card(folder, record=record(), **(ALL | {"results": entries})).read_text()
+    assert "Difference, after − before: +0.0140" in text, "one that does not say its task is not given one by its mean"
 
 
 def test_mixed_results_are_refused(folder: Path) -> None:
@@ -468,7 +472,28 @@ def test_mixed_results_are_refused(folder: Path) -> None:
     mixed = dict(ALL, comparison=Comparison(0.2, 0.1, 0.3, 1e-4, 2000, 1700, 0, 300))
     with pytest.raises(ValueError, match=r"says \+0\.2000 nDCG@10, but 'student' minus 'potion' is \+0\.0140.*again"):
         write_model_card(folder, record=record(), **mixed)
+    elsewhere = replace(ALL["comparison"], task="other")
+    with pytest.raises(ValueError, match=r"comparison is of other, which 'student' minus 'potion' is not.*again"):
+        write_model_card(folder, record=record(), **(ALL | {"comparison": elsewhere}))
+    others = replace(ALL["comparison"], task="squad-dev", revisions=("r", "s"))
+    with pytest.raises(ValueError, match=r"of other weights or settings than 'student' minus 'potion'.*again"):
+        write_model_card(folder, record=record(), **(ALL | {"comparison": others}))
     other = results("potion", 0.697, dataset_revision="other", per_query={"q9": 0.697})
     with pytest.raises(ValueError, match=r"squad-dev: 'before' .* were measured on different data"):
         write_model_card(folder, record=record(), results={"before": other, "after": results("student", 0.7)})
+    assert (folder / "README.md").read_bytes() == before
+
+
+def test_before_is_the_model_that_training_started_from(folder: Path) -> None:
+    """A gain over some other, weaker model was believed to be the gain of training."""
+    said = "The results before are of `potion`; the record calls the model that training started from `m`, and whether"
+    assert said in write_model_card(folder, record=record(student="m"), **ALL).read_text()
+    for known in (
+        record(student="m", identity={"student": "r"}),
+        record(student="org/Potion", identity={"student": "s"}),
+    ):
+        assert "The results before are of" not in write_model_card(folder, record=known, **ALL).read_text()
+    before = (folder / "README.md").read_bytes()
+    with pytest.raises(ValueError, match=r"before are of 'potion' \(r…\).*started from 'm' \(s…\).*such as baseline="):
+        write_model_card(folder, record=record(student="m", identity={"student": "s"}), **ALL)
     assert (folder / "README.md").read_bytes() == before

@@ -14,8 +14,8 @@ from peft import LoraConfig, TaskType
 from sentence_transformers import SentenceTransformer
 
 from st_wkl.evaluation import Results, evaluate
-from st_wkl.publish._weights import check_published
 from st_wkl.publish.model_card import write_model_card
+from st_wkl.publish.saved import check_published
 from st_wkl.training.lora import merge
 from tests.helpers.students import CLASSES, make_student
 from tests.helpers.tiny import collection

@@ -1,4 +1,4 @@
-"""Changes of a card's front matter as changes of its text: what they do not touch stays to the letter.
+"""What the Hub reads of a card: the front matter, changed as text so that what is not ours stays to the letter.
 
 Reading YAML and writing it again would make 1.1 of the version 1.10, `false` of `no`, and lose comments, quotes, order
 and anchors.
@@ -6,15 +6,166 @@ and anchors.
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import yaml
-from huggingface_hub import RepoCard
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    RepoCard,
+    eval_result_entries_to_yaml,
+)
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from st_wkl.evaluation.results import Results, TaskScores
+from st_wkl.files import file_name, write_text
+from st_wkl.markdown import is_hub_id, markdown_text
+from st_wkl.metrics import METRIC_LABELS
+from st_wkl.publish.licences import Licence
+from st_wkl.publish.saved import CLASSES, model_class
+from st_wkl.reading import check_keys
+from st_wkl.record import TrainingRecord
+
 _INDEX = "model-index"
+# Marks our entries in the model-index, so that writing the card again replaces them and leaves others alone.
+SOURCE = "st-wkl"
+_SOURCE: dict[str, Any] = {"source_name": SOURCE, "source_url": "https://pypi.org/project/st-wkl/"}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_OURS = "# Written by st_wkl.\n"
+
+
+def read_card(path: Path, title: str) -> tuple[str, ModelCard]:
+    """Return the card in `path`, as it is written and as it is read, or say in which line it is broken."""
+    content = f"---\nlibrary_name: sentence-transformers\n---\n\n# {markdown_text(title)}\n"
+    if path.exists():
+        content = path.read_bytes().decode("utf-8-sig")  # bytes, as text mode would change the line endings
+    match = REGEX_YAML_BLOCK.search(content)
+    line, what = 1, "that begins here has no closing ---"
+    try:
+        if match:
+            check_keys(yaml.compose(match.group(2), Loader=yaml.SafeLoader), line=2)
+        if match or not content.lstrip().startswith("---"):
+            return content, ModelCard(content)
+    except yaml.MarkedYAMLError as error:
+        line = (error.problem_mark.line if error.problem_mark else 0) + 2  # counted from 0, after the opening ---
+        what = f"is not valid YAML ({error.problem})"
+    except ValueError as error:
+        if "model_index" in str(error):
+            line = next((n for n, text in enumerate(content.splitlines(), 1) if text.startswith(_INDEX)), 1)
+        what = f"cannot be read ({error})"
+    raise ValueError(f"{path}:{line}: the front matter {what}; correct it, or delete the file and save the model again")
+
+
+def fill_front_matter(
+    card: ModelCard,
+    folder: Path,
+    record: TrainingRecord | None,
+    collection: str,
+    after: Results | None,
+    licence: Licence | None,
+) -> None:
+    """Add tags, base model, datasets, licence and model-index; what is there stays."""
+    data = cast(Any, card.data)
+    adapter = (folder / "adapter_config.json").is_file()
+
+    def more(known: Any, *new: str) -> list[str]:
+        return list(dict.fromkeys([*([known] if isinstance(known, str) else known or []), *new]))
+
+    data.tags = more(data.tags, "st-wkl")
+    if not is_hub_id(data.base_model):
+        data.base_model = None
+    if data.pipeline_tag is None and (folder / "config_sentence_transformers.json").is_file():
+        data.pipeline_tag = CLASSES[model_class(folder)][1]
+    if record is not None:
+        data.tags = more(data.tags, "knowledge-distillation", f"loss:{record.loss}")
+        if data.base_model is None and is_hub_id(record.student):
+            data.base_model = record.student
+        if is_hub_id(collection):
+            data.datasets = more(data.datasets, collection)
+    if data.base_model is not None and (record is not None or adapter):
+        data.base_model_relation = "adapter" if adapter else "finetune"
+    if licence is not None and licence.id is not None and not data.license:
+        data.license = licence.id
+        if licence.name:
+            data.license_name = licence.name
+    entries = [entry for entry in data.eval_results or [] if entry.source_name != SOURCE]
+    entries += [] if after is None else [entry for scores in after.tasks for entry in _model_index(scores)]
+    data.eval_results = entries or None
+    if entries:
+        data.model_name = data.model_name or folder.resolve().name
+
+
+def _model_index(scores: TaskScores) -> Iterator[EvalResult]:
+    """Yield the model-index entries of a task's usual metrics as plain floats, on MTEB's scale of 0 to 100."""
+    usual = [metric for metric in METRIC_LABELS if metric in scores.metrics]
+    for metric in dict.fromkeys([*usual, scores.main_metric]):
+        yield EvalResult(
+            task_type="information-retrieval",
+            task_name="Information Retrieval",
+            dataset_type=_dataset_of(scores) or scores.task,
+            dataset_name=scores.task,
+            dataset_config=None if scores.subset == "default" else scores.subset,
+            dataset_split=scores.split,
+            dataset_revision=scores.dataset_revision if _COMMIT.fullmatch(scores.dataset_revision) else None,
+            metric_type=metric,
+            metric_name=f"{METRIC_LABELS.get(metric, metric)} (0 to 100)",
+            metric_value=round(100 * float(scores.metrics[metric]), 5),
+            **_SOURCE,
+        )
+
+
+def write_eval_results(folder: Path, after: Results) -> list[Path]:
+    """Write `.eval_results/<task>.yaml` for each task whose dataset is on the Hub, and remove those written before.
+
+    The Hub shows them on the model's page and on the dataset's leaderboard, on MTEB's scale of 0 to 100.
+    """
+    target = folder / ".eval_results"
+    for old in target.glob("*.yaml"):
+        if old.read_text(encoding="utf-8").startswith(_OURS):
+            old.unlink()
+    tasks: dict[str, list[EvalResultEntry]] = {}
+    for scores in after.tasks:
+        if dataset := _dataset_of(scores):
+            common: dict[str, Any] = {
+                "dataset_id": dataset,
+                "value": round(100 * float(scores.main_score), 5),
+                "dataset_revision": scores.dataset_revision,
+                "date": after.created,
+                "notes": f"{METRIC_LABELS.get(scores.main_metric, scores.main_metric)} times 100, through MTEB",
+                **_SOURCE,
+            }
+            ids = (scores.task, f"{scores.task}_{scores.subset}_{scores.split}")
+            tasks.setdefault(scores.task, []).extend(EvalResultEntry(task_id=id, **common) for id in ids)
+    written = []
+    for task, entries in tasks.items():
+        path = target / f"{file_name(re.sub(r'[^A-Za-z0-9_.-]', '_', task))}.yaml"
+        if not path.exists():  # else it is somebody else's: MTEB writes files of this name as well
+            text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+            written.append(write_text(path, _OURS + text))
+    return written
+
+
+def _dataset_of(scores: TaskScores) -> str | None:
+    """Return the dataset on the Hub that was evaluated on, if it was one."""
+    return _hub_dataset(scores.task) if _COMMIT.fullmatch(scores.dataset_revision) else None
+
+
+@functools.cache
+def _hub_dataset(task: str) -> str | None:
+    """Return the dataset of a task that MTEB knows by name; a task of ours or a variant of one has none."""
+    import mteb  # takes seconds, which a card without results of MTEB's tasks need not
+
+    try:
+        path = mteb.get_task(task).metadata.dataset["path"]
+    except (KeyError, ValueError):
+        return None
+    return path if is_hub_id(path) else None
 
 
 def with_changes(content: str, card: RepoCard, source: str | None = None) -> str:
