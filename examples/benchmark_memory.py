@@ -11,11 +11,11 @@ CPU seconds of the same.
 import json
 import random
 import resource
-import subprocess
 import sys
 import time
 
 import torch
+from common import in_own_process
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
@@ -78,14 +78,9 @@ def measure(variant: str, candidates: int) -> dict[str, float]:
     return {"MB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, "CPU s": seconds}
 
 
-def in_own_process(variant: str, candidates: int = CANDIDATES) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", variant, str(candidates)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
 def main() -> None:
     variants = ["upstream", "upstream, checkpointing", "st_wkl, mini-batches of 32", "st_wkl, shared documents"]
-    measured = {variant: in_own_process(variant) for variant in variants}
+    measured = {variant: in_own_process("--measure", variant, CANDIDATES) for variant in variants}
     print(f"{QUERIES} × {CANDIDATES} documents: peak memory and CPU time, and both relative to the two rivals")
     for variant, found in measured.items():
         relative = [
@@ -98,7 +93,7 @@ def main() -> None:
 def growth() -> None:
     print("candidates   peak MB   CPU s   CPU s per candidate")
     for candidates in (8, 16, 32, 64, 128, 256):
-        found = in_own_process("st_wkl", candidates)
+        found = in_own_process("--measure", "st_wkl", candidates)
         per_candidate = found["CPU s"] / candidates
         print(f"{candidates:10} {found['MB']:9.0f} {found['CPU s']:7.1f} {per_candidate:10.3f}", flush=True)
 

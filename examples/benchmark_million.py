@@ -10,12 +10,10 @@ Python, libraries, texts, model, index (Linux only: from /proc/self/status).
 
 import argparse
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
+from common import in_own_process, peak_megabytes
 
 from st_wkl.data.candidates import bm25_candidates
 from st_wkl.data.collection import Collection
@@ -53,10 +51,8 @@ def measure(miner: str, documents: int) -> dict[str, float]:
 
         model = SentenceTransformer(str(fetch(STATIC_STUDENT)), device="cpu")
         found = retriever_candidates(made, model, top_k=TOP_K, batch_size=256)
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
     hits = sum(map(len, found.values()))
-    return {"seconds": time.perf_counter() - start, "megabytes": peak / 1024, "hits": hits}
+    return {"seconds": time.perf_counter() - start, "megabytes": peak_megabytes(), "hits": hits}
 
 
 def main() -> None:
@@ -69,8 +65,7 @@ def main() -> None:
         return
     print(f"{arguments.documents:,} documents of {WORDS} words, {QUERIES:,} queries, top {TOP_K}")
     for miner in MINERS:
-        command = [sys.executable, __file__, "--documents", str(arguments.documents), "--miner", miner]
-        run = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        run = in_own_process("--documents", arguments.documents, "--miner", miner)
         print(
             f"{miner:16} {run['megabytes']:7,.0f} MB at its peak {run['seconds']:8,.0f} s  {run['hits']:9,} candidates"
         )

@@ -7,15 +7,13 @@ machine does meets all of them. Peak memory is the growth of the resident set be
 (Linux only: from /proc/self/status).
 """
 
-import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from common import in_own_process, peak_megabytes
 from sentence_transformers.util import semantic_search
 
 from st_wkl.data.dense import exact_top_k
@@ -51,15 +49,9 @@ def peak(name: str) -> float:
     """Return the growth of this process beyond the vectors in MB; faiss keeps a copy of them."""
     queries, documents = vectors()
     torch.mm(queries[:64], documents[:64].T)
-    before = highest_resident_kilobytes()
+    before = peak_megabytes()
     searcher(name, queries, documents)()
-    return (highest_resident_kilobytes() - before) / 1024
-
-
-def highest_resident_kilobytes() -> int:
-    # Not getrusage: its maximum survives exec, so a child starts with the parent's.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    return peak_megabytes() - before
 
 
 def main() -> None:
@@ -78,8 +70,7 @@ def main() -> None:
     print(f"{DOCUMENTS:,} × {DIMENSIONS}, {QUERIES:,} queries, top {TOP_K}; equal scores to 1e-5")
     for name in NAMES:
         ratios = [ours / other for ours, other in zip(seconds["st_wkl"], seconds[name], strict=True)]
-        command = [sys.executable, __file__, name]
-        megabytes = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        megabytes = in_own_process(name)
         print(
             f"{name:16} {statistics.median(seconds[name]):6.2f} s   st_wkl takes {statistics.median(ratios):.2f} of "
             f"its time ({min(ratios):.2f} to {max(ratios):.2f})   {megabytes:6,.0f} MB beyond the vectors"

@@ -9,27 +9,14 @@ KL on the same candidates: 0.5928.
 Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 
-import sys
+from common import collection, lists, student, taught
 
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-
-from st_wkl import Collection, DistillationDatasetBuilder, ListwiseCollator, compare, evaluate
-from st_wkl.data.selection import Selection
-from st_wkl.losses import WeightedKLDistillationLoss
+from st_wkl import Selection, WeightedKLDistillationLoss
 from st_wkl.methods.collective import FeedbackTeacher
-from st_wkl.packaged import STATIC_STUDENT, fetch
-from st_wkl.training import default_arguments
 
-collection = Collection.load(sys.argv[1])
-student = SentenceTransformer(str(fetch(STATIC_STUDENT)))
-teacher = FeedbackTeacher(student, feedback_documents=3)
-selection = Selection(label_correction="raise_positives")
-dataset = DistillationDatasetBuilder(collection, teacher, selection=selection).build()
-before = evaluate(student, collection, name="before")
-args, collator = default_arguments(student, "collective-output"), ListwiseCollator(student)
+found, model = collection(), student()
+teacher = FeedbackTeacher(model, feedback_documents=3)
+data = lists(found, teacher, selection=Selection(label_correction="raise_positives"))
 # Cosines of one model on both sides: one temperature, four times as sharp for the teacher, as published.
-loss = WeightedKLDistillationLoss(student, gamma=0.0, alpha=0.0, teacher_temperature=0.25 * 0.05)
-SentenceTransformerTrainer(student, args, dataset.to_lists(), loss=loss, data_collator=collator).train()
-after = evaluate(student, collection, name="after")
-print(after.table())
-print("difference:", compare(before, after))
+loss = WeightedKLDistillationLoss(model, gamma=0.0, alpha=0.0, teacher_temperature=0.25 * 0.05)
+taught(model, loss, data, found)

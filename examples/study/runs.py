@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -30,12 +31,11 @@ from st_wkl.data.dense import exact_top_k
 from st_wkl.data.selection import Selection, choose
 from st_wkl.evaluation import shared_document_queries
 from st_wkl.evaluation.runs import evaluate_run
-from st_wkl.files import content_hash
 from st_wkl.functional import raise_positives
 from st_wkl.methods.collective import FeedbackTeacher
 from st_wkl.methods.moving_average import MovingAverageCallback, MovingAverageLoss
 from st_wkl.methods.paraphrases import add_paraphrases
-from st_wkl.packaged import CROSS_ENCODER, MINILM, STATIC_STUDENT, fetch, named
+from st_wkl.packaged import CROSS_ENCODER, MINILM, STATIC_STUDENT, fetch
 from st_wkl.training import default_arguments
 from st_wkl.training.refresh import RefreshCandidatesCallback
 
@@ -86,7 +86,7 @@ class Run:
     @property
     def key(self) -> str:
         """Name of the run's file."""
-        return content_hash(asdict(self), size=8)
+        return hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def remember_texts(model: SentenceTransformer) -> None:
@@ -112,8 +112,8 @@ def collection(data: str, name: str) -> Collection:
 
 @cache
 def _base(name: str) -> SentenceTransformer:
-    packaged = name in (STATIC_STUDENT.name, MINILM.name)
-    model = SentenceTransformer(named(f"packaged:{name}" if packaged else name)[0])
+    packaged = {model.name: model for model in (STATIC_STUDENT, MINILM)}
+    model = SentenceTransformer(str(fetch(packaged[name])) if name in packaged else name)
     if hasattr(model[0], "embedding"):  # transformers pad a batch as a whole; only static students remember texts
         remember_texts(model)
     return model

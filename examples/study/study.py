@@ -106,8 +106,6 @@ def write_tuned(config: dict[str, Any], output: Path) -> None:
     """Write the best setting of each collection and method; other collections' settings stay."""
     from runs import done
 
-    from st_wkl.files import write_text
-
     best: dict[tuple[str, str], tuple[float, Any]] = {}
     for run, scores in done(output, tuning_runs(config, output)):
         score = mean(scores[run.collection].values())
@@ -119,6 +117,14 @@ def write_tuned(config: dict[str, Any], output: Path) -> None:
         axes = ("learning_rate", "student_temperature", "teacher_temperature")
         settings.setdefault(name, {})[method] = {axis: getattr(run, axis) for axis in axes}
     write_text(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file in one step, so that a stopped study leaves none that is half of one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
 
 
 def final_runs(config: dict[str, Any], output: Path) -> list[Any]:
@@ -168,8 +174,6 @@ def execute(job: tuple[Any, str, str, list[str]]) -> str:
         return ""
     import torch
     from runs import measure, train
-
-    from st_wkl.files import write_text
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
