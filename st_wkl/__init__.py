@@ -18,34 +18,38 @@ if TYPE_CHECKING:
     from st_wkl.evaluation import Results, compare, evaluate
     from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
     from st_wkl.losses.in_batch import InBatchContrastiveLoss
-    from st_wkl.losses.list_contrastive import ListContrastiveLoss
-    from st_wkl.losses.margin_kl import MarginKL
-    from st_wkl.losses.margin_mse import MarginMSEDistillLoss
+    from st_wkl.losses.listwise import (
+        KLDistillLoss,
+        ListContrastiveLoss,
+        PearsonDistillLoss,
+        RankNetDistillLoss,
+        RegularisedKLDistillLoss,
+    )
+    from st_wkl.losses.make import make_loss
+    from st_wkl.losses.margin_kl import MarginKL, MarginMSEDistillLoss
     from st_wkl.losses.pair_distill import PairDistillLoss
-    from st_wkl.losses.pearson import PearsonDistillLoss
-    from st_wkl.losses.rank_net import RankNetDistillLoss
-    from st_wkl.losses.regularised_kl import RegularisedKLDistillLoss
     from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
     from st_wkl.losses.weighted_sum import WeightedSumLoss
     from st_wkl.methods.coherence import CoherenceLoss
     from st_wkl.pipeline import run
     from st_wkl.publish.hub import push, push_dataset, push_student
     from st_wkl.publish.model_card import write_model_card
-    from st_wkl.training import distill, make_loss
+    from st_wkl.training import distill
     from st_wkl.training.lora import merge
 
 # Where each public name lives. Importing torch and sentence-transformers takes seconds, so a name is only imported
 # when it is first used; `st-wkl --help` and tab completion never pay for it.
 _HOMES = {
     "WeightedKLDistillationLoss": "st_wkl.losses.weighted_kl",
+    "KLDistillLoss": "st_wkl.losses.listwise",
     "MarginKL": "st_wkl.losses.margin_kl",
     "PairDistillLoss": "st_wkl.losses.pair_distill",
     "AdaptiveRelevanceMarginLoss": "st_wkl.losses.adaptive_margin",
-    "PearsonDistillLoss": "st_wkl.losses.pearson",
-    "MarginMSEDistillLoss": "st_wkl.losses.margin_mse",
-    "RankNetDistillLoss": "st_wkl.losses.rank_net",
-    "RegularisedKLDistillLoss": "st_wkl.losses.regularised_kl",
-    "ListContrastiveLoss": "st_wkl.losses.list_contrastive",
+    "PearsonDistillLoss": "st_wkl.losses.listwise",
+    "MarginMSEDistillLoss": "st_wkl.losses.margin_kl",
+    "RankNetDistillLoss": "st_wkl.losses.listwise",
+    "RegularisedKLDistillLoss": "st_wkl.losses.listwise",
+    "ListContrastiveLoss": "st_wkl.losses.listwise",
     "CoherenceLoss": "st_wkl.methods.coherence",
     "InBatchContrastiveLoss": "st_wkl.losses.in_batch",
     "WeightedSumLoss": "st_wkl.losses.weighted_sum",
@@ -57,7 +61,7 @@ _HOMES = {
     "Selection": "st_wkl.data.selection",
     "BM25": "st_wkl.data.candidates",
     "distill": "st_wkl.training",
-    "make_loss": "st_wkl.training",
+    "make_loss": "st_wkl.losses.make",
     "merge": "st_wkl.training.lora",
     "evaluate": "st_wkl.evaluation",
     "compare": "st_wkl.evaluation",
@@ -71,6 +75,7 @@ _HOMES = {
 
 __all__ = [
     "WeightedKLDistillationLoss",
+    "KLDistillLoss",
     "MarginKL",
     "PairDistillLoss",
     "AdaptiveRelevanceMarginLoss",

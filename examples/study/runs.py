@@ -203,8 +203,7 @@ def make_loss(run: Run, model: SentenceTransformer, average: MovingAverageCallba
     cls = getattr(st_wkl.losses, run.loss)
     heard = TEMPERATURES.get(run.loss, 2)
     if heard:
-        alone = run.loss in ("InBatchContrastiveLoss", "CoherenceLoss")
-        parameters["temperature" if alone else "student_temperature"] = run.student_temperature
+        parameters["student_temperature"] = run.student_temperature
     if heard == 2:
         parameters["teacher_temperature"] = run.teacher_temperature
     loss = cls(model, **parameters)
@@ -212,7 +211,7 @@ def make_loss(run: Run, model: SentenceTransformer, average: MovingAverageCallba
         return MovingAverageLoss(loss, average, weight=moving_average)
     if in_batch is None:
         return loss
-    term = InBatchContrastiveLoss(model, temperature=run.student_temperature)
+    term = InBatchContrastiveLoss(model, student_temperature=run.student_temperature)
     return WeightedSumLoss(model, [(1.0, loss), (in_batch, term)])
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Literal
+from dataclasses import KW_ONLY
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,13 +11,11 @@ from torch import Tensor
 from st_wkl import functional
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.lists import CandidateLists, columns_without_teacher, holds_lists, unpack
-from st_wkl.losses.options import check_choices
+from st_wkl.losses.options import spelled_out
 from st_wkl.losses.scoring import concatenate
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer, SparseEncoder
 
-
+@spelled_out
 class AdaptiveRelevanceMarginLoss(StudentLoss):
     """Margins between positive and negative that follow from how similar the two documents are; no teacher needed.
 
@@ -30,7 +28,6 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
         error: `"l2"`, as in the published runs, `"l1"` or `"soft"`.
         in_batch: Compare every query with the negatives of all rows.
         positive_threshold: In lists with judged gains, the smallest gain that makes a document a positive.
-        mini_batch_size: Rows that are embedded at once; default: the whole batch.
 
     Raises:
         ValueError: If the student has no single embedding per text, or at training time if there is no negative or an
@@ -45,30 +42,22 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
         >>> loss = AdaptiveRelevanceMarginLoss(student)  # doctest: +SKIP
     """
 
-    shown = ("target", "error", "in_batch")
+    target: float | Literal["adaptive", "distributed"] = "distributed"
+    error: Literal["l2", "l1", "soft"] = "l2"
+    _: KW_ONLY
+    in_batch: bool = False
+    positive_threshold: float = 1.0
 
-    def __init__(
-        self,
-        model: SentenceTransformer | SparseEncoder,
-        target: float | Literal["adaptive", "distributed"] = "distributed",
-        error: Literal["l2", "l1", "soft"] = "l2",
-        *,
-        in_batch: bool = False,
-        positive_threshold: float = 1.0,
-        mini_batch_size: int | None = None,
-    ) -> None:
-        super().__init__(model, mini_batch_size)
+    shown = ("target", "error", "in_batch")
+    paper = "arm2024"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.output != "embedding":
             raise ValueError(
-                f"AdaptiveRelevanceMarginLoss compares single embeddings, which a {type(model).__name__} does not have."
+                "AdaptiveRelevanceMarginLoss compares single embeddings, which a "
+                f"{type(self.model).__name__} does not have."
             )
-        check_choices(self, error=(error, ("l2", "l1", "soft")))
-        if not isinstance(target, int | float) or not math.isfinite(target):
-            check_choices(self, target=(target, ("adaptive", "distributed")))
-        self.target = target
-        self.error = error
-        self.in_batch = in_batch
-        self.positive_threshold = positive_threshold
 
     def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Compute the loss from the embeddings of a batch.
@@ -94,16 +83,11 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
                 "AdaptiveRelevanceMarginLoss expects the columns query, positive, negative_1, … but got "
                 f"{len(embeddings)}. Add a column of negatives."
             )
+        options = {"target": self.target, "error": self.error, "in_batch": self.in_batch}
         triples = self._triples(embeddings[0], concatenate(embeddings[1:]), lists)
-        losses = [
-            len(triple[0])
-            * functional.adaptive_relevance_margin(
-                *triple, target=self.target, error=self.error, in_batch=self.in_batch
-            )
-            for triple in triples
-        ]
-        if not losses:
+        if not triples:
             return torch.stack([embedding.sum() for embedding in embeddings]).sum() * 0.0
+        losses = [len(triple[0]) * functional.adaptive_relevance_margin(*triple, **options) for triple in triples]  # type: ignore[arg-type]
         return torch.stack(losses).sum() / sum(len(triple[0]) for triple in triples)
 
     def _triples(self, query: Tensor, documents: Tensor, lists: CandidateLists) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -117,17 +101,3 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
             rows, places = (number == k).nonzero(as_tuple=True)
             triples.append((query[rows], documents[first[rows]], documents[lists.index[rows, places]]))
         return triples
-
-    @property
-    def citation(self) -> str:
-        """BibTeX of the paper, for the model card."""
-        return """
-@misc{arm2024,
-    title = {Learning Effective Representations for Retrieval Using Self-Distillation with Adaptive Relevance Margins},
-    year = {2024},
-    eprint = {2407.21515},
-    archivePrefix = {arXiv},
-    primaryClass = {cs.IR},
-    url = {https://arxiv.org/abs/2407.21515},
-}
-"""

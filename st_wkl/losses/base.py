@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import warnings
-from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+from dataclasses import KW_ONLY
+from functools import cache
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,19 +17,15 @@ from torch import Tensor
 from st_wkl.functional._checks import check
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.lists import CandidateLists, from_columns, holds_lists, unpack
-from st_wkl.losses.options import check_choices, check_similarity
+from st_wkl.losses.options import spelled_out
 from st_wkl.losses.scoring import (
     BOUNDED_TEMPERATURE,
     LARGEST_SENSIBLE_BOUNDED_TEMPERATURE,
-    PairwiseSimilarity,
+    Similarity,
     is_bounded,
     model_similarity,
     score_lists,
 )
-
-if TYPE_CHECKING:
-    from st_wkl.losses.scoring import Student
-
 
 logger = logging.getLogger(__name__)
 
@@ -35,25 +33,20 @@ logger = logging.getLogger(__name__)
 NOTHING_TO_COMPARE = "counted as 0, since there is nothing to compare in them"
 
 
-class ListLossOptions(TypedDict, total=False):
-    """The options that every loss over candidate lists takes; `CandidateListLoss` describes them."""
-
-    similarity_fct: PairwiseSimilarity | None
-    student_temperature: float | None
-    teacher_temperature: float
-    positive_threshold: float
-    without_positive: Literal["all-negative", "skip"]
-    mini_batch_size: int | None
-
-
+@spelled_out
 class CandidateListLoss(StudentLoss):
     """Base of the losses that compare a student's scores of candidate lists with a teacher's.
 
-    A subclass only says what the loss is once the scores are there, in `loss_from_scores`, and names in `shown` the
-    options that a card always tells, among them the temperatures that make a difference to it.
+    They take the columns of `DistillKLDivLoss`: query, positive, negative_1, …, and a label column with the teacher's
+    raw scores of those candidates; or, with `ListwiseCollator`, lists of any length.
+
+    A subclass names the `function` of scores that it computes, which is given what it asks for by name: teacher scores,
+    positives, mask, and the options of the loss. `shown` names the options that a card always tells, among them the
+    temperatures that make a difference to it.
 
     Args:
-        model: The student: a `SentenceTransformer`, `SparseEncoder`, `MultiVectorEncoder` or `CrossEncoder`.
+        model: The student: a `SentenceTransformer`, `SparseEncoder` (inside `SpladeLoss`, too), `MultiVectorEncoder` or
+            `CrossEncoder`.
         similarity_fct: Pairwise similarity of the student's embeddings. Default: the one that the model ranks with.
         student_temperature: Divides the student's scores. Default: 0.05 for similarities within [-1, 1], such as the
             cosine, whose narrow range no softmax can make sharp otherwise, and 1 for any other.
@@ -61,63 +54,58 @@ class CandidateListLoss(StudentLoss):
         positive_threshold: In lists with judged gains, the smallest gain that makes a document a positive.
         without_positive: What to do with a list that has no positive: `"all-negative"` trains on it as it is,
             `"skip"` leaves it out. They are counted in `rows_without_positive` either way.
-        mini_batch_size: Rows that are embedded at once; bounds memory at the price of a second forward pass. Default:
-            the whole batch.
+
+    Raises:
+        ValueError: If a parameter is out of range, or at training time if labels are missing, of another shape than
+            the candidates, or not finite.
     """
 
+    _: KW_ONLY
+    similarity_fct: Similarity | None = None
+    student_temperature: float = None  # type: ignore[assignment]  # a number once the similarity is known
+    teacher_temperature: float = 1.0
+    positive_threshold: float = 1.0
+    without_positive: Literal["all-negative", "skip"] = "all-negative"
+
     shown: ClassVar[tuple[str, ...]] = ("similarity_fct", "student_temperature", "teacher_temperature")
+    function: ClassVar[Callable[..., Tensor]]
     # Whether the loss takes a softmax of the teacher's scores, which a small temperature makes 0 for most of them.
     teacher_softmax: ClassVar[bool] = False
+    # What becomes of a list without a positive that is not skipped, in words.
+    if_nothing_is_positive: ClassVar[str] = "trained on as all-negative"
 
-    def __init__(
-        self,
-        model: Student,
-        *,
-        similarity_fct: PairwiseSimilarity | None = None,
-        student_temperature: float | None = None,
-        teacher_temperature: float = 1.0,
-        positive_threshold: float = 1.0,
-        without_positive: Literal["all-negative", "skip"] = "all-negative",
-        mini_batch_size: int | None = None,
-    ) -> None:
-        super().__init__(model, mini_batch_size)
-        check_similarity(self, similarity_fct)
-        check_choices(self, without_positive=(without_positive, ("all-negative", "skip")))
+    def __post_init__(self) -> None:
+        super().__post_init__()
         # Resolved now, because the trainer replaces `self.model` by a wrapper that has no similarity of its own.
-        self.similarity_fct = model_similarity(model) if similarity_fct is None else similarity_fct
+        if self.similarity_fct is None:
+            self.similarity_fct = model_similarity(self.model)
         bounded = is_bounded(self.similarity_fct)
-        if student_temperature is None:
-            student_temperature = BOUNDED_TEMPERATURE if bounded else 1.0
-        for name, value in (("student_temperature", student_temperature), ("teacher_temperature", teacher_temperature)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a positive finite number, got {value}.")
-        if bounded and student_temperature > LARGEST_SENSIBLE_BOUNDED_TEMPERATURE:
+        if self.student_temperature is None:
+            self.student_temperature = BOUNDED_TEMPERATURE if bounded else 1.0
+        if bounded and self.student_temperature > LARGEST_SENSIBLE_BOUNDED_TEMPERATURE:
             warnings.warn(
-                f"{type(self).__name__}: student_temperature={student_temperature} with cosine similarity leaves the "
-                "student's softmax nearly flat, since its scores lie within [-1, 1]; it cannot express what the "
+                f"{type(self).__name__}: student_temperature={self.student_temperature} with cosine similarity leaves "
+                "the student's softmax nearly flat, since its scores lie within [-1, 1]; it cannot express what the "
                 f"teacher says. Use student_temperature={BOUNDED_TEMPERATURE} (0.02 to 0.05 works in practice), or "
                 "similarity_fct=sentence_transformers.util.pairwise_dot_score if the embeddings are not normalised.",
-                stacklevel=3,
+                stacklevel=4,
             )
-        self.student_temperature = student_temperature
-        self.teacher_temperature = teacher_temperature
-        self.positive_threshold = positive_threshold
-        self.without_positive = without_positive
         self.rows_without_positive = 0
         self._said: set[str] = set()
         # Whoever watches training is shown the scores of each batch, see `st_wkl.training.guard`.
         self.observer: Callable[[Tensor, CandidateLists], None] | None = None
 
-    @property
-    def if_nothing_is_positive(self) -> str:
-        """What becomes of a list without a positive that is not skipped, in words."""
-        return "trained on as all-negative"
-
-    @abstractmethod
     def loss_from_scores(
         self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor
     ) -> Tensor:
         """Compute the loss from `(B, N)` scores; `positives` and `mask` are boolean `(B, N)`."""
+        return self._of(student_scores, teacher_scores=teacher_scores, positives=positives, mask=mask)
+
+    def _of(self, student_scores: Tensor, **tensors: Tensor | None) -> Tensor:
+        """Call the function with what it asks for."""
+        function = type(self).function
+        given = {name: getattr(self, name) for name in _asked(function) if hasattr(self, name)} | tensors
+        return function(student_scores, **{name: given[name] for name in _asked(function) if name in given})
 
     def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Compute the loss from the embeddings of a batch.
@@ -138,16 +126,39 @@ class CandidateListLoss(StudentLoss):
         lists = self._lists(embeddings, labels)
         if self.teacher_softmax and "scale" not in self._said:
             self._check_scale(lists)
-        student_scores = score_lists(embeddings, lists, self.similarity_fct)
-        self._check_student(student_scores)
-        if self.observer is not None and student_scores.requires_grad:
-            self.observer(student_scores.detach(), lists)
+        student_scores = self._scores(embeddings, lists)
         positives = (lists.gains >= self.positive_threshold) & lists.mask
         kept = positives.any(dim=1)
         check(~kept, lambda missing: self._count_missing(missing, len(kept)))
         if self.without_positive == "skip":
             student_scores, positives, lists = student_scores[kept], positives[kept], lists.select(kept)
         return self._loss_from_lists(student_scores, lists, positives)
+
+    def _loss_from_lists(self, student_scores: Tensor, lists: CandidateLists, positives: Tensor) -> Tensor:
+        """Compute the loss; a subclass that needs more of the lists than scores takes it here."""
+        return self.loss_from_scores(student_scores, lists.scores.detach(), positives, lists.mask)
+
+    def _scores(self, embeddings: list[Tensor], lists: CandidateLists) -> Tensor:
+        """Score the lists, and show the scores to whoever watches."""
+        scores = score_lists(embeddings, lists, self.similarity_fct)
+        self._check_student(scores)
+        if self.observer is not None and scores.requires_grad:
+            self.observer(scores.detach(), lists)
+        return scores
+
+    def _check_student(self, scores: Tensor) -> None:
+        """Stop at a student that has diverged."""
+
+        def found(count: int) -> None:
+            row = int((~scores.isfinite()).any(dim=1).nonzero()[0])
+            what = "NaN" if bool(scores.isnan().any()) else "infinite"
+            raise ValueError(
+                f"{type(self).__name__}: the student's scores in row {row} of this batch are {what}, so its weights "
+                "have diverged. Start again from the last good checkpoint with a smaller learning rate, or train in "
+                "bf16 or fp32 if this was fp16."
+            )
+
+        check(~scores.isfinite(), found)
 
     def _count_missing(self, missing: int, rows: int) -> None:
         """Count rows without a positive, and say so once."""
@@ -162,10 +173,6 @@ class CandidateListLoss(StudentLoss):
                 "left out" if self.without_positive == "skip" else self.if_nothing_is_positive,
             )
         self.rows_without_positive += missing
-
-    def _loss_from_lists(self, student_scores: Tensor, lists: CandidateLists, positives: Tensor) -> Tensor:
-        """Compute the loss; a subclass that needs more of the lists than scores takes it here."""
-        return self.loss_from_scores(student_scores, lists.scores.detach(), positives, lists.mask)
 
     def _lists(self, embeddings: list[Tensor], labels: Tensor | None) -> CandidateLists:
         name = type(self).__name__
@@ -196,7 +203,7 @@ class CandidateListLoss(StudentLoss):
                 f"have shape {tuple(labels.shape)}. Every column besides the labels counts as text, an id column too: "
                 "remove what is neither query nor candidate (dataset.remove_columns), and give each row one score per "
                 "candidate, the positive's first. Inside MatryoshkaLoss, labels as wide as the embedding dimension are "
-                f"cut as if they were embeddings: use another number of candidates, or ListwiseCollator."
+                "cut as if they were embeddings: use another number of candidates, or ListwiseCollator."
                 f"{margins if tuple(labels.shape) in fewer else ''}"
             )
         lists = from_columns(labels)
@@ -237,14 +244,8 @@ class CandidateListLoss(StudentLoss):
 
         check(lost, found)
 
-    def _check_student(self, scores: Tensor) -> None:
-        def found(count: int) -> None:
-            row = int((~scores.isfinite()).any(dim=1).nonzero()[0])
-            what = "NaN" if bool(scores.isnan().any()) else "infinite"
-            raise ValueError(
-                f"{type(self).__name__}: the student's scores in row {row} of this batch are {what}, so its weights "
-                "have diverged. Start again from the last good checkpoint with a smaller learning rate, or train in "
-                "bf16 or fp32 if this was fp16."
-            )
 
-        check(~scores.isfinite(), found)
+@cache
+def _asked(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Return what a function takes besides the student's scores."""
+    return tuple(inspect.signature(function).parameters)[1:]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from functools import cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,15 +21,51 @@ from torch import Tensor, nn
 
 from st_wkl._compat import create_minibatch, wrapper_at_work
 from st_wkl.functional._checks import checked, watch_gradient
-from st_wkl.losses.options import check_options, options_of
+from st_wkl.losses.options import check_values, options_of, spelled_out
 from st_wkl.losses.scoring import concatenate, embed, pair_features, student_output
-from st_wkl.losses.terms import Terms
 
 if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
 
-
 logger = logging.getLogger(__name__)
+
+# What a wrapper adds to the whole: a term of its own, since no term can be told to be it.
+WRAPPER = "wrapper"
+
+
+class Terms(dict[str, Tensor]):
+    """Named terms of a loss that can be weighted and summed like the tensor that their sum is.
+
+    A trainer logs the terms of a loss that returns a dict, but wrappers such as `MatryoshkaLoss` and
+    `AdaptiveLayerLoss` calculate with whatever they wrap, which a plain dict cannot.
+    """
+
+    def __mul__(self, weight: float | Tensor) -> Terms:
+        return Terms({name: value * weight for name, value in self.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, number: float | Tensor) -> Terms:
+        return Terms({name: value / number for name, value in self.items()})
+
+    def __add__(self, other: Any) -> Terms:
+        if not isinstance(other, dict):
+            if not isinstance(other, Tensor):
+                if other == 0:  # what sums begin with
+                    return Terms(self)
+                other = torch.full_like(next(iter(self.values())), other)
+            other = {WRAPPER: other}
+        return Terms({**self, **other, **{name: self[name] + other[name] for name in self.keys() & other.keys()}})
+
+    __radd__ = __add__
+
+    def total(self) -> Tensor:
+        """Return the sum of the terms, a scalar."""
+        return torch.stack([value.reshape(()) for value in self.values()]).sum()
+
+    def detach(self) -> Terms:
+        """Return the terms without their gradients."""
+        return Terms({name: value.detach() for name, value in self.items()})
 
 
 @dataclass(frozen=True)
@@ -38,6 +77,7 @@ class _CachedBatch:
     merged: int
 
 
+@spelled_out
 class StudentLoss(CachedLossMixin, nn.Module, ABC):
     """Base of all losses here: it turns a batch into embeddings, a subclass turns embeddings into a loss.
 
@@ -49,34 +89,31 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
 
     Args:
         model: The student.
-        mini_batch_size: Rows per mini-batch, or None to embed the batch at once.
+        mini_batch_size: Rows that are embedded at once; bounds memory at the price of a second forward pass. Default:
+            the whole batch.
     """
 
+    model: Student
+    _: KW_ONLY
+    mini_batch_size: int | None = None  # type: ignore[assignment]
+
+    # Options that a card always tells, the key of the paper in citations.bib, and names of the release before.
     shown: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[str] = ""
+    renamed: ClassVar[dict[str, str]] = {}
 
-    def __new__(cls, *args: Any, **options: Any) -> Any:
-        """Say of options that do not fit what Python's own errors cannot."""
-        if cls.__module__.startswith("st_wkl."):
-            check_options(cls, args[1:], options)
-        return super().__new__(cls)
-
-    def __init__(self, model: Student, mini_batch_size: int | None = None) -> None:
-        super().__init__()
-        if mini_batch_size is not None:
-            if mini_batch_size < 1:
-                raise ValueError(f"mini_batch_size must be at least 1, got {mini_batch_size}.")
-            if has_static_embedding_input(model):
-                raise ValueError(
-                    "mini_batch_size has no use for a static embedding model: it keeps no activations, and its batches "
-                    "cannot be sliced. Leave mini_batch_size away; the whole batch fits."
-                )
-        self.model = model
-        self.mini_batch_size = mini_batch_size  # type: ignore[assignment]
-        self.uses_gradient_cache = mini_batch_size is not None
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.mini_batch_size is not None and has_static_embedding_input(self.model):
+            raise ValueError(
+                "mini_batch_size has no use for a static embedding model: it keeps no activations, and its batches "
+                "cannot be sliced. Leave mini_batch_size away; the whole batch fits."
+            )
+        self.uses_gradient_cache = self.mini_batch_size is not None
         # Decided now, because the trainer replaces `self.model` by a wrapper of another class.
-        self.output = student_output(model)
+        self.output = student_output(self.model)
         # What the student is used with is what it learns from.
-        self.truncate_dim = getattr(model, "truncate_dim", None) if self.output == "embedding" else None
+        self.truncate_dim = getattr(self.model, "truncate_dim", None) if self.output == "embedding" else None
         self.batches_without_gradient = 0
         self._logged: list[tuple[int, Terms]] = []
 
@@ -127,6 +164,15 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
         cut = {} if self.truncate_dim is None else {"truncate_dim": self.truncate_dim}
         return {**options_of(self, self.shown), **cut}
 
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.get_config_dict().items())
+        return f"{type(self).__name__}({options})"
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper, for the model card."""
+        return f"\n{_citations()[self.paper]}" if self.paper else ""
+
     def forward(
         self,
         sentence_features: Iterable[Any],
@@ -156,9 +202,15 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
         self, columns: list[Any], labels: Tensor | list[Tensor] | None, prompt: str | None, task: str | None
     ) -> Any:
         if isinstance(labels, list):  # what the collator of cross-encoders makes of a column of lists
-            labels = _stacked(labels, len(columns) - 1).to(self.model.device)
+            if len({len(row) for row in labels}) > 1 or len(columns) == 2:
+                raise ValueError(
+                    "Lists of documents need data_collator=ListwiseCollator(model) in the trainer, which also says "
+                    "which of the documents are relevant; the default collator only serves columns: query, positive, "
+                    "negative_1, …"
+                )
+            labels = torch.stack(labels).to(self.model.device)
         if self.output == "score":
-            features = pair_features(self.model, columns, prompt, task)
+            features = pair_features(self.model, columns, prompt, task)  # type: ignore[arg-type]
             columns = [batch_to_device(features, self.model.device)]
         columns, merged = _merge_candidates(columns)
         if self.mini_batch_size is None:
@@ -194,13 +246,7 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
                 "passes of its own. Make it without mini_batch_size, with smaller batches."
             )
 
-    def calculate_loss(
-        self,
-        reps: list[list[Tensor]],
-        labels: Any = None,
-        *,
-        with_backward: bool = False,
-    ) -> Tensor:
+    def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
         """Compute the loss from the mini-batches' embeddings; called by the gradient cache, wrapped by Matryoshka."""
         batch: _CachedBatch = labels
         embeddings = [
@@ -250,14 +296,11 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
         return truncate_embeddings(embed(self.model, features, self.output), self.truncate_dim)
 
 
-def _stacked(labels: list[Tensor], candidates: int) -> Tensor:
-    lengths = {len(row) for row in labels}
-    if len(lengths) > 1 or candidates == 1:
-        raise ValueError(
-            "Lists of documents need data_collator=ListwiseCollator(model) in the trainer, which also says which of "
-            "the documents are relevant; the default collator only serves columns: query, positive, negative_1, …"
-        )
-    return torch.stack(labels)
+@cache
+def _citations() -> dict[str, str]:
+    """Return the entries of citations.bib by their keys."""
+    text = files("st_wkl.losses").joinpath("citations.bib").read_text(encoding="utf-8")
+    return {entry[1]: entry[0] for entry in re.finditer(r"@\w+\{([^,]+),\n(?: .*\n)*\}\n", text)}
 
 
 def _merge_candidates(columns: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import KW_ONLY
+from typing import ClassVar
 
 import torch
-from sentence_transformers.util import (
-    SimilarityFunction,
-    all_gather,
-    all_gather_with_grad,
-    get_rank,
-    get_world_size,
-    maxsim,
-    mean_maxsim,
-    similarity_fct_name,
-)
+from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank, get_world_size
 from torch import Tensor
 
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.lists import CandidateLists, columns_without_teacher, holds_lists, unpack
-from st_wkl.losses.options import check_similarity
-from st_wkl.losses.scoring import BOUNDED_TEMPERATURE, concatenate
-
-if TYPE_CHECKING:
-    from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
-
-# InfoNCE, over the batch here and over one list in `ListContrastiveLoss`.
-INFO_NCE_CITATION = """
-@misc{oord2019representationlearningcontrastivepredictive,
-    title = {Representation Learning with Contrastive Predictive Coding},
-    author = {Aaron van den Oord and Yazhe Li and Oriol Vinyals},
-    year = {2019},
-    eprint = {1807.03748},
-    archivePrefix = {arXiv},
-    primaryClass = {cs.LG},
-    url = {https://arxiv.org/abs/1807.03748},
-}
-"""
+from st_wkl.losses.options import former, spelled_out
+from st_wkl.losses.scoring import BOUNDED_TEMPERATURE, Similarity, compare, concatenate, is_bounded, model_similarity
 
 
+@spelled_out
 class InBatchContrastiveLoss(StudentLoss):
     """InfoNCE of each positive against every other document of the batch.
 
@@ -52,12 +29,11 @@ class InBatchContrastiveLoss(StudentLoss):
         model: The student: a `SentenceTransformer`, `SparseEncoder` or `MultiVectorEncoder`. A cross-encoder would
             have to read every query with every document.
         similarity_fct: Similarity of all queries with all documents. Default: the one that the model ranks with.
-        temperature: Divides the scores. Default: 0.05 for similarities within [-1, 1], 1 for any other.
+        student_temperature: Divides the scores. Default: 0.05 for similarities within [-1, 1], 1 for any other.
         positive_threshold: In lists with judged gains, the smallest gain that makes a document a positive.
         own_negatives: Take the query's own hard negatives as negatives, too. PairDistill leaves them to its other
             terms.
         gather_across_devices: Take the documents of all processes as negatives.
-        mini_batch_size: Rows that are embedded at once; default: the whole batch.
 
     Raises:
         ValueError: If the student is a cross-encoder or a parameter is out of range.
@@ -68,40 +44,33 @@ class InBatchContrastiveLoss(StudentLoss):
     Example:
         >>> from sentence_transformers import SentenceTransformer
         >>> student = SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
-        >>> InBatchContrastiveLoss(student).temperature  # doctest: +SKIP
+        >>> InBatchContrastiveLoss(student).student_temperature  # doctest: +SKIP
         0.05
     """
 
-    shown = ("similarity_fct", "temperature", "own_negatives", "gather_across_devices")
+    _: KW_ONLY
+    similarity_fct: Similarity | None = None
+    student_temperature: float = None  # type: ignore[assignment]  # a number once the similarity is known
+    positive_threshold: float = 1.0
+    own_negatives: bool = True
+    gather_across_devices: bool = False
 
-    def __init__(
-        self,
-        model: SentenceTransformer | SparseEncoder | MultiVectorEncoder,
-        *,
-        similarity_fct: Any = None,
-        temperature: float | None = None,
-        positive_threshold: float = 1.0,
-        own_negatives: bool = True,
-        gather_across_devices: bool = False,
-        mini_batch_size: int | None = None,
-    ) -> None:
-        super().__init__(model, mini_batch_size)
+    shown = ("similarity_fct", "student_temperature", "own_negatives", "gather_across_devices")
+    paper = "oord2019representationlearningcontrastivepredictive"
+    renamed: ClassVar = {"temperature": "student_temperature"}
+    temperature = former("InBatchContrastiveLoss", "temperature", "student_temperature")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.output == "score":
             raise ValueError(
                 "InBatchContrastiveLoss needs embeddings: a cross-encoder would have to read every query with every "
                 "document of the batch. Leave this term out for cross-encoder students."
             )
-        check_similarity(self, similarity_fct)
-        self.similarity_fct = _matrix_similarity(model) if similarity_fct is None else similarity_fct
-        if temperature is None:
-            bounded = similarity_fct_name(self.similarity_fct) in ("cos_sim", "mean_maxsim")
-            temperature = BOUNDED_TEMPERATURE if bounded else 1.0
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be a positive finite number, got {temperature}.")
-        self.temperature = temperature
-        self.positive_threshold = positive_threshold
-        self.own_negatives = own_negatives
-        self.gather_across_devices = gather_across_devices
+        if self.similarity_fct is None:
+            self.similarity_fct = model_similarity(self.model, pairwise=False)
+        if self.student_temperature is None:
+            self.student_temperature = BOUNDED_TEMPERATURE if is_bounded(self.similarity_fct) else 1.0
 
     def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Compute the loss from the embeddings of a batch.
@@ -123,7 +92,7 @@ class InBatchContrastiveLoss(StudentLoss):
         identity = _identities(documents.detach(), lists)
         positives = (lists.gains >= self.positive_threshold) & lists.mask
         own, documents, identity = self._gathered(documents, identity)
-        scores = self._scores(query, documents) / self.temperature
+        scores = compare(query, documents, self.similarity_fct) / self.student_temperature  # type: ignore[arg-type]
 
         # Equal documents have one number, the place of the first of them.
         number = _first_copies(identity)
@@ -151,12 +120,6 @@ class InBatchContrastiveLoss(StudentLoss):
         counts = positives.sum(dim=1)
         return (losses.sum(dim=1) / counts.clamp_min(1)).sum() / (counts > 0).sum().clamp_min(1)
 
-    def _scores(self, query: Tensor, documents: Tensor) -> Tensor:
-        if query.ndim == 2:
-            return self.similarity_fct(query, documents)
-        masks = {"a_mask": query[..., -1].bool(), "b_mask": documents[..., -1].bool()}
-        return self.similarity_fct(query[..., :-1], documents[..., :-1], **masks)
-
     def _gathered(self, documents: Tensor, identity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gather documents across processes; also return where this process's documents are among them."""
         own = torch.arange(len(documents), device=documents.device)
@@ -179,17 +142,6 @@ class InBatchContrastiveLoss(StudentLoss):
             all_gather_with_grad(documents)[present.flatten()],
             all_gather(identity)[present.flatten()],
         )
-
-    @property
-    def citation(self) -> str:
-        """BibTeX of the paper, for the model card."""
-        return INFO_NCE_CITATION
-
-
-def _matrix_similarity(model: Any) -> Any:
-    if hasattr(model, "similarity_fn_name") and model.similarity_fn_name in ("maxsim", "meanmaxsim"):
-        return mean_maxsim if model.similarity_fn_name == "meanmaxsim" else maxsim
-    return SimilarityFunction.to_similarity_fn(str(model.similarity_fn_name))
 
 
 def _marked(which: Tensor, places: Tensor, scores: Tensor) -> Tensor:

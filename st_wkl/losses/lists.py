@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,11 +52,8 @@ class CandidateLists:
 
     def select(self, rows: Tensor) -> CandidateLists:
         """Return some of the lists, given their places or a boolean `(B,)`."""
-        optional = (self.identity, self.preferences, self.ranks)
-        return CandidateLists(
-            *(part[rows] for part in (self.scores, self.gains, self.index, self.mask)),
-            *(None if part is None else part[rows] for part in optional),
-        )
+        parts: dict[str, Any] = {name: None if part is None else part[rows] for name, part in vars(self).items()}
+        return CandidateLists(**parts)
 
 
 def holds_lists(labels: Tensor | None) -> bool:

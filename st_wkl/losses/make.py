@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -113,15 +112,16 @@ def make_loss(
         name = "kl+in-batch" if sparse or isinstance(student, SentenceTransformer) else "kl"
     name, added = split_name(name)
     weight = float(added) if in_batch is None else in_batch
-    _check_parameters(name, student, parameters)
+    known = _check_parameters(name, student, parameters)
     if mini_batch_size is None and not is_static(student):
         mini_batch_size = MINI_BATCH_SIZE
     try:
         size = None if sparse else mini_batch_size
         defaults = {"teacher_temperature": _temperature(report), "mini_batch_size": None if weight else size}
-        loss = LOSSES[name](student, **{**_accepted(LOSSES[name], defaults), **parameters})
+        given = {key: value for key, value in defaults.items() if value is not None and key in known}
+        loss = LOSSES[name](student, **{**given, **parameters})
         if weight:
-            term = ours.InBatchContrastiveLoss(student, temperature=getattr(loss, "student_temperature", None))  # type: ignore[arg-type]
+            term = ours.InBatchContrastiveLoss(student, student_temperature=getattr(loss, "student_temperature", None))  # type: ignore[arg-type]
             loss = ours.WeightedSumLoss(student, [(1.0, loss), (weight, term)], mini_batch_size=size)
     except TypeError as error:
         raise ValueError(f"The loss {name!r} on a {type(student).__name__}: {error}.") from error
@@ -133,8 +133,8 @@ def make_loss(
     return CachedSpladeLoss(student, loss, *weights, mini_batch_size=mini_batch_size)
 
 
-def _check_parameters(name: str, student: Student, parameters: Mapping[str, Any]) -> None:
-    """Stop at a parameter that a loss does not have, and say where one makes another loss of it."""
+def _check_parameters(name: str, student: Student, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a loss has, stop at a parameter that it has not, and say where one makes another loss of it."""
     kind: Any = LOSSES[name]
     known = constructor_defaults(getattr(kind, "func", kind))
     for parameter in parameters:
@@ -150,13 +150,7 @@ def _check_parameters(name: str, student: Student, parameters: Mapping[str, Any]
             "for plain KL.",
             " and ".join(weights),
         )
-
-
-def _accepted(loss: Callable[..., nn.Module], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return the defaults that are set and that a loss has a parameter for."""
-    known = inspect.signature(loss).parameters
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    return {name: value for name, value in defaults.items() if value is not None and (takes_all or name in known)}
+    return known
 
 
 def _temperature(report: Mapping[str, Any] | None) -> float | None:

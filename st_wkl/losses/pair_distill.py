@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
+from dataclasses import field
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from st_wkl.functional.pairwise import preference_kl
-from st_wkl.losses.base import CandidateListLoss, ListLossOptions
+from st_wkl.losses.base import CandidateListLoss
 from st_wkl.losses.in_batch import InBatchContrastiveLoss
-from st_wkl.losses.scoring import score_lists
+from st_wkl.losses.options import spelled_out
 from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
 from st_wkl.losses.weighted_sum import WeightedSumLoss
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
 
 
+@spelled_out
 class PairwisePreferenceLoss(CandidateListLoss):
     """KL divergence from a pairwise teacher's preferences; the pair term of `PairDistillLoss`, for sums of one's own.
 
@@ -24,7 +26,6 @@ class PairwisePreferenceLoss(CandidateListLoss):
 
     Args:
         model: The student, of any of the four model classes.
-        **options: `similarity_fct`, `student_temperature` and `mini_batch_size`, as `CandidateListLoss` describes them.
 
     Raises:
         ValueError: At training time, if the batch carries no preferences.
@@ -35,8 +36,12 @@ class PairwisePreferenceLoss(CandidateListLoss):
         >>> loss = PairwisePreferenceLoss(student)  # doctest: +SKIP
     """
 
-    def __init__(self, model: Student, **options: Unpack[ListLossOptions]) -> None:
-        super().__init__(model, **options)
+    teacher_temperature: float = field(default=1.0, init=False)
+    positive_threshold: float = field(default=1.0, init=False)
+    without_positive: str = field(default="all-negative", init=False)  # type: ignore[assignment]
+
+    shown = ("similarity_fct", "student_temperature")
+    paper = "huang2024pairdistill"
 
     def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Compute the loss from the embeddings of a batch of lists; 0 if none of them has a preference."""
@@ -46,9 +51,8 @@ class PairwisePreferenceLoss(CandidateListLoss):
                 f"{type(self).__name__} needs a pairwise teacher's preferences: rows with `pairs`, collated by "
                 "ListwiseCollator(model)."
             )
-        student_scores = score_lists(embeddings, lists, self.similarity_fct)
-        self._check_student(student_scores)
-        return preference_kl(student_scores, lists.preferences, lists.mask, self.student_temperature)
+        scores = self._scores(embeddings, lists)
+        return preference_kl(scores, lists.preferences, lists.mask, self.student_temperature)
 
     def loss_from_scores(
         self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor
@@ -56,20 +60,8 @@ class PairwisePreferenceLoss(CandidateListLoss):
         """Refuse: scores of single documents do not hold preferences."""
         raise NotImplementedError("PairwisePreferenceLoss computes from preferences, not from pointwise scores")
 
-    @property
-    def citation(self) -> str:
-        """BibTeX of the paper, for the model card."""
-        return """
-@inproceedings{huang2024pairdistill,
-    title = {PairDistill: Pairwise Relevance Distillation for Dense Retrieval},
-    author = {Huang, Chao-Wei and Chen, Yun-Nung},
-    booktitle = {Proceedings of the 2024 Conference on Empirical Methods in Natural Language Processing},
-    year = {2024},
-    url = {https://arxiv.org/abs/2410.01383},
-}
-"""
 
-
+@spelled_out
 class PairDistillLoss(WeightedSumLoss):
     """Listwise KL, plus a pairwise teacher's preferences, plus in-batch contrast, on one forward pass.
 
@@ -83,7 +75,6 @@ class PairDistillLoss(WeightedSumLoss):
         in_batch_weight: Weight of the in-batch term, which leaves a query's own negatives to the other terms.
         student_temperature: Divides the student's scores in all terms. Default: 0.05 for cosine similarity, else 1.
         teacher_temperature: Divides the pointwise teacher's scores.
-        mini_batch_size: Rows that are embedded at once; default: the whole batch.
 
     Raises:
         ValueError: At training time, if the batch carries no preferences or unusable scores.
@@ -108,19 +99,16 @@ class PairDistillLoss(WeightedSumLoss):
         teacher_temperature: float = 1.0,
         mini_batch_size: int | None = None,
     ) -> None:
+        temperature: Any = student_temperature
         listwise = WeightedKLDistillationLoss(
-            model,
-            gamma=0.0,
-            alpha=0.0,
-            student_temperature=student_temperature,
-            teacher_temperature=teacher_temperature,
+            model, gamma=0.0, alpha=0.0, student_temperature=temperature, teacher_temperature=teacher_temperature
         )
-        pairwise = PairwisePreferenceLoss(model, student_temperature=student_temperature)
+        pairwise = PairwisePreferenceLoss(model, student_temperature=temperature)
         if pair_weight is None:
             pair_weight = 3.0 if listwise.output == "tokens" else 1.0
         terms: list[tuple[float, nn.Module]] = [(1.0, listwise), (pair_weight, pairwise)]
         if listwise.output != "score":
             temperature = listwise.student_temperature
-            in_batch = InBatchContrastiveLoss(model, temperature=temperature, own_negatives=False)  # type: ignore[arg-type]
+            in_batch = InBatchContrastiveLoss(model, student_temperature=temperature, own_negatives=False)
             terms.append((in_batch_weight, in_batch))
         super().__init__(model, terms, mini_batch_size=mini_batch_size)

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from sentence_transformers import CrossEncoder, MultiVectorEncoder
 from sentence_transformers.util import (
     SimilarityFunction,
+    maxsim,
     maxsim_pairwise,
+    mean_maxsim,
     mean_maxsim_pairwise,
     similarity_fct_name,
 )
@@ -23,13 +25,13 @@ if TYPE_CHECKING:
 
     Student = SentenceTransformer | SparseEncoder | MultiVectorEncoder | CrossEncoder
 
-PairwiseSimilarity = Callable[..., Tensor]
+Similarity = Callable[..., Tensor]
 # What one row of a student's output is: an embedding, a matrix of token embeddings, or the score of a pair of texts.
 Output = Literal["embedding", "tokens", "score"]
 
 # Where a score can only lie in [-1, 1], dividing by 1 leaves a softmax nearly flat: with 32 candidates its largest
 # probability is at most 0.19. In practice 0.02 to 0.05 works; above 0.2 little of the teacher can be expressed.
-BOUNDED = ("pairwise_cos_sim", "mean_maxsim_pairwise")
+BOUNDED = ("pairwise_cos_sim", "mean_maxsim_pairwise", "cos_sim", "mean_maxsim")
 BOUNDED_TEMPERATURE = 0.05
 LARGEST_SENSIBLE_BOUNDED_TEMPERATURE = 0.2
 
@@ -41,27 +43,29 @@ def student_output(model: Student) -> Output:
     return "tokens" if isinstance(model, MultiVectorEncoder) else "embedding"
 
 
-def model_similarity(model: Student) -> PairwiseSimilarity | None:
-    """Return the pairwise form of the similarity that the model itself ranks with; None where its output is a score."""
+def model_similarity(model: Student, pairwise: bool = True) -> Similarity | None:
+    """Return the similarity that the model itself ranks with; None where its output is a score.
+
+    Args:
+        model: The student.
+        pairwise: Row by row, or all rows with all.
+    """
     if isinstance(model, CrossEncoder):
         return None
+    name = str(model.similarity_fn_name)
     if isinstance(model, MultiVectorEncoder):
-        return mean_maxsim_pairwise if model.similarity_fn_name == "meanmaxsim" else maxsim_pairwise
-    return SimilarityFunction.to_similarity_pairwise_fn(str(model.similarity_fn_name))
+        kinds = (mean_maxsim, mean_maxsim_pairwise) if name == "meanmaxsim" else (maxsim, maxsim_pairwise)
+        return kinds[pairwise]
+    return (SimilarityFunction.to_similarity_pairwise_fn if pairwise else SimilarityFunction.to_similarity_fn)(name)
 
 
-def is_bounded(similarity_fct: PairwiseSimilarity | None) -> bool:
+def is_bounded(similarity_fct: Similarity | None) -> bool:
     """Tell whether scores of this similarity lie in [-1, 1]."""
     return similarity_fct is not None and similarity_fct_name(similarity_fct) in BOUNDED
 
 
 def embed(model: nn.Module, features: dict[str, Any], output: Output) -> Tensor:
-    """Run a batch of features through the student.
-
-    Args:
-        model: The student, possibly wrapped for distributed training.
-        features: Tokenized rows.
-        output: What a row becomes.
+    """Run a batch of features through the student, which may be wrapped for distributed training.
 
     Returns:
         `(rows, D)` embeddings; `(rows, T, D + 1)` token embeddings whose last channel is 1 for tokens that count, so
@@ -84,7 +88,15 @@ def concatenate(chunks: list[Tensor]) -> Tensor:
     return torch.cat(chunks)
 
 
-def score_lists(embeddings: list[Tensor], lists: CandidateLists, similarity_fct: PairwiseSimilarity | None) -> Tensor:
+def compare(query: Tensor, documents: Tensor, similarity_fct: Similarity) -> Tensor:
+    """Apply a similarity to what `embed` gave."""
+    if query.ndim == 2:
+        return similarity_fct(query, documents)
+    masks = {"a_mask": query[..., -1].bool(), "b_mask": documents[..., -1].bool()}
+    return similarity_fct(query[..., :-1], documents[..., :-1], **masks)
+
+
+def score_lists(embeddings: list[Tensor], lists: CandidateLists, similarity_fct: Similarity | None) -> Tensor:
     """Score the candidates of each row.
 
     Args:
@@ -104,36 +116,24 @@ def score_lists(embeddings: list[Tensor], lists: CandidateLists, similarity_fct:
         # Late interaction pays for every pair: of ragged lists it computes those that there are, at the price of
         # waiting for the device to count them.
         rows, _ = places = mask.nonzero(as_tuple=True)
-        values = _similarity(query[rows], documents[wanted[places]], similarity_fct)
+        values = compare(query[rows], documents[wanted[places]], similarity_fct)
         return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).index_put(places, values)
     # Another document of the list stands in where there is none, so that nothing hangs on what is left out.
-    first = wanted.gather(1, mask.int().argmax(dim=1, keepdim=True))
-    wanted = torch.where(mask, wanted, first)
-    values = _similarity(query.repeat_interleave(mask.shape[1], dim=0), documents[wanted.flatten()], similarity_fct)
+    wanted = torch.where(mask, wanted, wanted.gather(1, mask.int().argmax(dim=1, keepdim=True)))
+    values = compare(query.repeat_interleave(mask.shape[1], dim=0), documents[wanted.flatten()], similarity_fct)
     return torch.where(mask, values.view(mask.shape), 0.0)
-
-
-def _similarity(query: Tensor, documents: Tensor, similarity_fct: PairwiseSimilarity) -> Tensor:
-    """Score documents for queries, row by row."""
-    if query.ndim == 2:
-        return similarity_fct(query, documents)
-    masks = {"a_mask": query[..., -1].bool(), "b_mask": documents[..., -1].bool()}
-    return similarity_fct(query[..., :-1], documents[..., :-1], **masks)
 
 
 def pair_features(
     model: CrossEncoder, columns: list[list[Any]], prompt: str | None, task: str | None
 ) -> dict[str, Any]:
-    """Tokenize the pairs of a cross-encoder's batch.
+    """Tokenize the pairs of a cross-encoder's batch, list by list or column by column.
 
     Args:
         model: The cross-encoder, or its distributed wrapper, to which the trainer lends `preprocess`.
         columns: Queries and one list of documents per query, or queries and one column of documents per candidate.
         prompt: Prompt of the dataset, from the collator.
         task: Task of the dataset, from the collator.
-
-    Returns:
-        Features of all pairs: list by list, or column by column.
     """
     queries, *candidates = columns
     if isinstance(candidates[0][0], str):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from st_wkl.losses.cached import StudentLoss
-from st_wkl.losses.terms import Terms
+from st_wkl.functional._scores import is_number
+from st_wkl.losses.cached import StudentLoss, Terms
+from st_wkl.losses.options import spelled_out
 
 if TYPE_CHECKING:
     from st_wkl.losses.scoring import Student
 
 
+@spelled_out
 class WeightedSumLoss(StudentLoss):
     """A weighted sum of losses that share one forward pass over the batch.
 
@@ -30,45 +32,34 @@ class WeightedSumLoss(StudentLoss):
             here, not on the terms, whose own setting does not act inside a sum.
 
     Raises:
-        ValueError: If there is no term, a weight is not finite, or a term has a gradient cache of its own.
-        TypeError: If a term does not compute from embeddings.
+        ValueError: If there is no term, a weight is out of range, or a term was made over another model or with a
+            gradient cache of its own.
+        TypeError: If a term is no `(weight, loss)` pair, or does not compute from embeddings.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
-        >>> from st_wkl import InBatchContrastiveLoss, WeightedKLDistillationLoss, WeightedSumLoss
+        >>> from st_wkl import InBatchContrastiveLoss, WeightedKLDistillationLoss
         >>> student = SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
-        >>> terms = [(1.0, WeightedKLDistillationLoss(student)), (0.1, InBatchContrastiveLoss(student))]  # doctest: +SKIP
+        >>> terms = [(1, WeightedKLDistillationLoss(student)), (0.1, InBatchContrastiveLoss(student))]  # doctest: +SKIP
         >>> loss = WeightedSumLoss(student, terms)  # doctest: +SKIP
-    """  # noqa: E501
+    """
 
     def __init__(
-        self,
-        model: Student,
-        terms: Sequence[tuple[float, nn.Module]],
-        *,
-        mini_batch_size: int | None = None,
+        self, model: Student, terms: Sequence[tuple[float, nn.Module]], *, mini_batch_size: int | None = None
     ) -> None:
-        super().__init__(model, mini_batch_size)
+        super().__init__(model, mini_batch_size=mini_batch_size)
         if not terms:
             raise ValueError("WeightedSumLoss needs at least one (weight, loss) term.")
-        for weight, loss in terms:
-            if not 0 <= weight < math.inf:
-                raise ValueError(
-                    f"the weight of {type(loss).__name__} is {weight}; it must be a finite number of 0 or more."
-                )
-            if not _computes_from_embeddings(loss):
-                raise TypeError(
-                    f"{type(loss).__name__} cannot be a term of WeightedSumLoss: it has no method "
-                    "compute_loss_from_embeddings(embeddings, labels), so it would need a forward pass of its own."
-                )
-            if getattr(loss, "uses_gradient_cache", False):
-                raise ValueError(
-                    f"{type(loss).__name__} has a gradient cache of its own. Make it without mini_batch_size and give "
-                    "mini_batch_size to WeightedSumLoss, which embeds the batch for all terms."
-                )
+        for term in terms:
+            _check_term(term, model)
         self.weights = [weight for weight, _ in terms]
         self.losses = nn.ModuleList([loss for _, loss in terms])
-        self.names = list(_unique_names(self.losses))
+        seen: Counter[str] = Counter()
+        self.names: list[str] = []
+        for loss in self.losses:
+            name = type(loss).__name__
+            seen[name] += 1
+            self.names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
 
     def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Terms:
         """Compute every term from the same embeddings; labels as the terms need them."""
@@ -91,9 +82,7 @@ class WeightedSumLoss(StudentLoss):
             name: {"weight": weight, **loss.get_config_dict()}  # type: ignore[operator]
             for name, weight, loss in zip(self.names, self.weights, self.losses, strict=True)
         }
-        if self.mini_batch_size is not None:
-            config["mini_batch_size"] = self.mini_batch_size
-        return config
+        return config if self.mini_batch_size is None else {**config, "mini_batch_size": self.mini_batch_size}
 
     @property
     def citation(self) -> str:
@@ -102,15 +91,31 @@ class WeightedSumLoss(StudentLoss):
         return "\n".join(citation for citation in citations if citation)
 
 
-def _computes_from_embeddings(loss: nn.Module) -> bool:
-    """Tell whether a loss takes embeddings and labels; some of upstream's parts take the former alone."""
+def _check_term(term: Any, model: Student) -> None:
+    """Stop at what cannot be a term of a sum over a model."""
+    pair = tuple(term) if isinstance(term, Sequence) and not isinstance(term, str) else (term,)
+    if len(pair) != 2 or not isinstance(pair[1], nn.Module):
+        told = ", ".join(type(part).__name__ if isinstance(part, nn.Module) else repr(part) for part in pair)
+        turned = " Turn it round." if len(pair) == 2 and isinstance(pair[0], nn.Module) else ""
+        raise TypeError(f"the terms of WeightedSumLoss are (weight, loss) pairs, and one is ({told}).{turned}")
+    weight, loss = pair
+    name = type(loss).__name__
+    if not (is_number(weight) and weight >= 0):
+        raise ValueError(f"the weight of {name} is {weight!r}; it must be a finite number of 0 or more.")
+    # Some of upstream's parts take embeddings alone.
     compute = getattr(loss, "compute_loss_from_embeddings", None)
-    return compute is not None and len(inspect.signature(compute).parameters) > 1
-
-
-def _unique_names(losses: Sequence[nn.Module] | nn.ModuleList) -> Iterator[str]:
-    seen: dict[str, int] = {}
-    for loss in losses:
-        name = type(loss).__name__
-        seen[name] = seen.get(name, 0) + 1
-        yield name if seen[name] == 1 else f"{name}_{seen[name]}"
+    if compute is None or len(inspect.signature(compute).parameters) < 2:
+        raise TypeError(
+            f"{name} cannot be a term of WeightedSumLoss: it has no method "
+            "compute_loss_from_embeddings(embeddings, labels), so it would need a forward pass of its own."
+        )
+    if getattr(loss, "uses_gradient_cache", False):
+        raise ValueError(
+            f"{name} has a gradient cache of its own. Make it without mini_batch_size and give mini_batch_size to "
+            "WeightedSumLoss, which embeds the batch for all terms."
+        )
+    if getattr(loss, "model", None) not in (None, model):
+        raise ValueError(
+            f"{name} was made over another model than the sum, so it would look at one student's embeddings with the "
+            f"settings of another: make {name} with the model that the sum is made with."
+        )

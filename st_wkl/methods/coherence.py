@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from dataclasses import KW_ONLY
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from st_wkl import functional
 from st_wkl.functional._checks import check
-from st_wkl.losses.cached import StudentLoss
+from st_wkl.losses.cached import StudentLoss, Terms
+from st_wkl.losses.options import former, spelled_out
 from st_wkl.losses.scoring import BOUNDED_TEMPERATURE
-from st_wkl.losses.terms import Terms
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer, SparseEncoder
 
 logger = logging.getLogger(__name__)
 
 
+@spelled_out
 class CoherenceLoss(StudentLoss):
     """In-batch contrast, plus two terms that draw a query and its paraphrase together.
 
@@ -32,8 +31,7 @@ class CoherenceLoss(StudentLoss):
         model: The student, a `SentenceTransformer` or `SparseEncoder`.
         embedding_weight: λ₁ of the squared distance between the two embeddings.
         margin_weight: λ₂ of the squared difference between their margins, see `st_wkl.functional.coherence`.
-        temperature: Divides the cosines in the contrastive term.
-        mini_batch_size: Rows that are embedded at once; default: the whole batch.
+        student_temperature: Divides the cosines in the contrastive term.
 
     Raises:
         ValueError: If the student has no single embedding per text, a parameter is out of range, or at training time if
@@ -48,26 +46,21 @@ class CoherenceLoss(StudentLoss):
         >>> loss = CoherenceLoss(student)  # doctest: +SKIP
     """
 
-    shown = ("embedding_weight", "margin_weight", "temperature")
+    embedding_weight: float = 1.0
+    margin_weight: float = 1.0
+    _: KW_ONLY
+    student_temperature: float = BOUNDED_TEMPERATURE
 
-    def __init__(
-        self,
-        model: SentenceTransformer | SparseEncoder,
-        embedding_weight: float = 1.0,
-        margin_weight: float = 1.0,
-        *,
-        temperature: float = BOUNDED_TEMPERATURE,
-        mini_batch_size: int | None = None,
-    ) -> None:
-        super().__init__(model, mini_batch_size)
+    shown = ("embedding_weight", "margin_weight", "student_temperature")
+    paper = "coherence2025"
+    renamed: ClassVar = {"temperature": "student_temperature"}
+    temperature = former("CoherenceLoss", "temperature", "student_temperature")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.output != "embedding":
-            raise ValueError(f"CoherenceLoss compares single embeddings, which a {type(model).__name__} does not have.")
-        for name, value in (("embedding_weight", embedding_weight), ("margin_weight", margin_weight)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value}.")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be a positive finite number, got {temperature}.")
-        self.embedding_weight, self.margin_weight, self.temperature = embedding_weight, margin_weight, temperature
+            name = type(self.model).__name__
+            raise ValueError(f"CoherenceLoss compares single embeddings, which a {name} does not have.")
         self.rows_without_paraphrase = 0
 
     def loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Terms:
@@ -91,11 +84,9 @@ class CoherenceLoss(StudentLoss):
         answers = torch.cat([own, torch.where(present, own, -100)])
         scores = torch.nn.functional.normalize(asked, dim=1) @ torch.nn.functional.normalize(pool, dim=1).T
         return Terms(
-            {
-                "contrast": torch.nn.functional.cross_entropy(scores / self.temperature, answers),
-                "embedding_coherence": self.embedding_weight * distance,
-                "margin_coherence": self.margin_weight * margins,
-            }
+            contrast=torch.nn.functional.cross_entropy(scores / self.student_temperature, answers),
+            embedding_coherence=self.embedding_weight * distance,
+            margin_coherence=self.margin_weight * margins,
         )
 
     def _count_missing(self, missing: int, rows: int) -> None:
@@ -108,16 +99,3 @@ class CoherenceLoss(StudentLoss):
                 rows,
             )
         self.rows_without_paraphrase += missing
-
-    @property
-    def citation(self) -> str:
-        """BibTeX of the paper, for the model card."""
-        return """
-@misc{coherence2025,
-    year = {2025},
-    eprint = {2508.07975},
-    archivePrefix = {arXiv},
-    primaryClass = {cs.IR},
-    url = {https://arxiv.org/abs/2508.07975},
-}
-"""

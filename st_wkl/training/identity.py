@@ -202,21 +202,31 @@ def _is_known(module: str | None) -> bool:
     return home != "__main__" and (home in _PACKAGES or home in sys.stdlib_module_names)
 
 
+# What options of this package were called in the release before.
+_RENAMED = {"temperature": "student_temperature"}
+
+
+def _without_home(kind: Any) -> Any:
+    """Return the name of a class; where one of this package lies in it is no part of what it does."""
+    return re.sub(r"^st_wkl\.(\w+\.)+", "", kind) if isinstance(kind, str) else kind
+
+
 def differences(there: Any, now: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     """Compare two descriptions: path to the two values of what differs. An option that one lacks has its default."""
     if not (isinstance(there, dict) and isinstance(now, dict)):
         return {} if there == now else {path: (there, now)}
-    if there.get("class") != now.get("class"):
+    if _without_home(there.get("class")) != _without_home(now.get("class")):
         return {path: (there.get("class", there), now.get("class", now))}
     found: dict[str, tuple[Any, Any]] = {}
     if "options" in there and "options" in now:
-        sides = [{**side["defaults"], **side["options"]} for side in (there, now)]
+        both = [{**side["defaults"], **side["options"]} for side in (there, now)]
+        sides = [{_RENAMED.get(name, name): value for name, value in side.items()} for side in both]
         for name in sorted(sides[0].keys() | sides[1].keys()):
             lacking = [name not in side for side in sides]
             if any(lacking) and name in (now if lacking[0] else there)["defaults"]:
                 continue
             found |= differences(sides[0].get(name), sides[1].get(name), f"{path}.{name}".lstrip("."))
-    for name in sorted((there.keys() | now.keys()) - {"options", "defaults"}):
+    for name in sorted((there.keys() | now.keys()) - {"class", "options", "defaults"}):
         found |= differences(there.get(name), now.get(name), f"{path}.{name}".lstrip("."))
     return found
 
