@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 _PART = ".part"
+# A full disk, a quota, a place that may not be written to.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # Outputs that are worked on, by thread: a command owns what the functions that it calls own again.
 _OWNED: set[tuple[int, Path]] = set()
 
@@ -61,6 +63,18 @@ def file_name(name: str, longest: int = 200) -> str:
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name in errors of the disk the file or folder that a person knows, and not the hidden one beside it."""
+    try:
+        yield
+    except OSError as error:
+        ours = error.filename is None or _prefix(path) in str(error.filename)
+        if error.errno not in _DISK or not ours:
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends without an error.
 
@@ -70,21 +84,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_PART)
-    temporary = Path(name)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # tells that somebody is at work on it, however that one ends
-        yield temporary
-        # mkstemp makes files that only the owner may read; results and cards are meant to be shared.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        os.close(handle)
-        temporary.unlink(missing_ok=True)
+    with _naming(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_PART)
+        temporary = Path(name)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # tells that somebody is at work on it, however that one ends
+            yield temporary
+            # mkstemp makes files that only the owner may read; results and cards are meant to be shared.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            os.close(handle)
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -93,20 +108,21 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder).expanduser()
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
-    workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=_PART))
-    handle = os.open(workspace, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        (new := workspace / "new").mkdir()
-        yield new
-        sync_tree(new)
-        if folder.exists():
-            os.replace(folder, workspace / "old")
-        os.replace(new, folder)
-        sync(folder.parent)
-    finally:
-        os.close(handle)
-        shutil.rmtree(workspace, ignore_errors=True)
+    with _naming(folder):
+        workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=_PART))
+        handle = os.open(workspace, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            (new := workspace / "new").mkdir()
+            yield new
+            sync_tree(new)
+            if folder.exists():
+                os.replace(folder, workspace / "old")
+            os.replace(new, folder)
+            sync(folder.parent)
+        finally:
+            os.close(handle)
+            shutil.rmtree(workspace, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -276,3 +276,14 @@ def test_what_was_left_of_a_complete_output_is_removed_by_its_next_owner(tmp_pat
     (tmp_path / ".other.abc.part").mkdir()
     with owned(tmp_path / "o"):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".o.lock", ".other.abc.part", "o"]
+
+
+def test_a_full_disk_names_the_file_that_a_person_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message named no file, or a hidden one that was gone when somebody looked for it."""
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match=r"No space left on device: '.*/results\.json'"):
+        write_text(tmp_path / "results.json", "{}")
+    monkeypatch.setattr("tempfile.mkstemp", lambda prefix, **_: (_ for _ in ()).throw(OSError(30, "Read-only", prefix)))
+    with pytest.raises(OSError, match=r"Read-only: '.*/results\.json'"):
+        write_text(tmp_path / "results.json", "{}")
