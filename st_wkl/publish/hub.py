@@ -46,15 +46,14 @@ _VERBATIM = {"tokenizer.json", "vocab.json", "added_tokens.json"}
 _STAND_IN = re.compile("|".join([*(stand_in for stand_in, _ in CLASSES.values()), "path/to/this/folder"]))
 _TRAILER = "Pushed with st_wkl"
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
-_SETTINGS = "https://huggingface.co/settings/tokens"
 # The base of "no answer has come" of the HTTP library that huggingface_hub uses, which has changed once.
 _NO_ANSWER: type[Exception] = import_module("httpx2" if find_spec("httpx2") else "httpx").TransportError
 # What to tell the user about an answer of the Hub, by its status.
 _ANSWERS = {
-    401: "The Hub does not accept your token: it has expired or was revoked. Make a new one at SETTINGS and LOGIN; "
-    "then run this again. State: {state}.",
+    401: "The Hub does not accept your token: it has expired or was revoked. Make a new one at "
+    "https://huggingface.co/settings/tokens and {login}; then run this again. State: {state}.",
     403: "Your token may not write to {repo}. It needs the role `write`, and you must be {owner!r} or a member who may "
-    "write there (SETTINGS); or open a pull request (`--pr`). State: {state}.",
+    "write there (https://huggingface.co/settings/tokens); or open a pull request (`--pr`). State: {state}.",
     409: "{repo} exists, but your token cannot see it. Take another name, or a token of {owner!r}.",
     412: "Somebody changed {repo} during the push. State: {state}. Look at the change, then run this again.",
 }
@@ -127,43 +126,37 @@ def push(
     """
     with tempfile.TemporaryDirectory() as workspace:
         if isinstance(what, DistillationDataset):
-            folder = what.save_to_disk(Path(workspace) / "dataset")
+            folder = what.save(Path(workspace) / "dataset")
         else:
             folder = Path(what).expanduser()
         if dataset := is_dataset(folder):
-            contents = _dataset(folder, repo_id, private)
+            if not DistillationDataset.load(folder).provenance.get("license") and not private:
+                logger.warning("the provenance names no licence: make sure that the texts may be redistributed")
+            names = sorted(path.name for path in folder.iterdir() if DATASET_FILE.fullmatch(path.name))
+            contents = _cleaned(folder, names, repo_id)
         else:
             contents = _student(folder, repo_id, base_model, trust_remote_code)
         files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
         left_out = sorted({path.as_posix() for path in files if ".cache" not in path.parts} - contents.keys())
-        repo = _Repository(repo_id, "dataset" if dataset else "model", create_pr)
-        message = commit_message or ("Add a distillation dataset" if dataset else "Add a student")
-        url, removed = _upload(repo, contents, private, message)
+        kind, message = ("dataset", "Add a distillation dataset") if dataset else ("model", "Add a student")
+        repo = _Repository(repo_id, kind, create_pr)
+        url, removed = _upload(repo, contents, private, commit_message or message)
         return Pushed(repo_id, url, tuple(contents), tuple(left_out), tuple(removed), repo.private)
 
 
 def push_student(folder: str | Path, repo_id: str, **options: Any) -> Pushed:
-    """Upload a saved student: `push` under its name of version 0.1, which stays for one release."""
+    """Upload a saved student: the name of `push` in version 0.1, which stays for one release."""
     return push(folder, repo_id, **options)
 
 
 def push_dataset(dataset: DistillationDataset | str | Path, repo_id: str, **options: Any) -> Pushed:
-    """Upload a distillation dataset: `push` under its name of version 0.1, which stays for one release."""
+    """Upload a distillation dataset: the name of `push` in version 0.1, which stays for one release."""
     return push(dataset, repo_id, **options)
 
 
 def is_dataset(folder: Path) -> bool:
     """Tell whether a folder is that of a distillation dataset, complete or not, and not a student's."""
     return any((folder / name).is_file() for name in ("train.parquet", "provenance.json"))
-
-
-def _dataset(folder: Path, repo_id: str, private: bool) -> dict[str, Path | bytes]:
-    """Return path in the repository to file or content of a dataset, which has to load."""
-    dataset = DistillationDataset.load_from_disk(folder)
-    if not private and not dataset.provenance.get("license"):
-        logger.warning("the provenance of the dataset names no licence: make sure that its texts may be redistributed")
-    names = sorted(path.name for path in folder.iterdir() if DATASET_FILE.fullmatch(path.name))
-    return _cleaned(folder, names, repo_id)
 
 
 def _student(folder: Path, repo_id: str, base_model: str | None, trust_remote_code: bool) -> dict[str, Path | bytes]:
@@ -181,7 +174,8 @@ def _student(folder: Path, repo_id: str, base_model: str | None, trust_remote_co
     files += folder.glob(".eval_results/*.yaml")
     card = folder / "README.md"
     if card.is_file():
-        files += [folder / name for name in _IMAGE.findall(card.read_text(encoding="utf-8-sig")) if ".." not in name]
+        shown = _IMAGE.findall(card.read_text(encoding="utf-8-sig"))
+        files += [folder / name for name in shown if ".." not in name and not name.startswith("/")]
     else:
         logger.warning("%s has no README.md: the student is pushed without a card", folder)
     names = sorted({path.relative_to(folder).as_posix() for path in files if path.is_file()})
@@ -286,11 +280,6 @@ def _clean_json(text: str, folder: Path, path: Path) -> str:
 
 def _adapter(folder: Path, contents: dict[str, Path | bytes], base_model: str | None) -> dict[str, Path | bytes]:
     """Return the adapter's configuration and card with a base model that others can load."""
-
-    def text_of(name: str) -> str:
-        content = contents[name]
-        return (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8-sig")
-
     named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     base = base_model or named
     if not is_hub_id(base):
@@ -298,13 +287,17 @@ def _adapter(folder: Path, contents: dict[str, Path | bytes], base_model: str | 
             f"{folder} is an adapter of {named!r}, which nobody else has. Name its base model on the Hub "
             "(`base_model=`, `--base-model`), or merge the adapter into the model and push that."
         )
-    config = {**json.loads(text_of("adapter_config.json")), "base_model_name_or_path": base}
+    config = {**json.loads(_text(contents["adapter_config.json"])), "base_model_name_or_path": base}
     changed: dict[str, Path | bytes] = {"adapter_config.json": (json.dumps(config, indent=2) + "\n").encode()}
     if "README.md" in contents:
-        card = ModelCard(text := text_of("README.md"), ignore_metadata_errors=True)
+        card = ModelCard(text := _text(contents["README.md"]), ignore_metadata_errors=True)
         card.data.base_model, card.data.base_model_relation = base, "adapter"  # type: ignore[attr-defined]
         changed["README.md"] = with_changes(text, card).encode()
     return changed
+
+
+def _text(content: Path | bytes) -> str:
+    return (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8-sig")
 
 
 @dataclass
@@ -418,7 +411,7 @@ def _check_card(source: Path | bytes | None, repo_type: str) -> None:
     """Let the Hub check the card's front matter before anything is made or sent."""
     if source is None:
         return
-    text = (source if isinstance(source, bytes) else source.read_bytes()).decode("utf-8-sig")
+    text = _text(source)
     remedy = "Nothing was sent. Correct the front matter of README.md."
     try:
         card = (ModelCard if repo_type == "model" else RepoCard)(text)
@@ -446,9 +439,9 @@ def _explained(repo: _Repository) -> Iterator[None]:
         if isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code if cause.response is not None else 0
             told = _ANSWERS.get(status, "The Hub refused the push to {repo}: {cause}. State: {state}.")
-            told = told.replace("SETTINGS", _SETTINGS).replace("LOGIN", _LOGIN)
+            values = {"repo": repo_id, "state": state, "owner": repo_id.split("/")[0], "cause": cause}
             kind = {412: FileExistsError}.get(status, PermissionError) if status in _ANSWERS else RuntimeError
-            raise kind(told.format(repo=repo_id, state=state, owner=repo_id.split("/")[0], cause=cause)) from error
+            raise kind(told.format(**values, login=_LOGIN)) from error
         if isinstance(cause, (_NO_ANSWER, ConnectionError)):
             raise ConnectionError(
                 f"The connection to the Hub broke ({type(cause).__name__}). State: {state}. Your files here are as "

@@ -56,6 +56,9 @@ class Submission:
     page: Path
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"<Submission of {self.meta.name}: {len(self.tasks)} results; go on with {self.page}>"
+
 
 def prepare(
     student: str | Path,

@@ -57,8 +57,7 @@ def model_meta(
         name: Its id on the Hub, `"org/name"`.
         revision: Commit of the Hub, 40 hexadecimal digits.
         license: An id that MTEB knows, such as `"apache-2.0"`, or a URL.
-        training_datasets: MTEB tasks whose data the student, its teacher or its base has seen; None for unknown. See
-            `known_training_datasets`.
+        training_datasets: What `known_training_datasets` returns.
         adapted_from: Hub id of the model that training started from; MTEB adds what that one was trained on.
         training_data: URL of the training data, or whether it is public.
         languages: As MTEB writes them, language and script.

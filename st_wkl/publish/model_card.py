@@ -9,19 +9,11 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from st_wkl import markdown
 from st_wkl.evaluation.compare import Comparison, paired_difference
 from st_wkl.evaluation.results import SHARED, UNSEEN, Results, TaskScores
 from st_wkl.files import write_text
-from st_wkl.markdown import (
-    linked,
-    listed,
-    markdown_block,
-    markdown_cell,
-    markdown_code,
-    markdown_table,
-    markdown_text,
-    without_local_paths,
-)
+from st_wkl.markdown import listed, markdown_code, markdown_table, markdown_text, without_local_paths
 from st_wkl.metrics import METRIC_LABELS
 from st_wkl.publish.front_matter import SOURCE, fill_front_matter, read_card, with_changes, write_eval_results
 from st_wkl.publish.licences import licence_of
@@ -106,41 +98,24 @@ def write_model_card(
         check_results(folder, after, trust_remote_code=trust_remote_code)
     licence = None
     if record is not None or licences is not None:
-        known: dict[str, str | None] = dict.fromkeys(("student", "teacher", "training data"))
-        if record is not None:
-            of = record.dataset
-            stated = (record.student_license, of.get("teacher_license"), of.get("license"))
-            known = dict(zip(known, stated, strict=True))
+        of = record.dataset if record is not None else {}
+        known = {"student": record.student_license or None if record is not None else None}
+        known |= {"teacher": of.get("teacher_license"), "training data": of.get("license")}
         licence = licence_of({**known, **(licences or {})})
-    own = _BLOCK.sub("", card.text)
     whole = comparison is not None and not comparison.group and comparison.metric == "ndcg_at_10"
-    tables = _tables(results, compared if whole else "")
-    block = ModelCard.from_template(
-        ModelCardData(library_name="sentence-transformers"),
-        template_path=str(Path(__file__).parent / "templates" / "model_card.md.jinja"),
-        code=markdown_code,
-        text=markdown_text,
-        cell=markdown_cell,
-        block=markdown_block,
-        listed=listed,
-        linked=linked,
+    values = {
         **(_about_training(record, folder) if record is not None else {"right": None}),
-        usage="" if "## Usage" in own else usage(folder),
-        tables=tables,
-        measured_on=list({table["task"]: (table["task"], table["few"], table["shared"]) for table in tables}.values()),
-        comparison=comparison,
-        compared=compared,
-        notes=notes,
-        other_start=other_start,
-        max_length=max_length(folder),
-        reranks=model_class(folder) == "CrossEncoder",
-        licence=licence,
-        stated=str(getattr(card.data, "license", None) or ""),
-        command=command,
-        citation=_citation(record, own),
-    ).text
-    # A name that holds the marker would end the block, and no card could be written over it.
-    parts = [BEGIN, block.strip().replace("<!-- st-wkl:", "<! -- st-wkl:"), marker(after) if after else "", END]
+        "tables": _tables(results, compared if whole else ""),
+        "comparison": comparison,
+        "compared": compared,
+        "notes": notes,
+        "other_start": other_start,
+        "licence": licence,
+        "stated": str(getattr(card.data, "license", None) or ""),
+        "command": command,
+    }
+    block = _block(folder, _BLOCK.sub("", card.text), record, values)
+    parts = [BEGIN, block, marker(after) if after else "", END]
     if not keep_samples:
         card.text = without_training_texts(card.text, folder)
         card.data.widget = None  # type: ignore[attr-defined]
@@ -163,6 +138,25 @@ def name_of(description: Mapping[str, Any]) -> str:
         if value:
             return str(value)
     return "unknown"
+
+
+def _block(folder: Path, rest: str, record: TrainingRecord | None, values: Mapping[str, Any]) -> str:
+    """Return our part of the card, without its markers; what the `rest` of it says is not repeated."""
+    keys = re.findall(r"@\w+\{([^,\s]+),", record.loss_citation) if record is not None else []
+    cited = bool(keys) and all(key in rest for key in keys)
+    block = ModelCard.from_template(
+        ModelCardData(library_name="sentence-transformers"),
+        template_path=str(Path(__file__).parent / "templates" / "model_card.md.jinja"),
+        markdown=markdown,
+        usage="" if "## Usage" in rest else usage(folder),
+        citation=record.loss_citation if record is not None and not cited else "",
+        measured_on=list({t["task"]: (t["task"], t["few"], t["shared"]) for t in values["tables"]}.values()),
+        max_length=max_length(folder),
+        reranks=model_class(folder) == "CrossEncoder",
+        **values,
+    ).text
+    # A name that holds the marker would end the block, and no card could be written over it.
+    return block.strip().replace("<!-- st-wkl:", "<! -- st-wkl:")
 
 
 def _compared(comparison: Comparison, results: Mapping[str, Results]) -> str:
@@ -210,12 +204,6 @@ def _other_start(record: TrainingRecord | None, before: Results | None) -> str:
         f"The results before are of {markdown_code(before.name)}; the record calls the model that training started "
         f"from {markdown_code(record.student)}, and whether that is the same one is not known."
     )
-
-
-def _citation(record: TrainingRecord | None, text: str) -> str:
-    """Return the citation of the loss, unless the rest of the card has it."""
-    keys = re.findall(r"@\w+\{([^,\s]+),", record.loss_citation) if record is not None else []
-    return record.loss_citation if record is not None and not (keys and all(key in text for key in keys)) else ""
 
 
 def _with_block(text: str, block: str, path: Path, written: str) -> str:
