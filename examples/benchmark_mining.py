@@ -16,7 +16,7 @@ import torch
 from common import in_own_process, peak_megabytes
 from sentence_transformers.util import semantic_search
 
-from st_wkl.data.dense import exact_top_k
+from st_wkl.data.search import exact_top_k
 
 DOCUMENTS, QUERIES, DIMENSIONS, TOP_K, ROUNDS = 200_000, 1_000, 384, 100, 5
 NAMES = ("st_wkl", "faiss-cpu flat", "semantic_search")

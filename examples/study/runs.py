@@ -27,7 +27,7 @@ from st_wkl import (
     WeightedSumLoss,
 )
 from st_wkl.data.dataset import DistillationDataset, features
-from st_wkl.data.dense import exact_top_k
+from st_wkl.data.search import exact_top_k
 from st_wkl.data.selection import Selection, choose
 from st_wkl.evaluation import shared_document_queries
 from st_wkl.evaluation.runs import evaluate_run
