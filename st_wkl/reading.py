@@ -1,4 +1,4 @@
-"""Plain values, as YAML holds them, to dataclasses: what does not fit is an error that names its place."""
+"""YAML to plain values and these to dataclasses: what does not fit is an error that names its place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from st_wkl.ranges import nearest
+from st_wkl.ranges import OptionError, nearest
 
 T = TypeVar("T")
 # YAML 1.1 wants a dot and a sign in 1.0e-3; what people write is 1e-3.
@@ -45,24 +45,18 @@ def check_keys(node: Any, line: int = 1) -> None:
     Raises:
         ValueError: With both lines.
     """
-    if isinstance(node, yaml.MappingNode):
-        lines: dict[str, int] = {}
-        for key, value in node.value:
+    lines: dict[str, int] = {}
+    for entry in node.value if isinstance(node, yaml.CollectionNode) else ():
+        if isinstance(entry, tuple):  # of a mapping
+            key, entry = entry
             here = key.start_mark.line + line
             if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, here) != here:
                 raise ValueError(f"line {here}: the key {key.value!r} stands in line {lines[key.value]} already.")
-            check_keys(value, line)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            check_keys(value, line)
+        check_keys(entry, line)
 
 
 def check_training_arguments(values: Mapping[str, Any], arguments: type) -> None:
-    """Stop at a training argument that does not exist, or whose value is of another type.
-
-    Args:
-        values: Arguments by name.
-        arguments: The class that takes them.
+    """Stop at a training argument that the class `arguments` does not have, or whose value is of another type.
 
     Raises:
         ValueError: If one is unknown, of another type, or is for the run to decide.
@@ -80,7 +74,7 @@ def check_training_arguments(values: Mapping[str, Any], arguments: type) -> None
             _convert(value, hints[name], f"training.{name}")
 
 
-def read(kind: type[T], values: Any, where: str) -> T:
+def read(kind: type[T], values: Any, where: str = "") -> T:
     """Make a dataclass from plain values.
 
     Args:
@@ -89,71 +83,59 @@ def read(kind: type[T], values: Any, where: str) -> T:
         where: Path of this part in the file, for messages; empty for the whole.
 
     Raises:
-        ValueError: If a key is unknown or missing, or a value is of another type.
+        ValueError: If a key is unknown or missing, or a value is of another type or out of range.
     """
-    what = f"{where or 'the configuration'}"
     if not isinstance(values, Mapping):
-        raise ValueError(f"{what} has to be keys and values, got {values!r}.")
-    hints = get_type_hints(kind)
+        raise ValueError(f"{where or 'the configuration'} has to be keys and values, got {values!r}.")
+    hints, before = get_type_hints(kind), f"{where}." if where else ""
     entries = {entry.name: entry for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    made = {}
-    for key, value in values.items():
-        path = f"{where}.{key}" if where else str(key)
-        if key not in entries:
-            raise ValueError(f"{path}: there is no such key{nearest(str(key), entries)}. Keys: {', '.join(entries)}.")
-        made[key] = _convert(value, hints[key], path)
+    for name in values:
+        if name not in entries:
+            known = f"{nearest(str(name), entries)}. Keys: {', '.join(entries)}."
+            raise ValueError(f"{before}{name}: there is no such key{known}")
     for name, entry in entries.items():
-        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        if required and name not in made:
-            raise ValueError(f"{f'{where}.{name}' if where else name} is missing.")
-    return kind(**made)
+        if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
+            raise OptionError(f"{before}{name}", "is missing.")
+    made = {name: _convert(value, hints[name], f"{before}{name}") for name, value in values.items()}
+    try:
+        return kind(**made)
+    except ValueError as error:
+        name, _, told = str(error).partition(" ")
+        raise (OptionError(f"{before}{name}", told) if name in entries else error) from None
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
     """Return a value as the type that a key has, or say that it cannot be one."""
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in options:
-            return None
-        fitting = [option for option in options if option is not type(None)]
-        if len(fitting) == 1:
-            return _convert(value, fitting[0], path)
-        return _first_that_fits(value, fitting, path)
+        fits = [option for option in options if option is not type(None)]
+        return None if value is None and len(fits) < len(options) else _first_that_fits(value, fits, path)
     if origin is Literal:
         if value not in options:
             raise ValueError(f"{path} is {value!r}{nearest(str(value), options)}; it has to be one of {options}.")
         return value
     if dataclasses.is_dataclass(hint):
         return read(hint, value, path)  # type: ignore[arg-type]
-    if hint is float and _is_float(value):
+    kind, number = origin or hint, not isinstance(value, bool)
+    if kind is float and number and (isinstance(value, int | float) or _FLOAT.fullmatch(str(value))):
         return float(value)
-    if origin is dict and isinstance(value, Mapping):
-        return {str(key): _number(entry) for key, entry in value.items()}
-    if origin is list and isinstance(value, str):
-        return [value]
-    kind = origin or hint
+    if kind is list and isinstance(value, str):
+        value = [value]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{path} is {value!r}; it has to be of type {kind.__name__}.")
     if origin is list:
         return [_convert(entry, options[0], f"{path}[{number}]") for number, entry in enumerate(value)]
+    if origin is dict:
+        return {str(key): float(one) if _FLOAT.fullmatch(str(one)) else one for key, one in value.items()}
     return value
 
 
-def _first_that_fits(value: Any, options: list[Any], path: str) -> Any:
-    for option in options:
+def _first_that_fits(value: Any, hints: list[Any], path: str) -> Any:
+    for hint in hints:
         try:
-            return _convert(value, option, path)
+            return _convert(value, hint, path)
         except ValueError:
-            continue
-    names = ", ".join(getattr(get_origin(option) or option, "__name__", str(option)) for option in options)
+            if len(hints) == 1:
+                raise
+    names = ", ".join(getattr(get_origin(hint) or hint, "__name__", str(hint)) for hint in hints)
     raise ValueError(f"{path} is {value!r}; it has to be one of these types: {names}.")
-
-
-def _is_float(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(_FLOAT.fullmatch(value))
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value

@@ -99,6 +99,7 @@ def test_train_has_every_loss_and_the_adapter_in_one_command(
 ) -> None:
     """What `distill` can do and the command cannot, is lost to those who do not write Python."""
     from st_wkl.cli.train import LOSS_NAMES
+
     from st_wkl.training import LOSSES
 
     assert LOSS_NAMES.split(", ") == list(LOSSES)
@@ -201,7 +202,7 @@ def test_help_needs_no_heavy_import() -> None:
     """`--help` of every command is how people find their way; it must come at once."""
     code = (
         "import sys\n"
-        "from typer.testing import CliRunner\n"
+        "from tests.helpers.command import CliRunner\n"
         "from st_wkl.cli import app\n"
         "for command in ([], ['demo'], ['build'], ['train'], ['evaluate']):\n"
         "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"

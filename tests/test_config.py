@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from st_wkl.config import RunConfig, check_training_arguments, nearest, template
-from st_wkl.pipeline.parts import Parts
+from st_wkl.pipeline import RunConfig, template
+from st_wkl.pipeline.stages import Parts
+from st_wkl.ranges import nearest
+from st_wkl.reading import check_training_arguments
 from tests.helpers.animals import small_collection, write_beir
 
 SMALLEST: dict[str, Any] = {

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from st_wkl.cli import app
 from st_wkl.config import RunConfig
@@ -20,8 +19,9 @@ from st_wkl.evaluation import Results
 from st_wkl.files import cache_folder
 from st_wkl.models import load_model
 from st_wkl.packaged import named
-from st_wkl.pipeline.parts import Parts
+from st_wkl.pipeline.stages import Parts
 from st_wkl.training import TrainingRecord
+from tests.helpers.command import CliRunner
 
 FORMATS = Path(__file__).parent / "formats"
 

@@ -21,9 +21,8 @@ from st_wkl.data.runs import read_run
 from st_wkl.data.teachers import CallableTeacher
 from st_wkl.models import prompts_of
 from st_wkl.pipeline import STAGES, run
-from st_wkl.pipeline.folder import digest
-from st_wkl.pipeline.parts import Parts
-from st_wkl.pipeline.stages import ALL, changed
+from st_wkl.pipeline.stages import ALL, Parts, changed, digest
+from st_wkl.pipeline.steps import load_student
 from st_wkl.training import TrainingRecord
 from tests.helpers.animals import small_collection, write_beir
 from tests.helpers.command import st_wkl
@@ -165,13 +164,13 @@ def test_the_student_has_the_prompts_of_the_configuration(folder: Path, tmp_path
     """Before and after are the same model before and after training, so both have them."""
     student = {"model": "packaged:potion-base-8M", "prompts": {"query": "query: "}}
     parts = Parts(config(folder, tmp_path / "run", student=student), show_progress=False)
-    assert prompts_of(parts.load_start()) == {"query": "query: "}
+    assert prompts_of(load_student(parts.config.student)[0]) == {"query": "query: "}
     inputs = ALL[3].inputs(parts)
     plain = ALL[3].inputs(Parts(config(folder, tmp_path / "run"), show_progress=False))
     assert changed(plain, inputs) == ["prompts"]
     parts = Parts(config(folder, tmp_path / "run", student=student | {"prompts": {"qurey": "q"}}), show_progress=False)
     with pytest.raises(ValueError, match=r"student\.prompts: .* by the names query, document, got 'qurey'"):
-        parts.load_start()
+        load_student(parts.config.student)
 
 
 def work(settings: dict[str, Any]) -> None:

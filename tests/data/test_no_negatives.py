@@ -11,7 +11,6 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from typer.testing import CliRunner
 
 from st_wkl.cli import app
 from st_wkl.config import RunConfig
@@ -25,13 +24,14 @@ from st_wkl.data.teachers import CallableTeacher
 from st_wkl.evaluation import evaluate, evaluate_run
 from st_wkl.evaluation.tasks import CollectionTask
 from st_wkl.losses import InBatchContrastiveLoss
-from st_wkl.pipeline.parts import Parts
+from st_wkl.pipeline.stages import Parts
 from st_wkl.training import default_arguments
 from st_wkl.training.data import training_data
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.refresh import RefreshCandidatesCallback
 from tests.data.test_collection import mteb_folder
 from tests.helpers.animals import write_beir
+from tests.helpers.command import CliRunner
 
 WORDS = "river stone garden market winter engine school planet letter bridge doctor forest".split()  # noqa: SIM905
 TEACHER = CallableTeacher(lambda query, text: float(len({*query.split()} & {*text.split()})), name="t", version="1")

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from st_wkl.cli import app
 from st_wkl.data.candidates import bm25_candidates
 from st_wkl.evaluation import evaluate, evaluate_run
 from st_wkl.evaluation.report import write_report
 from st_wkl.evaluation.tasks import load_task, resolve_tasks
+from tests.helpers.command import CliRunner
 from tests.helpers.tiny import DOCUMENTS, GAINS, QUERIES, collection
 
 

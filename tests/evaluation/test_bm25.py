@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from st_wkl.cli import app
 from st_wkl.evaluation import BM25, evaluate
 from tests.evaluation.test_bad_input import beir
+from tests.helpers.command import CliRunner
 from tests.helpers.tiny import DOCUMENTS, GAINS, QUERIES, collection
 
 PLAIN = BM25(k1=0.9, b=0.4, language=None)

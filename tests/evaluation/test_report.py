@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from st_wkl.cli import app
 from st_wkl.data.collection import Collection
 from st_wkl.evaluation import Results, TaskScores, compare_all
 from st_wkl.evaluation.plots import forest_plot, plot_effects
 from st_wkl.evaluation.report import labelled_results, write_report
+from tests.helpers.command import CliRunner
 
 EVIL = "<script>alert(\"1\")</script> & 'quotes'"
 

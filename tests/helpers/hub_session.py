@@ -22,7 +22,6 @@ from datasets import load_dataset
 from huggingface_hub import hf_hub_download
 from peft import LoraConfig, TaskType
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
-from typer.testing import CliRunner
 
 from st_wkl.cli import app
 from st_wkl.data.dataset import DistillationDataset
@@ -33,6 +32,7 @@ from st_wkl.record import EXPOSURE_FILE, Exposure
 from st_wkl.text import text_hash
 from st_wkl.training.lora import merge
 from tests.helpers.cards import PROVENANCE, dataset, record, results
+from tests.helpers.command import CliRunner
 from tests.helpers.fake_hub import EXPIRED, READING, WRITING
 
 TEXTS = ["a query of the house", "what is that", "he was not there", "by the book"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from st_wkl.cli import app
 from tests.helpers.cards import record, results
+from tests.helpers.command import CliRunner
 from tests.publish.test_model_card import front_matter
 
 

@@ -15,7 +15,6 @@ import pytest
 from datasets import Dataset
 from mteb.models import ModelMeta
 from sentence_transformers import SentenceTransformer
-from typer.testing import CliRunner
 
 from st_wkl.cli import app
 from st_wkl.evaluation.identity import identified
@@ -23,6 +22,7 @@ from st_wkl.models import model_revision
 from st_wkl.publish.leaderboard import collect, model_code, prepare
 from st_wkl.publish.leaderboard_model import known_training_datasets, model_meta
 from st_wkl.training import TrainingRecord
+from tests.helpers.command import CliRunner
 from tests.helpers.fake_hub import Commit, FakeHub
 from tests.helpers.students import CLASSES, make_student
 

@@ -1,0 +1,393 @@
+"""What each stage of a run may be told: one dataclass a stage, from which command line, YAML and `init` are made.
+
+An option is added here and nowhere else: the field with its default, and what it means in the docstring.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import docstring_parser
+import yaml
+
+from st_wkl.data.selection import Selection
+from st_wkl.files import write_text
+from st_wkl.ranges import OptionError, check_arguments, check_options, nearest
+from st_wkl.reading import load_yaml, read
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CollectionConfig:
+    """What to learn from.
+
+    Args:
+        source: BEIR folder, or Hub id or folder in MTEB's layout.
+        split: Split of the judgements to learn from.
+        limit: Use the first so many judged queries only.
+        missing: `raise` an error for judgements of documents or queries that are not there, or `drop` them, counted.
+        ignore_identical_ids: Leave the document of a query's own id out of candidates, lists and results, or not.
+            Default: if most queries are documents of the same id and text.
+        revision: Branch, tag or commit of a Hub id. Default: the newest.
+        against: Test split that the dataset is compared with: what both share is counted and said.
+        drop_leaks: Leave out queries and positives that the test split shares.
+    """
+
+    source: str
+    split: str = "train"
+    limit: int | None = None
+    missing: Literal["raise", "drop"] = "raise"
+    ignore_identical_ids: bool | None = None
+    revision: str | None = None
+    against: str | None = "test"
+    drop_leaks: bool = False
+
+
+@dataclass(frozen=True)
+class CandidatesConfig:
+    """The first stage: which documents the teacher is asked about.
+
+    Args:
+        sources: `bm25` or `bm25:k1=0.9,b=0.4`, run files of TREC, and retrievers (Hub id, folder or `packaged:` name),
+            fused by rank if there are several.
+        top_k: Candidates of a query at most.
+        num_negatives: Hard negatives of a training list at most, beside all judged positives. 15 is a common size.
+        trust_remote_code: Run code of the retrievers' repositories. Only for those that you have read.
+    """
+
+    sources: list[str] = field(default_factory=lambda: ["bm25"])
+    top_k: int = 100
+    num_negatives: int = 15
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The reranker that is distilled.
+
+    Args:
+        model: Cross-encoder: Hub id, folder (torch or ONNX), or `packaged:` name. Several are calibrated and mixed.
+        calibration: How the scores of several teachers become comparable, in each list: by `z-score`, since logits of
+            two models share no scale, `min-max`, `rank` or `none`.
+        weights: One for each of several teachers. Default: all alike.
+        max_length: Tokens that it reads of a pair. Default: its own. 256 halves the time on long documents.
+        backend: `torch`, `onnx`, `openvino`, or `auto`: ONNX for a folder with nothing else.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where it is fast. Default: the model's own.
+        batch_tokens: Tokens of one forward pass. Default: what suits the device; lower it when memory ends.
+        device: `cpu`, `cuda`, … Default: the fastest.
+        revision: Branch, tag or commit of a Hub id. Default: the newest.
+        prompt: Instruction for rerankers that take one. Default: the model's.
+        pairwise: Cross-encoder whose scores say which of two neighbours is better, for `pair-distill`; packaged and
+            others, or the teacher's own name. Default: no preferences.
+        pairs_per_query: Pairs that it is asked about. Default: all within 5 ranks, about 5 for each document.
+        store: SQLite file of scores, which outlives the run. Default: the user's cache, shared by all runs.
+        engine: Where pairs are scored: in this `process`, a `pool` of processes, or on `ray`.
+        workers: Processes of the pool, or actors on Ray. Default: by cores and devices.
+        trust_remote_code: Run code of the model's repository. Only for those that you have read.
+    """
+
+    model: str | list[str]
+    calibration: Literal["z-score", "min-max", "rank", "none"] = "z-score"
+    weights: list[float] | None = None
+    max_length: int | None = None
+    backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    batch_tokens: int | None = None
+    device: str | None = None
+    revision: str | None = None
+    prompt: str | None = None
+    pairwise: str | None = None
+    pairs_per_query: int | None = None
+    store: str | None = None
+    engine: Literal["process", "pool", "ray"] = "process"
+    workers: int | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would be ignored."""
+        if self.workers is not None and self.engine == "process":
+            raise OptionError("workers", f"is {self.workers}, and one process scores: set the engine to pool or ray.")
+        if self.pairs_per_query is not None and self.pairwise is None:
+            raise OptionError("pairs_per_query", "means nothing without a pairwise teacher: name one as pairwise.")
+        if len(self.models) == 1 and (self.weights is not None or self.calibration != "z-score"):
+            option = "calibration" if self.weights is None else "weights"
+            raise OptionError(option, "means nothing for one teacher: name several, or leave it out.")
+
+    @property
+    def models(self) -> list[str]:
+        """The names of all teachers."""
+        return [self.model] if isinstance(self.model, str) else list(self.model)
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """What is trained.
+
+    Args:
+        model: Student: Hub id, folder, or packaged:potion-base-8M, packaged:all-MiniLM-L6-v2.
+        name: What cards and results call it. Default: its Hub id or folder name.
+        trust_remote_code: Run code of the model's repository, whenever it is loaded. Only for those that you have read.
+        prompts: What stands before its texts, by `query` and `document` (a cross-encoder: `pair`), in training, dev
+            split and evaluation; kept with the student. Default: its own.
+        save_dtype: Number type that the trained student is rounded to, `bfloat16` or `float16`. Default: the one that
+            it is trained in, float32.
+    """
+
+    model: str
+    name: str | None = None
+    trust_remote_code: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+    save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What is minimised.
+
+    Args:
+        name: `kl`, `weighted-kl`, `margin-kl`, `pair-distill`, `adaptive-margin`, `pearson`, `margin-mse`, `rank-net`,
+            `regularised-kl`, `list-contrastive` or `in-batch`. Default: `kl`, with an in-batch contrastive term where
+            that is possible.
+        in_batch: Weight of an in-batch contrastive term beside it. Default: 1 if no loss is named, otherwise 0.
+        mini_batch_size: Texts that are embedded at once, which bounds memory. Default: 32 for transformers.
+        parameters: Parameters of the loss by name, such as `gamma: 2` or `student_temperature: 0.02`.
+    """
+
+    name: str | None = None
+    in_batch: float | None = None
+    mini_batch_size: int | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DevConfig:
+    """In-training evaluation, by which the best checkpoint is kept.
+
+    Args:
+        source: Collection with the dev split. Default: that of the run.
+        split: Split of the judgements; not the one that is reported.
+        missing: As for the collection, where it is another one.
+        ignore_identical_ids: Likewise.
+        max_queries: A random sample of so many queries.
+        max_documents: The judged documents and a random sample of others.
+        seed: Seed of both samples.
+        batch_size: Texts per forward pass.
+        patience: Stop after so many evaluations without a better one. Default: never.
+    """
+
+    source: str | None = None
+    split: str = "dev"
+    missing: Literal["raise", "drop"] = "raise"
+    ignore_identical_ids: bool | None = None
+    max_queries: int | None = None
+    max_documents: int | None = None
+    seed: int = 0
+    batch_size: int = 32
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What before and after are measured on.
+
+    Args:
+        tasks: MTEB tasks by name, BEIR folders or Hub ids. Default: the collection itself.
+        split: Split of collections, and of tasks that have it.
+        missing: As for the collection, where tasks are others.
+        ignore_identical_ids: Leave the document of a query's own id out of results, or not. Default: as the task says.
+        first_stage: What finds the candidates to rerank: bm25, a run file, a retriever. Cross-encoders need one.
+        top_k: Candidates of a query from the first stage. Default: 100.
+        batch_size: Texts per forward pass.
+        cache: Folder to keep MTEB's results and rankings in, by the model's weights. Default: none.
+        efficiency: Measure speed and index size, too.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    split: str | None = "test"
+    missing: Literal["raise", "drop"] = "raise"
+    ignore_identical_ids: bool | None = None
+    first_stage: str | None = None
+    top_k: int | None = None
+    batch_size: int = 32
+    cache: str | None = None
+    efficiency: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would be ignored."""
+        if self.top_k is not None and self.first_stage is None:
+            raise OptionError("top_k", f"is {self.top_k}, and nothing is reranked: name a first_stage.")
+
+
+@dataclass(frozen=True, repr=False)
+class RunConfig:
+    """All of a run.
+
+    Args:
+        output: Folder for everything that the run makes.
+        collection: What to learn from.
+        teacher: Who teaches.
+        student: Who learns.
+        candidates: The first stage.
+        selection: Which candidates become negatives.
+        loss: What is minimised.
+        training: Training arguments by name, those of sentence-transformers, such as `{learning_rate: 2e-5,
+            num_train_epochs: 3}`; what is not named is as `st_wkl.training.default_arguments` has it.
+        lora: `true`, or parameters of `peft.LoraConfig` such as `{r: 32}`; `false` trains all weights.
+        merge: Merge the trained adapter into a plain model; the adapter is kept beside it in `student-adapter`.
+        dev: Evaluation in training such as `{split: dev, patience: 3}`, which keeps the best checkpoint, or nothing.
+        evaluation: What before and after are measured on, or nothing.
+        format: Version of this layout.
+
+    Raises:
+        ValueError: By `from_dict` and `load`, for unknown keys, values of another type, and newer versions.
+
+    Example:
+        >>> parts = {"collection": {"source": "data"}, "teacher": {"model": "t"}, "student": {"model": "s"}}
+        >>> RunConfig.from_dict({"output": "out", **parts}).override(["training.learning_rate=1e-3"]).training
+        {'learning_rate': 0.001}
+    """
+
+    output: str
+    collection: CollectionConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
+    selection: Selection = field(default_factory=Selection)
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: dict[str, Any] = field(default_factory=dict)
+    lora: bool | dict[str, Any] = False
+    merge: bool = False
+    dev: DevConfig | None = None
+    evaluation: EvaluationConfig | None = field(default_factory=EvaluationConfig)
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        """Refuse what would be ignored."""
+        if self.merge and self.lora is False:
+            raise OptionError("merge", "merges an adapter: set lora.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Read the tree from plain values."""
+        version = values.get("format", FORMAT) if isinstance(values, Mapping) else FORMAT
+        if not isinstance(version, int) or version > FORMAT or version < 1:
+            raise ValueError(
+                f"The configuration has format {version!r}, and this version of st-wkl reads {FORMAT}. Upgrade st-wkl, "
+                "or write the configuration anew with `st-wkl init`."
+            )
+        config = read(cls, values)
+        check_options(config.to_dict())
+        check_arguments(config.training, config.dev is not None, "training")
+        return config
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunConfig:
+        """Read a YAML file."""
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist. `st-wkl init {path}` writes one to start from.")
+        try:
+            return cls.from_dict(load_yaml(path.read_bytes()))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def override(self, settings: Iterable[str]) -> RunConfig:
+        """Return a copy with `path.to.key=value` settings, the values in YAML.
+
+        Raises:
+            ValueError: If a setting has no `=`, names no key, or has a value of another type.
+        """
+        return RunConfig.from_dict(overridden(self.to_dict(), settings))
+
+    def __repr__(self) -> str:
+        way = " → ".join(map(str, (self.collection.source, self.teacher.model, self.student.model)))
+        return f"RunConfig: {way}, in {self.output}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, from which `from_dict` makes the same tree."""
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a YAML file in one step; whoever runs it says anew whose code is trusted."""
+        values = self.to_dict()
+        for part in values.values():
+            if isinstance(part, dict) and "trust_remote_code" in part:
+                part["trust_remote_code"] = False
+        return write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def overridden(tree: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Put `path.to.key=value` settings, whose values are YAML, into a tree of plain values."""
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes path.to.key=value, got {setting!r}.")
+        *parents, key = path.strip().split(".")
+        place: Any = tree
+        for parent in parents:
+            if not isinstance(place, dict) or parent not in place:
+                choices = place if isinstance(place, dict) else ()
+                raise ValueError(f"--set {setting}: there is no {parent!r}{nearest(parent, choices)}.")
+            if place[parent] is None or isinstance(place[parent], bool):
+                place[parent] = {}  # a part that was left out is put in
+            place = place[parent]
+        if not isinstance(place, dict):
+            raise ValueError(f"--set {setting}: {'.'.join(parents)} is {place!r} and has no keys.")
+        try:
+            place[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {setting}: the value is not valid YAML ({error}).") from error
+    return tree
+
+
+def described(kind: type) -> dict[str, str]:
+    """Return what the docstring of a stage's options says of each, in one line."""
+    parsed = docstring_parser.parse(kind.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
+    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in parsed.params}
+
+
+def template(
+    name: str = "config.yaml",
+    *,
+    collection: str = "mteb/nfcorpus",
+    teacher: str = "cross-encoder/ms-marco-MiniLM-L12-v2",
+    student: str = "minishlab/potion-base-8M",
+    output: str = "run",
+) -> str:
+    """Return a configuration to start from: every option with its default and what it means.
+
+    Example:
+        >>> from st_wkl.pipeline import RunConfig
+        >>> RunConfig.from_dict(yaml.safe_load(template())).student.model
+        'minishlab/potion-base-8M'
+    """
+    parts = {"collection": {"source": collection}, "teacher": {"model": teacher}, "student": {"model": student}}
+    made = RunConfig.from_dict({"output": output, **parts})
+    head = (
+        f"A whole run of st-wkl: `st-wkl run {name}`. Run it again after a crash, and it goes on where it was. "
+        "`--set training.learning_rate=1e-3` overrides a key for one run; what is left out has the value shown here."
+    )
+    return _comment(head, "") + _commented(made, "")
+
+
+def _commented(options: Any, indent: str) -> str:
+    told, lines = described(type(options)), ""
+    for entry in dataclasses.fields(options):
+        value = getattr(options, entry.name)
+        lines += ("" if indent else "\n") + _comment(told[entry.name], indent)
+        if dataclasses.is_dataclass(value):
+            lines += f"{indent}{entry.name}:\n{_commented(value, indent + '  ')}"
+        else:
+            plain = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000)
+            lines += f"{indent}{entry.name}: {plain.removesuffix('...' + chr(10))}"
+    return lines
+
+
+def _comment(text: str, indent: str) -> str:
+    return textwrap.fill(text, 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ") + "\n"

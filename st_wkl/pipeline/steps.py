@@ -1,0 +1,251 @@
+"""Each arrow of the way as a function of its options: what `st-wkl build`, `train`, `evaluate` and `run` all call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import CrossEncoder
+from transformers import EarlyStoppingCallback
+
+from st_wkl import evaluation, training
+from st_wkl._processes import is_first
+from st_wkl._versions import check_adapters
+from st_wkl.data import CrossEncoderPairwiseTeacher, CrossEncoderTeacher, EnsembleTeacher
+from st_wkl.data.builder import DistillationDatasetBuilder
+from st_wkl.data.candidates import Candidates, find_candidates
+from st_wkl.data.collection import Collection
+from st_wkl.data.dataset import DistillationDataset
+from st_wkl.data.selection import Selection
+from st_wkl.models import load_model, set_prompts
+from st_wkl.packaged import named
+from st_wkl.pipeline.options import (
+    CandidatesConfig,
+    CollectionConfig,
+    DevConfig,
+    EvaluationConfig,
+    LossConfig,
+    StudentConfig,
+    TeacherConfig,
+)
+from st_wkl.ranges import nearest
+from st_wkl.reading import check_training_arguments
+from st_wkl.record import RECORD_FILE, TrainingRecord
+from st_wkl.training.dev import GradedEvaluator
+from st_wkl.training.lora import merge as merge_adapter
+from st_wkl.training.students import kind_of
+
+# Candidates of a dev query that a cross-encoder reranks where no others are given.
+_RERANKED = 50
+
+
+def load_collection(options: CollectionConfig) -> Collection:
+    """Load what is learnt from."""
+    return Collection.load(
+        options.source,
+        revision=options.revision,
+        missing=options.missing,
+        ignore_identical_ids=options.ignore_identical_ids,
+    )
+
+
+def load_teacher(options: TeacherConfig) -> Any:
+    """Load who teaches: one cross-encoder, or several as one."""
+    settings = {
+        name: getattr(options, name)
+        for name in (
+            *("max_length", "backend", "dtype", "batch_tokens", "device"),
+            *("revision", "prompt", "trust_remote_code"),
+        )
+    }
+    teachers: list[Any] = [CrossEncoderTeacher(named(model)[0], **settings) for model in options.models]
+    if len(teachers) == 1:
+        return teachers[0]
+    return EnsembleTeacher(teachers, weights=options.weights, calibration=options.calibration)
+
+
+def make_builder(
+    collection: Collection,
+    query_ids: Sequence[str],
+    candidates: Candidates | None,
+    teacher: Any,
+    *,
+    data: CollectionConfig,
+    lists: CandidatesConfig,
+    asked: TeacherConfig,
+    selection: Selection,
+) -> DistillationDatasetBuilder:
+    """Put together what makes the dataset; candidates of None leave BM25, as deep as the lists need, to the builder."""
+    pairwise = None
+    if asked.pairwise is not None:
+        judge = CrossEncoderTeacher(
+            named(asked.pairwise)[0], max_length=asked.max_length, trust_remote_code=asked.trust_remote_code
+        )
+        pairwise = CrossEncoderPairwiseTeacher(judge)
+    return DistillationDatasetBuilder(
+        collection,
+        teacher,
+        split=data.split,
+        query_ids=query_ids,
+        candidates=candidates,
+        num_negatives=lists.num_negatives,
+        store=asked.store,
+        selection=selection,
+        against=data.against,
+        drop_leaks=data.drop_leaks,
+        pairwise=pairwise,
+        pairs_per_query=asked.pairs_per_query,
+        engine=asked.engine,
+        workers=asked.workers,
+    )
+
+
+def load_student(options: StudentConfig) -> tuple[Any, str]:
+    """Load who learns, with the prompts that it is given, and say what it is called."""
+    source, name = named(options.model)
+    student: Any = load_model(source, trust_remote_code=options.trust_remote_code)[0]
+    try:
+        set_prompts(student, options.prompts)
+    except ValueError as error:
+        raise ValueError(f"student.prompts: {error}") from error
+    return student, options.name or name
+
+
+def make_loss(student: Any, options: LossConfig, dataset: DistillationDataset | None = None) -> Any:
+    """Make the loss over a student; a dataset's teacher report has a say in its temperature."""
+    return training.make_loss(
+        student,
+        options.name,
+        in_batch=options.in_batch,
+        mini_batch_size=options.mini_batch_size,
+        report=None if dataset is None else dataset.provenance.get("report"),
+        **options.parameters,
+    )
+
+
+def make_arguments(student: Any, folder: Path, values: Mapping[str, Any], adapted: bool, show_progress: bool) -> Any:
+    """Make the training arguments, with what the user says in place of the defaults."""
+    check_training_arguments(values, kind_of(student).arguments)
+    args = training.default_arguments(student, folder, lora=adapted)
+    # Made anew, so that the class checks and completes what the user says.
+    made = {entry.name: getattr(args, entry.name) for entry in dataclasses.fields(args) if entry.init}
+    try:
+        return type(args)(**{**made, "disable_tqdm": not show_progress, **values})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"training: {error}") from error
+
+
+def make_lora(options: bool | Mapping[str, Any]) -> Any:
+    """Return what `distill` takes as `lora`."""
+    if isinstance(options, bool):
+        return options
+    from peft import LoraConfig
+
+    known = [entry.name for entry in dataclasses.fields(LoraConfig)]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"lora.{name}: peft's LoraConfig has no such parameter{nearest(name, known)}.")
+    return LoraConfig(**options)
+
+
+def make_evaluator(
+    student: Any, options: DevConfig, collection: Collection | None, candidates: Candidates | None = None
+) -> GradedEvaluator:
+    """Make the dev evaluation; a cross-encoder reranks BM25's candidates where it is given no others."""
+    if options.source is not None:
+        told: dict[str, Any] = {"missing": options.missing, "ignore_identical_ids": options.ignore_identical_ids}
+        collection, candidates = Collection.load(options.source, **told), None
+    assert collection is not None, "a dev split has a collection"
+    if not isinstance(student, CrossEncoder):
+        candidates = None
+    elif candidates is None:
+        queries = list(collection.positives(options.split))
+        candidates = find_candidates(collection, queries, top_k=_RERANKED, show_progress=False)
+    return GradedEvaluator.of(
+        collection,
+        options.split,
+        candidates=candidates,
+        max_queries=options.max_queries,
+        max_documents=options.max_documents,
+        seed=options.seed,
+        batch_size=options.batch_size,
+    )
+
+
+def train(
+    dataset: DistillationDataset,
+    output: Path,
+    *,
+    student: StudentConfig,
+    loss: LossConfig,
+    arguments: Mapping[str, Any],
+    lora: bool | Mapping[str, Any] = False,
+    merge: bool = False,
+    dev: DevConfig | None = None,
+    collection: Collection | None = None,
+    candidates: Candidates | None = None,
+    show_progress: bool = True,
+) -> TrainingRecord:
+    """Train a student into a folder, or go on with it; an adapter that is merged is kept beside it.
+
+    Args:
+        dataset: What it is taught.
+        output: Folder of the student.
+        student: Who learns.
+        loss: What is minimised.
+        arguments: Training arguments that differ from the defaults.
+        lora: Whether an adapter is trained, and which.
+        merge: Whether it is merged.
+        dev: Evaluation in training.
+        collection: Where its split is, unless it names another.
+        candidates: What a cross-encoder reranks there. Default: BM25's.
+        show_progress: Show bars.
+    """
+    check_adapters(lora is not False)
+    model, name = load_student(student)
+    folder = adapter_folder(output) if merge else output
+    record = training.distill(
+        model,
+        dataset,
+        make_loss(model, loss, dataset),
+        make_arguments(model, folder, arguments, lora is not False, show_progress),
+        output_dir=folder,
+        lora=make_lora(lora),
+        eval=None if dev is None else make_evaluator(model, dev, collection, candidates),
+        callbacks=[] if dev is None or dev.patience is None else [EarlyStoppingCallback(dev.patience)],
+        resume=True,
+        base_name=name,
+        trust_remote_code=student.trust_remote_code,
+        save_dtype=None if merge else student.save_dtype,
+    ).record
+    merged = (output / RECORD_FILE).is_file() and TrainingRecord.load(output).run == record.run
+    if merge and is_first() and not merged:
+        merge_adapter(folder, output, trust_remote_code=student.trust_remote_code, save_dtype=student.save_dtype)
+    return record
+
+
+def adapter_folder(student: Path) -> Path:
+    """Return where the adapter of a merged student is."""
+    return student.with_name(f"{student.name}-adapter")
+
+
+def evaluate(model: Any, tasks: Sequence[Any], options: EvaluationConfig, **given: Any) -> evaluation.Results:
+    """Measure a model as the options say; what else is given goes to `st_wkl.evaluate`."""
+    drops = options.missing == "drop"
+    return evaluation.evaluate(
+        model,
+        [
+            Collection.load(task, missing="drop") if drops and ("/" in str(task) or Path(str(task)).is_dir()) else task
+            for task in tasks
+        ],
+        split=options.split,
+        ignore_identical_ids=options.ignore_identical_ids,
+        first_stage=options.first_stage,
+        top_k=options.top_k or 100,
+        batch_size=options.batch_size,
+        cache=options.cache,
+        efficiency=options.efficiency,
+        **given,
+    )
