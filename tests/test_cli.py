@@ -98,11 +98,10 @@ def test_train_has_every_loss_and_the_adapter_in_one_command(
     beir_folder: Path, tiny_bert_path: Path, tmp_path: Path
 ) -> None:
     """What `distill` can do and the command cannot, is lost to those who do not write Python."""
-    from st_wkl.cli.train import LOSS_NAMES
-
+    from st_wkl.pipeline.options import LossConfig, described
     from st_wkl.training import LOSSES
 
-    assert LOSS_NAMES.split(", ") == list(LOSSES)
+    assert re.findall(r"`([a-z-]+)`", described(LossConfig)["name"].partition(". ")[0])[: len(LOSSES)] == list(LOSSES)
     builder = DistillationDatasetBuilder(small_collection(), WordOverlap(), num_negatives=4, store=":memory:")
     scored = builder.build(show_progress=False).save_to_disk(tmp_path / "scored")
     student = tmp_path / "tiny"
@@ -229,35 +228,6 @@ def test_a_finished_build_says_so_and_another_is_refused(
     code, _, err = st_wkl(*build[:-1], 2, "--limit", 4)
     assert "another --num-negatives" in err
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scored").iterdir()} == there
-
-
-@pytest.mark.parametrize(
-    ("command", "said", "typed"),
-    [
-        ("train", "Pass trust_remote_code=True if", "Pass --trust-remote-code if"),
-        (
-            "train",
-            "Set per_device_train_batch_size to 3, as in default_arguments(s, o, a=1).",
-            "Set --batch-size to 3.",
-        ),
-        ("train", "More: default_arguments(student, output_dir, num_train_epochs=…).", "More: --epochs …."),
-        ("train", "max_length=3 in /a/seed=1 or loss='kl'", "max_length=3 in /a/seed=1 or --loss 'kl'"),
-        ("run", "Pass trust_remote_code=True (`--trust-remote-code`).", "Pass trust_remote_code: true."),
-        ("push", "Push with trust_remote_code=True (`--trust-remote-code`).", "Push with --trust-remote-code."),
-        ("push", "open a pull request with create_pr=True (`--pr`)", "open a pull request with --pr"),
-        ("evaluate", "as in evaluate(..., first_stage='bm25', top_k=100)", "as in --first-stage 'bm25', --top-k 100"),
-        ("build", "num_negatives must be 1 or more, got 0", "--num-negatives must be 1 or more, got 0"),
-        ("evaluate", "as_json=True", "--json"),
-    ],
-)
-def test_errors_of_a_command_name_its_flags(command: str, said: str, typed: str) -> None:
-    """Whoever types a command has no argument of Python to set."""
-    import importlib
-
-    from st_wkl.cli._answers import as_typed, flags_of
-
-    function = getattr(importlib.import_module(f"st_wkl.cli.{command}"), command)
-    assert as_typed(said, flags_of(function)) == typed
 
 
 def test_a_cross_encoder_gets_its_prompt(tiny_bert_path: Path, tmp_path: Path) -> None:

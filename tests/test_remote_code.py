@@ -11,9 +11,7 @@ import torch
 import yaml
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from typer.main import get_command
 
-from st_wkl.cli import app
 from st_wkl.config import RunConfig
 from st_wkl.data.collection import Collection
 from st_wkl.data.dense import retriever_candidates
@@ -23,6 +21,7 @@ from st_wkl.publish.hub import push_student
 from st_wkl.publish.model_card import write_model_card
 from st_wkl.training import default_arguments, distill
 from st_wkl.training.lora import merge
+from tests.helpers.command import st_wkl
 
 CODE = """from transformers import BertConfig, BertModel
 class Cfg(BertConfig):
@@ -132,4 +131,4 @@ def test_the_command_line_and_a_configuration_say_it_too(own: Path, tmp_path: Pa
     assert not saved["student"]["trust_remote_code"]
     assert not saved["teacher"]["trust_remote_code"]
     for command in ("build", "train", "evaluate", "card", "push"):
-        assert any("--trust-remote-code" in option.opts for option in get_command(app).commands[command].params)
+        assert "--trust-remote-code" in st_wkl(command, "--help")[1]

