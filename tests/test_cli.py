@@ -131,9 +131,9 @@ def test_existing_output_is_refused_before_any_work(beir_folder: Path, tmp_path:
 @pytest.mark.slow
 def test_demo_resumes_and_prints_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo is the first contact: its numbers have to be complete, and a second run must only read them."""
-    sizes = {"TRAIN_QUESTIONS": 40, "TEST_QUESTIONS": 60, "TEACHER_QUESTIONS": 5, "EPOCHS": 1, "NUM_NEGATIVES": 3}
-    for name, value in sizes.items():
-        monkeypatch.setattr(demo_module, name, value)
+    sizes = {"train_questions": 40, "test_questions": 60, "teacher_questions": 5}
+    run = demo_module.SETTINGS["run"] | {"candidates": {"num_negatives": 3}, "training": {"num_train_epochs": 1}}
+    monkeypatch.setattr(demo_module, "SETTINGS", demo_module.SETTINGS | sizes | {"run": run})
     code, out, err = st_wkl("demo", "--output", tmp_path / "demo", "--json")
     assert code == 0, err
     answer: dict[str, Any] = json.loads(out)

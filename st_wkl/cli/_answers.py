@@ -18,7 +18,6 @@ from cyclopts import Parameter
 from st_wkl import _processes
 from st_wkl.cli._flags import Flags, expanded_all
 from st_wkl.files import owned
-from st_wkl.ranges import OptionError
 
 _COMMON = {
     "as_json": Annotated[
@@ -73,8 +72,7 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
                 with _alone(options):
                     value, text = command(asked, **options)
         except (ValueError, OSError, RuntimeError, ImportError) as error:
-            said = flags.spelled(error) if isinstance(error, OptionError) else str(error)
-            print(f"error: {said}", file=sys.stderr)
+            print(f"error: {flags.spelled(error)}", file=sys.stderr)
             raise SystemExit(1) from error
         except KeyboardInterrupt:
             again = "goes on from here" if name in _GOES_ON or given.get("evaluation__cache") else "starts anew"

@@ -11,14 +11,14 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Optional, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import yaml
 from cyclopts import Parameter
 
 from st_wkl.files import expanded
 from st_wkl.pipeline.options import described, overridden
-from st_wkl.ranges import OptionError, check_options
+from st_wkl.ranges import check_options
 from st_wkl.reading import read
 
 # Where a flag is not called as its field, by place in the configuration; without dashes it is an argument, and None
@@ -37,7 +37,7 @@ _NAMES: dict[str, str | None] = {
     "evaluation.tasks": None,
 }
 # Flags for what is an entry of a dictionary in the configuration: name, type and help.
-_ENTRIES: dict[str, tuple[str, type, str]] = {
+_ENTRIES: dict[str, tuple[str, Any, str]] = {
     "student.prompts.query": ("--query-prompt", str, "Text before each query. Default: the student's own."),
     "student.prompts.document": ("--document-prompt", str, "Text before each document; kept with the student, too."),
     "student.prompts.pair": ("--pair-prompt", str, "Text before each pair of a cross-encoder."),
@@ -138,14 +138,13 @@ class Flags:
         """Return the places in the configuration that flags give a value."""
         return frozenset(place for name in given for place in self.all[name].places)
 
-    def spelled(self, error: OptionError) -> str:
-        """Return an error about an option with the flag's name."""
-        last = error.option.rpartition(".")[2]
-        for exact in (True, False):
-            for flag in self.all.values():
-                if any(place == error.option or (not exact and place.endswith(f".{last}")) for place in flag.places):
-                    return f"{flag.name} {error.told}"
-        return str(error)
+    def spelled(self, error: BaseException) -> str:
+        """Return an error with the flag's name where it is about an option, with whose name it begins then."""
+        option, _, told = str(error).partition(" ")
+        named = [(place, flag.name) for flag in self.all.values() for place in flag.places]
+        same = [name for place, name in named if place == option]
+        same += [name for place, name in named if place.rpartition(".")[2] == option.rpartition(".")[2]]
+        return f"{same[0]} {told}" if same and told else str(error)
 
     def invocation(self, command: str, given: Mapping[str, Any]) -> str:
         """Return the command as it would be typed, with names in place of the folders of this machine."""
@@ -173,9 +172,8 @@ def help_formatter(console: Any, options: Any, panel: Any) -> None:
     width = min(max(shutil.get_terminal_size().columns, 40), 110)
     for entry in panel.entries:
         notes = [f"One of: {', '.join(entry.choices)}."] if entry.choices else []
-        notes += (
-            ["Required."] if entry.required else [f"Default: {entry.default}."] if entry.default not in _UNSAID else []
-        )
+        notes += ["Required."] if entry.required else []
+        notes += [f"Default: {entry.default}."] if entry.default not in _UNSAID else []
         text = " ".join([*_plain(entry.description, console).split(), *notes])
         names = ", ".join(entry.display_labels_with_metavar)
         wrapped = textwrap.wrap(text, width - 6)
@@ -207,13 +205,13 @@ def _flags_of(part: str, kind: Any, options: Any) -> Iterator[Flag]:
                 yield _flag(flag, place, hints[name], default, told[name], panel)
     for place, (flag, hint, text) in _ENTRIES.items():
         if place.startswith(f"{part}."):
-            yield _flag(flag, place, Optional[hint], None, text, panel)
+            yield _flag(flag, place, hint | None, None, text, panel)
 
 
 def _flag(name: str, place: str, hint: Any, default: Any, text: str, panel: str | None) -> Flag:
     kinds = [hint, *get_args(hint)]
     if any((get_origin(kind) or kind) is dict for kind in kinds):
-        hint, text = list[str] | None, f"{text} As name=value; repeatable."
+        hint, text, default = list[str] | None, f"{text} As name=value; repeatable.", None
     elif lists := [kind for kind in kinds if get_origin(kind) is list]:
         hint = lists[0] | None
     by_place, required = not name.startswith("-"), default is inspect.Parameter.empty

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from st_wkl.cli._answers import Answer, Asked, answering
 
 if TYPE_CHECKING:
     from st_wkl.data.score_store import ScoreStore
 
+_Store = Annotated[Path | None, Parameter(help="SQLite file of teacher scores. Default: the user's cache.")]
+_Trust = Annotated[bool, Parameter(help="Run code of the model's repository. Read it before.")]
 _PARTS = {"student": "student", "teacher": "teacher", "data": "training data"}
 
 
@@ -78,7 +82,7 @@ def card(
     *,
     licence: list[str] | None = None,
     command: str | None = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: _Trust = False,
 ) -> Answer:
     """Write a student's card from its record and results; what its owner wrote there stays.
 
@@ -87,7 +91,6 @@ def card(
         results: Results files with their columns: before=FILE after=FILE BM25=FILE …
         licence: Licence of a part, such as student=mit or data=cc-by-nc-4.0; repeatable.
         command: The command that makes this student.
-        trust_remote_code: Run code of the model's repository. Read it before.
     """
     from st_wkl.evaluation import Results, compare
     from st_wkl.publish.model_card import write_model_card
@@ -136,7 +139,7 @@ def push(
     public: bool = False,
     pr: bool = False,
     base_model: str | None = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: _Trust = False,
 ) -> Answer:
     """Push a student or a dataset to the Hub, private unless --public. Log in with `hf auth login` first.
 
@@ -147,7 +150,6 @@ def push(
         public: Publish. Without it, only you can see it.
         pr: Open a pull request instead of writing.
         base_model: Hub id of an adapter's base model.
-        trust_remote_code: Run code of the model's repository. Read it before.
     """
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
@@ -190,7 +192,7 @@ def prepare(
     language: list[str] | None = None,
     release_date: str | None = None,
     contact: list[str] | None = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: _Trust = False,
 ) -> Answer:
     """Write MTEB's entry of the model, its results in the repository's layout, and what to do with both.
 
@@ -207,7 +209,6 @@ def prepare(
         language: Language and script. Default: eng-Latn.
         release_date: YYYY-MM-DD. Default: today.
         contact: GitHub handle of who answers for the model.
-        trust_remote_code: Run code of the model's repository. Read it before.
     """
     from st_wkl.publish.leaderboard import prepare as write
 
@@ -241,36 +242,27 @@ def prepare(
 
 
 @answering
-def info(asked: Asked, *, store: Path | None = None) -> Answer:
-    """Say which teachers' scores the store holds, and how many.
-
-    Args:
-        store: SQLite file of teacher scores. Default: the user's cache.
-    """
+def info(asked: Asked, *, store: _Store = None) -> Answer:
+    """Say which teachers' scores the store holds, and how many."""
     with _opened(store) as opened:
         found = opened.info()
     return asdict(found), str(found)
 
 
 @answering
-def verify(asked: Asked, *, store: Path | None = None) -> Answer:
-    """Read every score; a damaged file is named and set aside.
-
-    Args:
-        store: SQLite file of teacher scores. Default: the user's cache.
-    """
+def verify(asked: Asked, *, store: _Store = None) -> Answer:
+    """Read every score; a damaged file is named and set aside."""
     with _opened(store) as opened:
         count = opened.verify()
         return {"path": str(opened.path), "scores": count}, f"{opened.path} is sound: {count:,} scores."
 
 
 @answering
-def export(asked: Asked, output: Path, *, store: Path | None = None) -> Answer:
+def export(asked: Asked, output: Path, *, store: _Store = None) -> Answer:
     """Write all scores to a parquet file, which other stores can import.
 
     Args:
         output: Parquet file to write.
-        store: SQLite file of teacher scores. Default: the user's cache.
     """
     with _opened(store) as opened:
         count = opened.export_parquet(output, show_progress=not asked.quiet)
@@ -278,12 +270,11 @@ def export(asked: Asked, output: Path, *, store: Path | None = None) -> Answer:
 
 
 @answering
-def import_(asked: Asked, source: Path, *, store: Path | None = None) -> Answer:
+def import_(asked: Asked, source: Path, *, store: _Store = None) -> Answer:
     """Take the scores of a parquet file into the store, which is made if there is none; scores it has stay.
 
     Args:
         source: Parquet file that `st-wkl scores export` wrote.
-        store: SQLite file of teacher scores. Default: the user's cache.
     """
     with _opened(store, new=True) as opened:
         count = opened.import_parquet(source, show_progress=not asked.quiet)

@@ -118,7 +118,6 @@ def build(
     sources = [*map(str, run or ()), *(retriever or ()), *(["bm25"] if bm25 else ())]
     if absent := [path for path in run or () if not path.is_file()]:
         raise FileNotFoundError(f"--run {absent[0]}: there is no such file.")
-    from st_wkl.data.candidates import find_candidates
     from st_wkl.data.pools import check_lists
     from st_wkl.data.report import plot_report
     from st_wkl.pipeline import steps
@@ -128,24 +127,15 @@ def build(
     query_ids = list(judged)[: collection.limit]
     # Before teachers are loaded.
     check_lists(judged, query_ids, candidates.num_negatives, selection.max_positives)
-    builder = steps.make_builder(
-        loaded,
-        query_ids,
-        None,
-        steps.load_teacher(teacher),
-        data=collection,
-        lists=candidates,
-        asked=teacher,
-        selection=selection,
-    )
+    options = (collection, candidates, teacher, selection)
+    builder = steps.make_builder(loaded, query_ids, None, steps.load_teacher(teacher), *options)
     there = None if dry_run else _there(output, builder)
-    # BM25 alone is left to the builder, which searches as deep as the lists need.
+    # Nothing said, the builder searches with BM25, as deep as the lists need.
     if sources or {"candidates.top_k", "set"} & asked.given:
-        builder.candidates = find_candidates(
-            loaded,
-            query_ids,
+        deep = candidates.top_k if "candidates.top_k" in asked.given else max(candidates.top_k, builder.depth)
+        builder.candidates = builder.find_candidates(
             sources or candidates.sources,
-            top_k=candidates.top_k,
+            top_k=deep,
             show_progress=not asked.quiet,
             trust_remote_code=candidates.trust_remote_code,
         )

@@ -15,11 +15,11 @@ from typing import Any
 from sentence_transformers import CrossEncoder
 
 from st_wkl._versions import check_adapters
-from st_wkl.data.candidates import find_candidates
+from st_wkl.data.candidates import Candidates, find_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.data.pools import check_lists
-from st_wkl.data.runs import check_id, read_run, write_run
+from st_wkl.data.runs import check_id, read_run
 from st_wkl.data.selection import Selection
 from st_wkl.evaluation import Comparison, Results, compare
 from st_wkl.evaluation.tasks import resolve_tasks
@@ -129,7 +129,7 @@ class Parts:
         if (lora := steps.make_lora(config.lora)) and not has_adapter(student):
             check_config(student, lora)
         if config.dev is not None:
-            steps.make_evaluator(student, config.dev, self.collection, {})
+            steps.make_evaluator(student, config.dev, self.collection, Candidates())
         if config.evaluation is not None:
             if isinstance(student, CrossEncoder) and config.evaluation.first_stage is None:
                 raise OptionError(
@@ -238,16 +238,15 @@ def _candidates_inputs(parts: Parts) -> dict[str, Any]:
 
 def _mine(parts: Parts) -> None:
     asked = parts.config.candidates
-    found = find_candidates(
+    find_candidates(
         parts.collection,
-        list(dict.fromkeys(parts.queries)),
+        dict.fromkeys(parts.queries),
         asked.sources,
         top_k=asked.top_k,
         cache=parts.output / "embeddings",
         show_progress=parts.show_progress,
         trust_remote_code=asked.trust_remote_code,
-    )
-    write_run(found, parts.candidates)
+    ).save(parts.candidates)
 
 
 def _dataset_inputs(parts: Parts) -> dict[str, Any]:
@@ -274,10 +273,7 @@ def _build(parts: Parts) -> None:
         parts.query_ids,
         read_run(parts.candidates),
         parts.teacher,
-        data=config.collection,
-        lists=config.candidates,
-        asked=config.teacher,
-        selection=config.selection,
+        *(config.collection, config.candidates, config.teacher, config.selection),
     )
     builder.build(show_progress=parts.show_progress).save_to_disk(parts.dataset)
 

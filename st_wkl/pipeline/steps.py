@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,9 @@ from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.candidates import Candidates, find_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
-from st_wkl.data.selection import Selection
 from st_wkl.models import load_model, set_prompts
 from st_wkl.packaged import named
 from st_wkl.pipeline.options import (
-    CandidatesConfig,
     CollectionConfig,
     DevConfig,
     EvaluationConfig,
@@ -41,65 +40,48 @@ from st_wkl.training.students import kind_of
 _RERANKED = 50
 
 
-def load_collection(options: CollectionConfig) -> Collection:
-    """Load what is learnt from."""
-    return Collection.load(
-        options.source,
-        revision=options.revision,
-        missing=options.missing,
-        ignore_identical_ids=options.ignore_identical_ids,
-    )
+def call(function: Callable[..., Any], *options: Any, **given: Any) -> Any:
+    """Call a function with those of the stages' options that it has a parameter for, and with what else is given."""
+    names = inspect.signature(function).parameters
+    found = {entry.name: getattr(part, entry.name) for part in options for entry in dataclasses.fields(part)}
+    return function(**{**{name: value for name, value in found.items() if name in names}, **given})
+
+
+def load_collection(options: CollectionConfig | DevConfig) -> Collection:
+    """Load what is learnt from, or what the dev split is of."""
+    collection: Collection = call(Collection.load, options)
+    return collection
 
 
 def load_teacher(options: TeacherConfig) -> Any:
     """Load who teaches: one cross-encoder, or several as one."""
-    settings = {
-        name: getattr(options, name)
-        for name in (
-            *("max_length", "backend", "dtype", "batch_tokens", "device"),
-            *("revision", "prompt", "trust_remote_code"),
-        )
-    }
-    teachers: list[Any] = [CrossEncoderTeacher(named(model)[0], **settings) for model in options.models]
-    if len(teachers) == 1:
-        return teachers[0]
-    return EnsembleTeacher(teachers, weights=options.weights, calibration=options.calibration)
+    teachers = [call(CrossEncoderTeacher, options, model=named(model)[0]) for model in options.models]
+    return teachers[0] if len(teachers) == 1 else call(EnsembleTeacher, options, teachers=teachers)
 
 
 def make_builder(
-    collection: Collection,
-    query_ids: Sequence[str],
-    candidates: Candidates | None,
-    teacher: Any,
-    *,
-    data: CollectionConfig,
-    lists: CandidatesConfig,
-    asked: TeacherConfig,
-    selection: Selection,
+    collection: Collection, query_ids: Sequence[str], candidates: Candidates | None, teacher: Any, *options: Any
 ) -> DistillationDatasetBuilder:
-    """Put together what makes the dataset; candidates of None leave BM25, as deep as the lists need, to the builder."""
+    """Put together what makes the dataset; candidates of None leave BM25, as deep as the lists need, to the builder.
+
+    Args:
+        collection: What is learnt from.
+        query_ids: Its queries.
+        candidates: What was found for them.
+        teacher: Who scores it.
+        *options: Those of the collection, the candidates, the teacher and the selection.
+    """
     pairwise = None
-    if asked.pairwise is not None:
-        judge = CrossEncoderTeacher(
-            named(asked.pairwise)[0], max_length=asked.max_length, trust_remote_code=asked.trust_remote_code
-        )
-        pairwise = CrossEncoderPairwiseTeacher(judge)
-    return DistillationDatasetBuilder(
-        collection,
-        teacher,
-        split=data.split,
-        query_ids=query_ids,
-        candidates=candidates,
-        num_negatives=lists.num_negatives,
-        store=asked.store,
-        selection=selection,
-        against=data.against,
-        drop_leaks=data.drop_leaks,
-        pairwise=pairwise,
-        pairs_per_query=asked.pairs_per_query,
-        engine=asked.engine,
-        workers=asked.workers,
+    for part in options:
+        if isinstance(part, TeacherConfig) and part.pairwise is not None:
+            judge = call(CrossEncoderTeacher, part, model=named(part.pairwise)[0], revision=None, prompt=None)
+            pairwise = CrossEncoderPairwiseTeacher(judge)
+    given = {"collection": collection, "teacher": teacher, "query_ids": query_ids, "candidates": candidates}
+    selection = next(part for part in options if type(part).__name__ == "Selection")
+    builder: DistillationDatasetBuilder = call(
+        DistillationDatasetBuilder, *options, pairwise=pairwise, selection=selection, **given
     )
+    return builder
 
 
 def load_student(options: StudentConfig) -> tuple[Any, str]:
@@ -115,14 +97,8 @@ def load_student(options: StudentConfig) -> tuple[Any, str]:
 
 def make_loss(student: Any, options: LossConfig, dataset: DistillationDataset | None = None) -> Any:
     """Make the loss over a student; a dataset's teacher report has a say in its temperature."""
-    return training.make_loss(
-        student,
-        options.name,
-        in_batch=options.in_batch,
-        mini_batch_size=options.mini_batch_size,
-        report=None if dataset is None else dataset.provenance.get("report"),
-        **options.parameters,
-    )
+    report = None if dataset is None else dataset.provenance.get("report")
+    return call(training.make_loss, options, student=student, report=report, **options.parameters)
 
 
 def make_arguments(student: Any, folder: Path, values: Mapping[str, Any], adapted: bool, show_progress: bool) -> Any:
@@ -155,23 +131,15 @@ def make_evaluator(
 ) -> GradedEvaluator:
     """Make the dev evaluation; a cross-encoder reranks BM25's candidates where it is given no others."""
     if options.source is not None:
-        told: dict[str, Any] = {"missing": options.missing, "ignore_identical_ids": options.ignore_identical_ids}
-        collection, candidates = Collection.load(options.source, **told), None
+        collection, candidates = load_collection(options), None
     assert collection is not None, "a dev split has a collection"
     if not isinstance(student, CrossEncoder):
         candidates = None
     elif candidates is None:
         queries = list(collection.positives(options.split))
         candidates = find_candidates(collection, queries, top_k=_RERANKED, show_progress=False)
-    return GradedEvaluator.of(
-        collection,
-        options.split,
-        candidates=candidates,
-        max_queries=options.max_queries,
-        max_documents=options.max_documents,
-        seed=options.seed,
-        batch_size=options.batch_size,
-    )
+    evaluator: GradedEvaluator = call(GradedEvaluator.of, options, collection=collection, candidates=candidates)
+    return evaluator
 
 
 def train(
@@ -233,19 +201,15 @@ def adapter_folder(student: Path) -> Path:
 
 def evaluate(model: Any, tasks: Sequence[Any], options: EvaluationConfig, **given: Any) -> evaluation.Results:
     """Measure a model as the options say; what else is given goes to `st_wkl.evaluate`."""
-    drops = options.missing == "drop"
-    return evaluation.evaluate(
-        model,
-        [
-            Collection.load(task, missing="drop") if drops and ("/" in str(task) or Path(str(task)).is_dir()) else task
+    if options.missing == "drop":
+        tasks = [
+            Collection.load(task, missing="drop") if isinstance(task, str) and _is_collection(task) else task
             for task in tasks
-        ],
-        split=options.split,
-        ignore_identical_ids=options.ignore_identical_ids,
-        first_stage=options.first_stage,
-        top_k=options.top_k or 100,
-        batch_size=options.batch_size,
-        cache=options.cache,
-        efficiency=options.efficiency,
-        **given,
-    )
+        ]
+    told = {"model": model, "tasks": tasks, "top_k": options.top_k or 100}
+    results: evaluation.Results = call(evaluation.evaluate, options, **told, **given)
+    return results
+
+
+def _is_collection(task: str) -> bool:
+    return "/" in task or Path(task).is_dir()
