@@ -240,12 +240,12 @@ def _dataset(
     collection: Collection, candidates: Candidates, config: RunConfig, folder: Path, show_progress: bool
 ) -> DistillationDataset:
     if folder.is_dir():
-        return DistillationDataset.load_from_disk(folder)
+        return DistillationDataset.load(folder)
     options = (config.collection, config.candidates, config.teacher, config.selection)
     query_ids = list(collection.qrels["train"])
     builder = steps.make_builder(collection, query_ids, candidates, steps.load_teacher(config.teacher), *options)
     dataset = builder.build(show_progress=show_progress)
-    dataset.save_to_disk(folder)
+    dataset.save(folder)
     return dataset
 
 

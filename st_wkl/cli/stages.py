@@ -145,7 +145,7 @@ def build(
     dataset = builder.build(show_progress=not asked.quiet)
     dataset.provenance["command"] = asked.line
     if there is None:
-        dataset.save_to_disk(output)
+        dataset.save(output)
     elif not _same_rows(there, dataset):
         raise _other(output, "from other queries, candidates or scores")
     if plot is not None:
@@ -166,7 +166,7 @@ def _there(output: Path, builder: DistillationDatasetBuilder) -> DistillationDat
 
     if not output.exists() or not any(output.iterdir()):
         return None
-    there = DistillationDataset.load_from_disk(output)
+    there = DistillationDataset.load(output)
     told = {
         "collection": {"name": builder.collection.name, "fingerprint": builder.collection.fingerprint},
         "split": builder.split,
@@ -228,7 +228,7 @@ def train(
     from st_wkl.pipeline import steps
 
     record = steps.train(
-        DistillationDataset.load_from_disk(dataset),
+        DistillationDataset.load(dataset),
         output,
         student=student,
         loss=loss,

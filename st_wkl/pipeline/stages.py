@@ -275,7 +275,7 @@ def _build(parts: Parts) -> None:
         parts.teacher,
         *(config.collection, config.candidates, config.teacher, config.selection),
     )
-    builder.build(show_progress=parts.show_progress).save_to_disk(parts.dataset)
+    builder.build(show_progress=parts.show_progress).save(parts.dataset)
 
 
 def _train_inputs(parts: Parts) -> dict[str, Any]:
@@ -297,7 +297,7 @@ def _train_inputs(parts: Parts) -> dict[str, Any]:
 def _train(parts: Parts) -> None:
     config = parts.config
     steps.train(
-        DistillationDataset.load_from_disk(parts.dataset),
+        DistillationDataset.load(parts.dataset),
         parts.student,
         student=config.student,
         loss=config.loss,
