@@ -64,7 +64,7 @@ def test_what_a_stage_can_be_told_is_a_flag(command: Any, parts: tuple[Any, ...]
     there = {place for flag in flags.all.values() for place in flag.places}
     names = {kind: name for name, kind in flags.parts.items()}
     assert {f"{names[part]}.{entry.name}" for part in parts for entry in dataclasses.fields(part)} - there == elsewhere
-    assert "set" in there, "and so is what trainers and losses have of their own"
+    assert "settings" in there, "and so is what trainers and losses have of their own"
 
 
 def test_the_template_has_every_option() -> None:

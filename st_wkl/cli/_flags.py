@@ -102,7 +102,7 @@ class Flags:
                 kind = own.POSITIONAL_ONLY if by_place else own.KEYWORD_ONLY
                 found[label] = Flag(label, (name,), own.replace(annotation=hints[name], kind=kind))
         if self.parts:
-            found["--set"] = _flag("--set", "set", list[str], [], _SET, None)
+            found["--set"] = _flag("--set", "settings", list[str], [], _SET, None)
         for name, hint in common.items():
             made = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint)
             found[name] = Flag(name, (), made)
@@ -120,7 +120,7 @@ class Flags:
         """
         tree = copy.deepcopy(self.tree)
         for name, value in given.items():
-            for place in self.all[name].places if name != "set" else ():
+            for place in self.all[name].places:
                 part, _, rest = place.partition(".")
                 if rest:
                     if tree[part] is None:
@@ -128,7 +128,7 @@ class Flags:
                     _put(tree[part], rest, value)
                 else:
                     tree[place] = value
-        check_options(overridden(tree, given.get("set", ())))
+        check_options(overridden(tree, tree.pop("settings", ())))
         for part, kind in self.parts.items():
             if kind is not dict and tree[part] is not None:
                 tree[part] = read(kind, tree[part], part)

@@ -131,7 +131,7 @@ def build(
     builder = steps.make_builder(loaded, query_ids, None, steps.load_teacher(teacher), *options)
     there = None if dry_run else _there(output, builder)
     # Nothing said, the builder searches with BM25, as deep as the lists need.
-    if sources or {"candidates.top_k", "set"} & asked.given:
+    if sources or {"candidates.top_k", "settings"} & asked.given:
         deep = candidates.top_k if "candidates.top_k" in asked.given else max(candidates.top_k, builder.depth)
         builder.candidates = builder.find_candidates(
             sources or candidates.sources,

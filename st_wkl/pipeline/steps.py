@@ -42,7 +42,8 @@ _RERANKED = 50
 
 def call(function: Callable[..., Any], *options: Any, **given: Any) -> Any:
     """Call a function with those of the stages' options that it has a parameter for, and with what else is given."""
-    names = inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters.items()
+    names = {name for name, one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
     found = {entry.name: getattr(part, entry.name) for part in options for entry in dataclasses.fields(part)}
     return function(**{**{name: value for name, value in found.items() if name in names}, **given})
 
