@@ -187,7 +187,7 @@ def _other(output: Path, how: str) -> FileExistsError:
 
 
 def _same_rows(first: DistillationDataset, second: DistillationDataset) -> bool:
-    from st_wkl.training.checkpoints import dataset_fingerprint
+    from st_wkl.training.identity import dataset_fingerprint
 
     return dataset_fingerprint(first) == dataset_fingerprint(second)
 
