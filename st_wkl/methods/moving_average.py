@@ -20,8 +20,6 @@ from st_wkl.losses.scoring import embed, score_lists
 from st_wkl.training.checkpoints import checkpoint_folder
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
-
     from st_wkl.losses.scoring import Student
 
 _WEIGHTS_FILE = "moving_average.safetensors"
@@ -54,9 +52,7 @@ class MovingAverageCallback(TrainerCallback):
         # In float32 whatever the student is: a thousandth of a difference is rounded away in half precision.
         self.model = copy.deepcopy(model).eval().requires_grad_(False).float()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the average of a checkpoint where training is resumed."""
         if state.global_step:
             path = checkpoint_folder(args, state, resumed=True) / _WEIGHTS_FILE
@@ -69,7 +65,7 @@ class MovingAverageCallback(TrainerCallback):
         self.model.to(kwargs["model"].device)
 
     @torch.no_grad()
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the average towards the student."""
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
         new = kwargs["model"].state_dict()
@@ -79,7 +75,7 @@ class MovingAverageCallback(TrainerCallback):
             else:
                 value.copy_(new[name])
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the average beside the weights."""
         if state.is_world_process_zero:
             # Cloned: tied weights share memory, which the format refuses.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from sentence_transformers import CrossEncoder
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
-from st_wkl.files import content_hash, sync, sync_tree
+from st_wkl.files import content_hash, replacing_folder
 from st_wkl.models import is_trusted, load_model, model_revision
 from st_wkl.ranges import check_options
 from st_wkl.training.distillation import distill
@@ -98,10 +96,7 @@ def distill_rounds(
         speculative distillation (https://arxiv.org/abs/2410.11325) lets the student propose, too.
 
     Example:
-        >>> teacher = "cross-encoder/ms-marco-MiniLM-L12-v2"
-        >>> rounds = distill_rounds(
-        ...     "minishlab/potion-base-8M", "mteb/nfcorpus", teacher, output_dir="rounds"
-        ... )  # doctest: +SKIP
+        >>> rounds = distill_rounds(student, "mteb/nfcorpus", teacher, output_dir="rounds")  # doctest: +SKIP
         >>> SentenceTransformer(str(rounds[-1].student))  # doctest: +SKIP
     """
     check_options(rounds=rounds)
@@ -110,8 +105,10 @@ def distill_rounds(
     trusted = is_trusted(first, trust_remote_code)
     if isinstance(first, CrossEncoder):
         raise TypeError("A CrossEncoder cannot search a collection, so it finds no candidates for a round.")
-    if train is None:
-        train = _distill(name)
+
+    def by_default(student: Retriever, dataset: DistillationDataset, folder: Path) -> object:
+        return distill(student, dataset, output_dir=folder, base_name=name)
+
     builder = DistillationDatasetBuilder(collection, teacher, **builder_options)
     said = {"start": model_revision(first), "restart": restart, "queries": content_hash(builder.query_ids, size=16)}
     done: list[Round] = []
@@ -120,45 +117,27 @@ def distill_rounds(
         made = {**said, "number": number}
         dataset_ready = (folder / "dataset").is_dir()
         if dataset_ready:
-            dataset = DistillationDataset.load_from_disk(folder / "dataset")
+            dataset = DistillationDataset.load(folder / "dataset")
             _check_same(dataset, builder, made, folder)
         else:
             if number > 1:
                 # By its folder, after which the candidates' source is called.
-                found = builder.find_candidates(
-                    done[-1].student, show_progress=show_progress, trust_remote_code=trusted
-                )
-                builder.candidates = found
+                options: dict[str, Any] = {"show_progress": show_progress, "trust_remote_code": trusted}
+                builder.candidates = builder.find_candidates(done[-1].student, **options)
             dataset = builder.build(show_progress=show_progress)
             dataset.provenance["round"] = made
-            dataset.save_to_disk(folder / "dataset")
+            dataset.save(folder / "dataset")
         reused = dataset_ready and (folder / "student").is_dir()
         if not reused:
             # Training changes the model that it is given; the first one is needed again where rounds restart.
             again = restart or number == 1
             model = copy.deepcopy(first) if again else load_model(done[-1].student, trust_remote_code=trusted)[0]
-            _into(folder / "student", lambda place, m=model, d=dataset: train(m, d, place))  # type: ignore[misc]
+            with replacing_folder(folder / "student") as place:
+                place.rmdir()  # who trains makes it
+                (train or by_default)(model, dataset, place)
         logger.info("round %d: %s", number, "complete before" if reused else f"trained on {len(dataset):,} lists")
         done.append(Round(number, dataset, folder / "student", reused))
     return done
-
-
-def _distill(name: str) -> Train:
-    def train(student: Retriever, dataset: DistillationDataset, folder: Path) -> object:
-        return distill(student, dataset, output_dir=folder, base_name=name)  # type: ignore[arg-type]
-
-    return train
-
-
-def _into(folder: Path, make: Callable[[Path], object]) -> None:
-    """Let `make` fill a folder that only appears under its name once it is complete."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    make(unfinished)
-    sync_tree(unfinished)
-    os.replace(unfinished, folder)
-    sync(folder.parent)
 
 
 def _check_same(
@@ -174,10 +153,8 @@ def _check_same(
         "round": made,
     }
     if builder.pairwise is not None:
-        expected["preferences"] = {
-            **(dataset.provenance.get("preferences") or {}),
-            "teacher": builder.pairwise.identity,
-        }
+        there = dataset.provenance.get("preferences") or {}
+        expected["preferences"] = {**there, "teacher": builder.pairwise.identity}
     plain = json.loads(json.dumps(expected))  # as it reads back from a file: tuples are lists there
     if changed := [name for name, value in plain.items() if dataset.provenance.get(name) != value]:
         raise ValueError(

@@ -39,20 +39,14 @@ _TRIAL_LETTERS = 80
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a trainer is given.
+    """What a trainer is given."""
 
-    Args:
-        rows: Lists (query, documents, scores, labels) or columns (query, positive, negative_1, …, label).
-        collator: `ListwiseCollator` for lists; None leaves columns to the trainer's own.
-        count: Number of rows; None where it is unknown, as in an iterable dataset.
-        provenance: Where they come from, empty if unknown.
-        prompts: Prompts of columns, for the trainer's own collator; None for none.
-        routes: Task of columns, for a student that treats queries and documents apart; None for others.
-    """
-
+    # Lists (query, documents, scores, labels) or columns (query, positive, negative_1, …, label).
     rows: Dataset | IterableDataset
+    # `ListwiseCollator` for lists; None leaves columns to the trainer's own, with their prompts and, for a student
+    # that treats queries and documents apart, their tasks.
     collator: BaseDataCollator | None
-    count: int | None
+    count: int | None  # None where it is unknown, as in an iterable dataset
     provenance: dict[str, Any]
     prompts: str | dict[str, str] | None = None
     routes: dict[str, str] | None = None
@@ -124,7 +118,7 @@ def check_dataset(dataset: Any) -> None:
     if isinstance(dataset, Mapping):
         remedy = f"Pass one split, such as dataset[{next(iter(dataset), 'train')!r}]."
     elif isinstance(dataset, str | os.PathLike):
-        remedy = f"Load it first: DistillationDataset.load_from_disk({str(dataset)!r}), or .from_hub of a Hub id."
+        remedy = f"Load it first: DistillationDataset.load({str(dataset)!r})."
     elif isinstance(dataset, list | tuple):
         remedy = "Make one of the rows: datasets.Dataset.from_list(rows)."
     if remedy or not hasattr(dataset, "column_names"):
@@ -141,11 +135,11 @@ def check_dataset(dataset: Any) -> None:
     }
     known = {"query", DOCUMENTS, *DEFAULT_LABEL_COLUMNS, "pairs", "ranks", OWN}
     for name, dtype in lists.items():
-        if name in known or (DOCUMENTS in features and (dtype == "string" or "scores" in features)):
+        if name in known or (DOCUMENTS in features and ("string" in dtype or "scores" in features)):
             continue
         if name == "document_ids":
             raise TypeError("The dataset holds ids, no texts. DistillationDataset(train, queries, documents) has both.")
-        right = DOCUMENTS if dtype == "string" else "scores" if DOCUMENTS in features else "label"
+        right = DOCUMENTS if "string" in dtype else "scores" if DOCUMENTS in features else "label"
         raise TypeError(
             f"The column {name!r} holds lists of {dtype or 'parts'}, and that name is not known. Rows are either "
             "query, documents, scores, labels (lists), or query, positive, negative_1, …, label (columns). If it is "

@@ -137,15 +137,12 @@ class GradedEvaluator(BaseEvaluator):
             collection: Documents, queries and judgements.
             split: Split of the judgements. Not the one that results are reported on: a checkpoint that was chosen by
                 test queries looks better on them than it is.
-            candidates: What `bm25_candidates` and its kin return; see the class.
+            candidates: What `find_candidates` and its kin return; see the class.
             max_queries: A random sample of so many queries.
             max_documents: Search the judged documents of these queries and a random sample of others, so many in all.
                 Scores are higher than on the whole collection, but rank checkpoints much the same.
             seed: Of both samples.
             batch_size: Texts per forward pass.
-
-        Raises:
-            ValueError: If there is no such split, or it is empty.
 
         Example:
             >>> GradedEvaluator.of(Collection.load("mteb/nfcorpus"), "dev", max_queries=100)  # doctest: +SKIP

@@ -20,7 +20,7 @@ from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
 if TYPE_CHECKING:
     from sentence_transformers.base.trainer import BaseTrainer
     from sentence_transformers.base.training_args import BaseTrainingArguments
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class FiniteWeightsCallback(TrainerCallback):
     Losses see the weights of the step before: what the last step does, nobody would notice.
     """
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the weights before a checkpoint and after the last step."""
         if control.should_save or control.should_training_stop or state.global_step >= state.max_steps:
             check_weights(kwargs["model"], args, state.global_step)

@@ -21,8 +21,8 @@ def renamed(old: str, new: str, **more: Any) -> Dataset:
     ("dataset", "message"),
     [
         (DatasetDict(test=Dataset.from_dict(LISTS)), r"is a DatasetDict; .* Pass one split, such as dataset\['test'\]"),
-        ("some/folder", r"is a str; .* DistillationDataset\.load_from_disk\('some/folder'\)"),
-        (Path("some"), r"is a PosixPath; .*load_from_disk\('some'\)"),
+        ("some/folder", r"is a str; .* DistillationDataset\.load\('some/folder'\)"),
+        (Path("some"), r"is a PosixPath; .*load\('some'\)"),
         ([{"query": "q"}], r"is a list; .*Dataset\.from_list\(rows\)"),
         (None, "is a NoneType; it has to be a DistillationDataset"),
         (
