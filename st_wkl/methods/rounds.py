@@ -131,7 +131,7 @@ def distill_rounds(
         if not reused:
             # Training changes the model that it is given; the first one is needed again where rounds restart.
             again = restart or number == 1
-            model = copy.deepcopy(first) if again else load_model(done[-1].student, trust_remote_code=trusted)[0]
+            model: Any = copy.deepcopy(first) if again else load_model(done[-1].student, trust_remote_code=trusted)[0]
             with replacing_folder(folder / "student") as place:
                 place.rmdir()  # who trains makes it
                 (train or by_default)(model, dataset, place)

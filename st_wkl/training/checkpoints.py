@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,15 +24,13 @@ from st_wkl.training.identity import dataset_fingerprint as dataset_fingerprint
 from st_wkl.training.identity import differences, told
 from st_wkl.training.lora import (
     TOLERANCE,
-    adapter_of,
     complete_names,
     difference,
-    heads,
     merged_in_place,
     outputs,
     save,
     unfreeze,
-    unusual,
+    unusual_options,
 )
 
 if TYPE_CHECKING:
@@ -218,11 +215,6 @@ def train(trainer: BaseTrainer, checkpoint: Checkpoint | None) -> list[dict[str,
     return list(trainer.state.log_history)
 
 
-def remove(folder: Path) -> None:
-    """Delete the checkpoints of a run that is complete."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def check_sharded(args: BaseTrainingArguments, loss: nn.Module, *, resuming: bool) -> None:
     """Stop where training with FSDP would hang, or lose what it is asked to keep.
 
@@ -311,11 +303,9 @@ def rehearse(student: Student, *, trust_remote_code: bool = False) -> None:
             lost = _lost(student, _reloaded(student, folder, trust_remote_code))
     if lost is None:
         return
-    usual = {"modules_to_save": heads(student)}  # of the default adapter of a cross-encoder
-    if options := {n: v for n, v in unusual(adapter_of(student)).items() if v != usual.get(n)}:
-        told = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    if options := unusual_options(student):
         raise ValueError(
-            f"With {told} in the LoraConfig, {lost}, with this model and the installed versions of peft and "
+            f"With {options} in the LoraConfig, {lost}, with this model and the installed versions of peft and "
             "transformers. Leave the option away; nothing was trained."
         )
     raise RuntimeError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -255,18 +256,7 @@ class _Run:
         args.output_dir = str(self.work)
         args.restore_callback_states_from_checkpoint = True  # a resumed run has to be as patient as it was
         describe = Describer(student)
-        identity = run_identity(
-            student=student,
-            dataset=self.dataset,
-            data=data,
-            loss=self.loss,
-            args=args,
-            lora=self.lora,
-            evaluator=self.evaluator,
-            callbacks=self.callbacks,
-            describe=describe,
-            save_dtype=self.rounded,
-        )
+        identity = run_identity(self, data, describe)
         if not (resume and (self.folder / RECORD_FILE).is_file()):
             checkpoints.check_resumable(args, self.loss, describe, self.dataset, resume=resume)
         return identity, data
@@ -276,7 +266,7 @@ class _Run:
         if (record := checkpoints.finished_record(self.folder, identity)) is None:
             return None
         if is_first():
-            checkpoints.remove(self.work)  # of a process that was killed while it did
+            shutil.rmtree(self.work, ignore_errors=True)  # of a process that was killed while it did
         # An adapter would be rounded to what its base model is stored in.
         dtype = named_dtype(record.precision["saved"]) if record.precision else None
         student: Any = load_model(self.folder, trust_remote_code=self.trusted, dtype=dtype)[0]
@@ -319,7 +309,7 @@ class _Run:
         )
         if get_rank() == 0:
             self._save(student, record)
-            checkpoints.remove(self.work)
+            shutil.rmtree(self.work, ignore_errors=True)
         _wait()
         return Distilled(student, _results(history, record), record, self.folder, history)
 

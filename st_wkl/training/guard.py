@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,23 +67,20 @@ def check_weights(model: nn.Module, args: TrainingArguments, step: int) -> None:
 def check_loss_values(loss: nn.Module, inputs: Any, output: Any) -> None:
     """Stop where a loss is not finite; a trainer logs it as 0. A forward hook."""
 
-    def look(name: str, value: Tensor) -> None:
-        def found(count: int) -> None:
-            raise ValueError(
-                f"{type(loss).__name__}: {name} of this batch is {value.detach().float().mean().item()}, and one step "
-                "with it makes every weight NaN. The student has diverged (start again with a smaller learning rate), "
-                "or the teacher's scores, divided by its temperature, are larger than numbers can hold."
-            )
+    def diverged(name: str, value: Tensor, count: int) -> None:
+        raise ValueError(
+            f"{type(loss).__name__}: {name} of this batch is {value.detach().float().mean().item()}, and one step with "
+            "it makes every weight NaN. The student has diverged (start again with a smaller learning rate), or the "
+            "teacher's scores, divided by its temperature, are larger than numbers can hold."
+        )
 
-        check(~torch.isfinite(value), found)
-
-    def look_at_all() -> Any:
+    def look() -> Any:
         for name, value in output.items() if isinstance(output, dict) else [("the loss", output)]:
             if isinstance(value, Tensor):
-                look(name, value)
+                check(~torch.isfinite(value), partial(diverged, name, value))
         return output
 
-    checked(look_at_all)
+    checked(look)
 
 
 def say_few_steps(args: BaseTrainingArguments, count: int | None) -> None:

@@ -30,14 +30,12 @@ from st_wkl.losses.options import constructor_defaults, field_default, options_o
 from st_wkl.models import model_revision
 from st_wkl.training.dev import SELECTION_ARGUMENTS
 from st_wkl.training.lora import default_config, has_adapter
+from st_wkl.training.students import name_of
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
     from sentence_transformers.base.evaluation import BaseEvaluator
     from sentence_transformers.base.training_args import BaseTrainingArguments
-    from transformers import TrainerCallback
 
-    from st_wkl.losses.scoring import Student
     from st_wkl.training.data import TrainingData
 
 # Of the training arguments: what is logged and where, files, the Hub, machines, and memory at the same gradient.
@@ -79,34 +77,23 @@ def matters(name: str) -> bool:
     return name not in _CANNOT_MATTER and name not in SELECTION_ARGUMENTS
 
 
-def run_identity(
-    *,
-    student: Student,
-    dataset: Any,
-    data: TrainingData,
-    loss: nn.Module,
-    args: BaseTrainingArguments,
-    lora: bool | LoraConfig,
-    evaluator: BaseEvaluator | None,
-    callbacks: Iterable[TrainerCallback],
-    describe: Describer,
-    save_dtype: torch.dtype | None,
-) -> dict[str, Any]:
-    """Return what decides the outcome of training, in JSON values."""
+def run_identity(run: Any, data: TrainingData, describe: Describer) -> dict[str, Any]:
+    """Return what decides the outcome of a run (its student, dataset, loss, arguments, …), in JSON values."""
+    student, args, lora = run.student, run.args, run.lora
     adapted = bool(lora) or has_adapter(student)
     if lora is True and not has_adapter(student):
         lora = default_config(student)  # written out, since another version may have another default
     found = {
-        "student": model_revision(student),  # type: ignore[arg-type]
-        "dataset": dataset_fingerprint(dataset),
+        "student": model_revision(student),
+        "dataset": dataset_fingerprint(run.dataset),
         "columns": data.rows.column_names,
         "rows": data.count,
-        "loss": describe.part("loss", loss),
+        "loss": describe.part("loss", run.loss),
         "arguments": {**_arguments(args, describe), "processes": args.world_size},
-        "dev": None if evaluator is None else _dev(evaluator, args, describe),
+        "dev": None if run.evaluator is None else _dev(run.evaluator, args, describe),
         "lora": _adapter(lora, describe) if adapted and not isinstance(lora, bool) else adapted,
-        "save_dtype": None if save_dtype is None else str(save_dtype).removeprefix("torch."),
-        "callbacks": [_callback(callback, describe) for callback in callbacks if _takes_part(callback)],
+        "save_dtype": None if run.rounded is None else name_of(run.rounded),
+        "callbacks": _callbacks(run.callbacks, describe),
     }
     if data.count is None:  # worker processes share an iterable dataset out among them
         found["workers"] = args.dataloader_num_workers
@@ -150,21 +137,21 @@ def told_options(loss: nn.Module) -> dict[str, Any]:
 
 def _arguments(args: BaseTrainingArguments, describe: Describer) -> dict[str, Any]:
     """Describe the training arguments that can matter, those at the default of their class apart from the others."""
+
+    def or_none(value: Any) -> Any:
+        return None if value is False or value in ("", [], {}) else value
+
     options: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     for entry in dataclasses.fields(args):
         if not matters(entry.name):
             continue
         value = describe.part(f"arguments.{entry.name}", getattr(args, entry.name))
-        default = _or_none(describe(field_default(entry)))
+        default = or_none(describe(field_default(entry)))
         # The class completes what it was given: None becomes an object of settings at their defaults.
         at_default = isinstance(value, dict) and value.get("options") == {} and default is None
-        (defaults if at_default or _or_none(value) == default else options)[entry.name] = value
+        (defaults if at_default or or_none(value) == default else options)[entry.name] = value
     return {"class": type(args).__name__, "options": options, "defaults": defaults}
-
-
-def _or_none(value: Any) -> Any:
-    return None if value is False or value in ("", [], {}) else value
 
 
 def _dev(evaluator: BaseEvaluator, args: BaseTrainingArguments, describe: Describer) -> dict[str, Any]:
@@ -178,15 +165,15 @@ def _dev(evaluator: BaseEvaluator, args: BaseTrainingArguments, describe: Descri
     }
 
 
-def _takes_part(callback: TrainerCallback) -> bool:
-    """Tell whether a callback has a say in training and not only looks on: it has a state that checkpoints keep."""
-    return isinstance(callback, ExportableState) or hasattr(callback, "run_identity")
-
-
-def _callback(callback: Any, describe: Describer) -> Any:
-    if hasattr(callback, "run_identity"):
-        return {"class": type(callback).__name__, **callback.run_identity()}
-    return {"class": type(callback).__name__, "args": describe(callback.state().get("args"))}
+def _callbacks(callbacks: Iterable[Any], describe: Describer) -> list[Any]:
+    """Describe those that have a say in training and do not only look on: they have a state that checkpoints keep."""
+    found = []
+    for callback in callbacks:
+        if hasattr(callback, "run_identity"):
+            found.append({"class": type(callback).__name__, **callback.run_identity()})
+        elif isinstance(callback, ExportableState):
+            found.append({"class": type(callback).__name__, "args": describe(callback.state().get("args"))})
+    return found
 
 
 def _adapter(config: Any, describe: Describer) -> Any:

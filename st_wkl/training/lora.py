@@ -75,12 +75,12 @@ def _transformer(student: Any) -> Any:
     return model
 
 
-def adapter_of(student: Any) -> Any:
+def _adapter_of(student: Any) -> Any:
     """Return the configuration of the adapter that a student carries."""
     return next(iter(student.transformers_model.peft_config.values()))
 
 
-def heads(student: Any) -> list[str]:
+def _heads(student: Any) -> list[str]:
     """Return the classification head of a cross-encoder, which is outside of the blocks."""
     names = [name for name, _ in _transformer(student).named_children() if name in ("classifier", "score", "head")]
     return names if isinstance(student, CrossEncoder) else []
@@ -113,7 +113,7 @@ def default_config(student: Student) -> LoraConfig:
         lora_alpha=2 * RANK,
         lora_dropout=DROPOUT,
         target_modules=default_targets(student),
-        modules_to_save=heads(student) or None,
+        modules_to_save=_heads(student) or None,
     )
 
 
@@ -195,11 +195,18 @@ def _options(config: Any, *others: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in _NO_OPTIONS.union(others)}
 
 
-def unusual(config: Any) -> dict[str, Any]:
+def _unusual(config: Any) -> dict[str, Any]:
     """Return what a configuration asks for beyond rank, alpha, dropout and targets, in JSON values."""
     usual, plain = ("r", "lora_alpha", "lora_dropout", "target_modules"), LoraConfig()
     asked = {**_options(config, *usual), "init_lora_weights": config.init_lora_weights}
     return {name: _shown(value) for name, value in asked.items() if value != getattr(plain, name)}
+
+
+def unusual_options(student: Student) -> str:
+    """Name the options of a student's adapter that are not those of the default one."""
+    usual = {"modules_to_save": _heads(student)}
+    found = {name: value for name, value in _unusual(_adapter_of(student)).items() if value != usual.get(name)}
+    return ", ".join(f"{name}={value!r}" for name, value in found.items())
 
 
 def _check_same(there: Any, asked: LoraConfig) -> None:
@@ -230,9 +237,9 @@ def prepare(student: Student, lora: bool | LoraConfig) -> dict[str, Any]:
         student.add_adapter(config)
     else:
         if not isinstance(lora, bool):
-            _check_same(adapter_of(student), lora)
+            _check_same(_adapter_of(student), lora)
         unfreeze(student)
-    adapter = adapter_of(student)
+    adapter = _adapter_of(student)
     trainable = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
     total = sum(weight.numel() for weight in student.parameters())
     logger.info(
@@ -244,7 +251,7 @@ def prepare(student: Student, lora: bool | LoraConfig) -> dict[str, Any]:
         "alpha": adapter.lora_alpha,
         "dropout": adapter.lora_dropout,
         "targets": _shown(adapter.target_modules or []),
-        **({"options": options} if (options := unusual(adapter)) else {}),
+        **({"options": options} if (options := _unusual(adapter)) else {}),
         "trainable": trainable,
         "share": round(trainable / total, 6),
         "base_revision": base,
@@ -258,7 +265,7 @@ def unfreeze(student: Student) -> None:
     own = {weight.data_ptr() for weight in get_peft_model_state_dict(transformer, save_embedding_layers=False).values()}
     for parameter in transformer.parameters():
         parameter.requires_grad_(parameter.data_ptr() in own)
-    adapter_of(student).inference_mode = False
+    _adapter_of(student).inference_mode = False
 
 
 def base_hash(student: Student) -> str:
@@ -267,7 +274,7 @@ def base_hash(student: Student) -> str:
     They are read again where they came from: biases, norms or a part of the weights may belong to an adapter.
     """
     transformer = _transformer(student)
-    source = adapter_of(student).base_model_name_or_path if has_adapter(student) else transformer.name_or_path
+    source = _adapter_of(student).base_model_name_or_path if has_adapter(student) else transformer.name_or_path
     try:
         stored, info = type(transformer).from_pretrained(source, output_loading_info=True)
         state, fresh = stored.state_dict(), set(info["missing_keys"])
@@ -290,7 +297,7 @@ def check_base(
     student: Student, trained: dict[str, Any], base: str | Path | None = None, *, trust_remote_code: bool = False
 ) -> None:
     """Stop where an adapter lies on other weights than it was trained on, which torch would not notice."""
-    found, named = base_hash(student), adapter_of(student).base_model_name_or_path
+    found, named = base_hash(student), _adapter_of(student).base_model_name_or_path
     if trained.get("base_revision") not in (None, found):
         raise ValueError(
             f"The adapter was trained on other weights than those of {named}: the hash of the base model was "

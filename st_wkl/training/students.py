@@ -6,9 +6,8 @@ import copy
 import dataclasses
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -52,19 +51,13 @@ HALF = (torch.bfloat16, torch.float16)
 _SAVED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class StudentKind:
+class StudentKind(NamedTuple):
     """The parts of sentence-transformers that train one model class, and where fine-tuning starts by default."""
 
     model: type
     trainer: type[BaseTrainer]
     arguments: type[BaseTrainingArguments]
     learning_rate: float
-
-    @property
-    def package(self) -> str:
-        """The subpackage that holds its losses."""
-        return self.model.__module__.rpartition(".")[0]
 
 
 KINDS = (
@@ -90,7 +83,7 @@ def kind_of(student: Student) -> StudentKind:
 def default_arguments(
     student: Student, output_dir: str | Path, *, lora: bool = False, **changes: Any
 ) -> BaseTrainingArguments:
-    """Return the arguments that `distill` uses when it is given none.
+    """Return the arguments that `distill` uses when it is given none, of the student's own class.
 
     Batches of 32 lists for 3 epochs with linear decay after a tenth of warm-up. The learning rate is 0.1 for static
     students, whose embeddings are independent of each other, 1e-5 for late interaction, 2e-5 for other transformers and
@@ -102,9 +95,6 @@ def default_arguments(
         output_dir: Where the trained student goes.
         lora: Whether adapters are trained.
         **changes: Other values, by the names of the arguments.
-
-    Returns:
-        Arguments of the student's own class, to use as they are or to change.
     """
     kind = kind_of(student)
     rate = LORA_LEARNING_RATE if lora else STATIC_LEARNING_RATE if is_static(student) else kind.learning_rate
@@ -235,16 +225,16 @@ def takes_lists(loss: nn.Module) -> bool:
 
 def check_loss(loss: nn.Module, student: Student) -> None:
     """Stop where a loss would train nothing, or another model class."""
-    kind, name = kind_of(student), type(loss).__name__
+    package, name = kind_of(student).model.__module__.rpartition(".")[0], type(loss).__name__
     for part in loss.modules():
         home = type(part).__module__
         if ".losses" not in home or not home.startswith("sentence_transformers.") or ".base." in home:
             continue
-        if not home.startswith(f"{kind.package}."):
+        if not home.startswith(f"{package}."):
             other = home.removeprefix("sentence_transformers.").split(".")[0]
             raise TypeError(
                 f"{type(part).__name__} is a loss for a {other}, the student is a {type(student).__name__}. Take one "
-                f"from {kind.package}.losses or from st_wkl.losses, which serve all model classes."
+                f"from {package}.losses or from st_wkl.losses, which serve all model classes."
             )
     if not any(part is student for part in loss.modules()):
         raise ValueError(

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -176,11 +177,10 @@ def identity(args: Any, student: Any, dataset: DistillationDataset, **changes: A
     from st_wkl.training.data import training_data
 
     loss = changes.pop("loss", None) or MarginKL(student)
-    parts: dict[str, Any] = {"lora": False, "evaluator": None, "callbacks": [], "save_dtype": None, **changes}
+    parts: dict[str, Any] = {"lora": False, "evaluator": None, "callbacks": [], "rounded": None, **changes}
     data = training_data(dataset, loss, student, args)
-    return run_identity(
-        student=student, dataset=dataset, data=data, loss=loss, args=args, describe=Describer(student), **parts
-    )
+    run = SimpleNamespace(student=student, dataset=dataset, loss=loss, args=args, **parts)
+    return run_identity(run, data, Describer(student))
 
 
 def test_every_argument_counts_but_those_that_cannot_matter(
