@@ -23,7 +23,7 @@ from st_wkl.data.provenance import python_call
 from st_wkl.data.report import TeacherReport, report_on_lists
 from st_wkl.data.score_store import ScoreStore, default_store_path
 from st_wkl.data.scoring import ScoringEstimate, estimate_scoring, score_candidates, split
-from st_wkl.data.selection import Selection, own_document, shared_judgements
+from st_wkl.data.selection import Selection, shared_judgements
 from st_wkl.data.teacher import Engine, ListTeacher, PairwiseTeacher, Teacher
 from st_wkl.ranges import check_options
 from st_wkl.text import near_texts
@@ -104,6 +104,12 @@ class DistillationDatasetBuilder:
         self.selection = selection or Selection()
         self.drop_leaks = drop_leaks
         self.against = None if against == split or (against == "test" and not self._has(against)) else against
+        if against == split:
+            warnings.warn(
+                f"Split {split!r} of {self.collection.name!r} is learnt from, and is the test split too: all of it leaks, "
+                "and what is measured on it is no test. Learn from another split, or say with against which one tests.",
+                stacklevel=2,
+            )
         if self.against is not None:
             self.collection.judgements(self.against)  # an error now, not after hours
         elif drop_leaks:
@@ -306,7 +312,7 @@ class DistillationDatasetBuilder:
         pools = []
         for query_id in query_ids:
             found = dict.fromkeys(hit.document_id for hit in candidates.get(query_id, ()))
-            own = own_document(self.collection, query_id)
+            own = self.collection.own_document(query_id)
             hits = [document_id for document_id in found if document_id not in own]
             dropped["own_documents"] += len(found) - len(hits)
             pool = make_pool(

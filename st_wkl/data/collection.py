@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from st_wkl.data._reading import (
+from st_wkl.data.collection_files import (
+    ABOUT_FILE,
     Qrels,
     config_names,
     document_text,
@@ -19,8 +20,10 @@ from st_wkl.data._reading import (
     read_mteb,
     task_ignores_identical_ids,
     whole_gains,
+    write_beir,
 )
-from st_wkl.data.selection import is_own_text
+from st_wkl.data.selection import is_own_text, own_result
+from st_wkl.files import holds_nothing, replacing_folder
 
 __all__ = ["Collection", "Missing", "document_text"]
 
@@ -143,6 +146,15 @@ class Collection:
         """Return whether a query is a document of the same id and text."""
         return query_id in self.documents and is_own_text(self.queries[query_id], self.documents[query_id])
 
+    def own_document(self, query_id: str) -> set[str]:
+        """Return the id of a query's own document, which is no negative of it and no result for it, in a set; or none.
+
+        Where the collection leaves such documents out, by its option or since most of its queries are documents, the
+        id decides; elsewhere the text has to be the query's, too.
+        """
+        recognised = self.ignore_identical_ids is None and self.is_own(query_id)
+        return own_result(query_id, self.leaves_out_own or recognised)
+
     def judgements(self, split: str) -> dict[str, dict[str, int]]:
         """Return `{query_id: {document_id: gain}}` of one split.
 
@@ -164,99 +176,42 @@ class Collection:
         return {query_id: judged for query_id, judged in relevant.items() if judged}
 
     @classmethod
-    def from_beir(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        name: str | None = None,
-        missing: Missing = "raise",
-        ignore_identical_ids: bool | None = None,
-    ) -> Self:
-        """Read a folder in the layout of the BEIR benchmark.
-
-        Args:
-            path: Folder with `corpus.jsonl`, `queries.jsonl` (either may end in `.gz`) and `qrels/<split>.tsv` (or
-                `.csv`, `.txt`, `.jsonl`, `.parquet`). Numeric ids become text, as they are in the judgements. A
-                judgements file holds `query-id corpus-id score` with or without a header, or the four columns of TREC.
-            name: Name of the collection, by default the folder's.
-            missing: See `Collection`.
-            ignore_identical_ids: See `Collection`.
-
-        Raises:
-            FileNotFoundError: A file of the layout is missing.
-            ValueError: A line cannot be read or an id occurs twice; the message names file and line.
-
-        Example:
-            >>> collection = Collection.from_beir("datasets/nfcorpus")  # doctest: +SKIP
-        """
-        folder = Path(path).expanduser()
-        documents, queries, qrels = read_beir(folder)
-        name = name or folder.resolve().name
-        return cls(name, documents, queries, qrels, missing=missing, ignore_identical_ids=ignore_identical_ids)
-
-    @classmethod
-    def from_hub(
-        cls,
-        repo_id_or_folder: str | os.PathLike[str],
-        *,
-        name: str | None = None,
-        revision: str | None = None,
-        missing: Missing = "raise",
-        ignore_identical_ids: bool | None = None,
-    ) -> Self:
-        """Read a dataset in MTEB's retrieval layout from the Hub or from a folder.
-
-        The configs are `corpus` and `queries` (or `query`) with `_id`, `title`, `text`, and `default` (or `qrels`) with
-        `query-id`, `corpus-id`, `score`; the splits of the latter become the splits of the collection.
-
-        Args:
-            repo_id_or_folder: Dataset id such as `"mteb/nfcorpus"`, or a folder whose README.md names the configs.
-            name: Name of the collection, by default the id or the folder's name.
-            revision: Branch, tag or commit on the Hub.
-            missing: See `Collection`.
-            ignore_identical_ids: See `Collection`. `None` of a dataset of the Hub, or of its copy in the Hub's cache,
-                also asks whether an MTEB task on it says so.
-
-        Raises:
-            FileNotFoundError: There is no such dataset, or the Hub cannot be reached.
-            ValueError: A config or a column is missing, or the contents are invalid.
-
-        Example:
-            >>> collection = Collection.from_hub("mteb/nfcorpus")  # doctest: +SKIP
-        """
-        folder = Path(repo_id_or_folder).expanduser()
-        name = name or (folder.resolve().name if folder.is_dir() else str(repo_id_or_folder))
-        found = folder if folder.is_dir() else download(str(repo_id_or_folder), revision)
-        documents, queries, qrels = read_mteb(found)
-        if ignore_identical_ids is None and task_ignores_identical_ids(found):
-            ignore_identical_ids = True
-        return cls(name, documents, queries, qrels, missing=missing, ignore_identical_ids=ignore_identical_ids)
-
-    @classmethod
     def load(
         cls,
         source: Collection | str | os.PathLike[str],
         *,
+        name: str | None = None,
         revision: str | None = None,
         missing: Missing = "raise",
         ignore_identical_ids: bool | None = None,
     ) -> Collection:
-        """Return the collection that `source` means: itself, a BEIR folder, a folder or a Hub dataset as MTEB lays out.
+        """Return the collection that `source` means: itself, or what a folder or a dataset of the Hub holds.
+
+        A BEIR folder has `corpus.jsonl`, `queries.jsonl` (either may end in `.gz`) and `qrels/<split>.tsv` (or `.csv`,
+        `.txt`, `.jsonl`, `.parquet`), `query-id corpus-id score` with or without a header, or the four columns of TREC.
+        A dataset in MTEB's layout has the configs `corpus` and `queries` (or `query`) with `_id`, `title`, `text`, and
+        `default` (or `qrels`) with `query-id`, `corpus-id`, `score`. Numeric ids become text.
 
         Args:
             source: A collection, a folder, or a Hub id with its organisation, such as `"mteb/nfcorpus"`.
+            name: Name of the collection. Default: the id, what `save` wrote, or the folder's name.
             revision: Branch, tag or commit, for a Hub id.
             missing: See `Collection`; of no meaning for a collection.
-            ignore_identical_ids: See `Collection`, a copy of which is returned if it says something else.
+            ignore_identical_ids: See `Collection`, a copy of which is returned if it says something else. `None` of a
+                dataset of the Hub, or of its copy in the Hub's cache, also asks whether an MTEB task on it says so.
 
         Raises:
-            FileNotFoundError: Neither a folder of either layout nor a dataset that can be fetched.
+            FileNotFoundError: Neither a folder of either layout nor a dataset that can be fetched; a file is missing.
+            ValueError: A row cannot be read or an id occurs twice; the message names file and line.
+
+        Example:
+            >>> collection = Collection.load("mteb/nfcorpus")  # doctest: +SKIP
         """
         if isinstance(source, Collection):
             if ignore_identical_ids in (None, source.ignore_identical_ids):
                 return source
             return replace(source, missing="raise", ignore_identical_ids=ignore_identical_ids)
-        options: dict[str, Any] = {"missing": missing, "ignore_identical_ids": ignore_identical_ids}
+        options: dict[str, Any] = {"name": name, "missing": missing, "ignore_identical_ids": ignore_identical_ids}
         folder = Path(source).expanduser()
         if folder.is_dir():
             return (cls.from_hub if "corpus" in config_names(folder) else cls.from_beir)(folder, **options)
@@ -266,6 +221,71 @@ class Collection:
                 'qrels/) or a dataset id with its organisation, e.g. "mteb/nfcorpus".'
             )
         return cls.from_hub(str(source), revision=revision, **options)
+
+    @classmethod
+    def from_beir(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        ignore_identical_ids: bool | None = None,
+        **how: Any,
+    ) -> Self:
+        """Read a BEIR folder, as `load` does."""
+        folder = Path(path).expanduser()
+        documents, queries, qrels, about = read_beir(folder)
+        if ignore_identical_ids is None:
+            ignore_identical_ids = about.get("ignore_identical_ids")
+        name = name or about.get("name") or folder.resolve().name
+        return cls(name, documents, queries, qrels, ignore_identical_ids=ignore_identical_ids, **how)
+
+    @classmethod
+    def from_hub(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        ignore_identical_ids: bool | None = None,
+        **how: Any,
+    ) -> Self:
+        """Read a dataset in MTEB's layout from the Hub or from a folder, as `load` does."""
+        folder = Path(source).expanduser()
+        name = name or (folder.resolve().name if folder.is_dir() else str(source))
+        found = folder if folder.is_dir() else download(str(source), revision)
+        documents, queries, qrels = read_mteb(found)
+        if ignore_identical_ids is None and task_ignores_identical_ids(found):
+            ignore_identical_ids = True
+        return cls(name, documents, queries, qrels, ignore_identical_ids=ignore_identical_ids, **how)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write a BEIR folder, from which `load` makes the same collection, and return it.
+
+        Args:
+            folder: New or empty folder, or one that holds a saved collection, which is replaced.
+
+        Raises:
+            FileExistsError: The folder holds something else.
+            ValueError: The name of a split cannot be that of a file.
+
+        Example:
+            >>> collection = Collection("mine", {"d1": "Cats purr."}, {"q1": "who purrs"}, {"test": {"q1": {"d1": 1}}})
+            >>> Collection.load(collection.save(getfixture("tmp_path") / "mine")) == collection
+            True
+        """
+        folder = Path(folder).expanduser()
+        if not holds_nothing(folder) and not (folder / ABOUT_FILE).is_file():
+            raise FileExistsError(f"{folder} holds something other than a saved collection. Give another folder.")
+        if wide := [key for key, text in self.documents.items() if text != text.strip()]:
+            warnings.warn(
+                f"{len(wide):,} documents of {self.name!r} begin or end with white space (the first is {wide[0]!r}), "
+                "which MTEB's layout leaves out: without it they are another text, and this another collection.",
+                stacklevel=2,
+            )
+        with replacing_folder(folder) as new:
+            about = {"name": self.name, "ignore_identical_ids": self.ignore_identical_ids}
+            write_beir(new, self.documents, self.queries, self.qrels, about)
+        return folder
 
 
 def _check_entry(where: str, key: object, text: object) -> None:

@@ -7,15 +7,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from st_wkl.ranges import check_options
 from st_wkl.text import jaccard, plain_text, text_words
-
-if TYPE_CHECKING:
-    from st_wkl.data.collection import Collection
 
 Choice = Literal["top", "random", "quantiles"]
 Reference = Literal["best", "worst"]
@@ -248,16 +245,6 @@ def without_own(run: Mapping[str, Mapping[str, float]], ignore_identical_ids: bo
         query_id: {key: score for key, score in found.items() if key not in own_result(query_id, ignore_identical_ids)}
         for query_id, found in run.items()
     }
-
-
-def own_document(collection: Collection, query_id: str) -> set[str]:
-    """Return the id of a query's own document, which is no negative of it and no result for it, in a set; or none.
-
-    Where the collection leaves such documents out, by its option or since most of its queries are documents, the id
-    decides; elsewhere the text has to be the query's, too.
-    """
-    recognised = collection.ignore_identical_ids is None and collection.is_own(query_id)
-    return own_result(query_id, collection.leaves_out_own or recognised)
 
 
 def is_own_text(query: str, document: str) -> bool:

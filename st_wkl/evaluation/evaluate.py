@@ -13,7 +13,7 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from st_wkl.data._reading import document_text, whole_gains
+from st_wkl.data.collection_files import document_text, whole_gains
 from st_wkl.data.selection import without_own
 from st_wkl.evaluation.results import UNSEEN, Results, TaskScores, check_replaceable, results_file, saved
 from st_wkl.evaluation.runs import exposure_groups

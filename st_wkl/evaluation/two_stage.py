@@ -21,9 +21,8 @@ import mteb
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.models import ModelMeta
 
-from st_wkl.data._reading import document_text
 from st_wkl.data.candidates import BM25, bm25_candidates
-from st_wkl.data.collection import Collection
+from st_wkl.data.collection import Collection, document_text
 from st_wkl.data.runs import read_run
 from st_wkl.data.selection import without_own
 from st_wkl.evaluation.identity import identified

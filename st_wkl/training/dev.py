@@ -16,7 +16,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor
 from transformers.trainer_utils import IntervalStrategy
 
-from st_wkl.data._reading import whole_gains
+from st_wkl.data.collection_files import whole_gains
 from st_wkl.data.selection import own_result, without_own
 from st_wkl.metrics import score_run
 from st_wkl.ranges import check_options

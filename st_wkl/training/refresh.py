@@ -19,7 +19,6 @@ from sentence_transformers.util import get_rank, get_world_size
 from transformers import TrainerCallback
 
 from st_wkl.data.runs import Candidates
-from st_wkl.data.selection import own_document
 from st_wkl.files import write_text
 from st_wkl.ranges import check_options
 from st_wkl.training.checkpoints import checkpoint_folder
@@ -215,7 +214,7 @@ class RefreshCandidatesCallback(TrainerCallback):
         texts, pools = self.builder.collection, []
         for row in self._rows:
             mined = dict.fromkeys(hit.document_id for hit in self._mined.get(row["query_id"], ()))
-            ranked = [key for key in mined if key not in own_document(texts, row["query_id"])]
+            ranked = [key for key in mined if key not in texts.own_document(row["query_id"])]
             pools.append(list(dict.fromkeys([*row["document_ids"], *ranked])))
         queries, training = [texts.queries[row["query_id"]] for row in self._rows], model.training
         ranks = student_ranks_in(model, queries, pools, texts.documents, batch_size=self.batch_size)

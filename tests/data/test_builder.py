@@ -343,6 +343,12 @@ def test_leaks_are_always_reported() -> None:
     )
 
 
+def test_learning_from_the_test_split_is_called_a_leak() -> None:
+    """`--split test` compared the split with nothing, so that the greatest leak of all was the only one not named."""
+    with pytest.warns(UserWarning, match="Split 'test' of 'mine' is learnt from, and is the test split too: all of it"):
+        DistillationDatasetBuilder(leaking(), LengthTeacher(), split="test", store=":memory:")
+
+
 def test_leaks_are_dropped_on_request() -> None:
     """No test query and no test document as a positive is left, nor a known relevant one as a negative."""
     qrels = {**leaking().qrels, "train": {**QRELS["train"], "q3": {"cat": 1, "unused": 1}}}

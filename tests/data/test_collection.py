@@ -503,3 +503,40 @@ def test_valid_collections_do_not_warn(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Collection.from_beir(beir(tmp_path))
+
+
+def test_a_saved_collection_is_the_same_when_it_is_loaded(tmp_path: Path) -> None:
+    """What is loaded is what was saved: ids that look like others, gains, splits, and what BEIR has no file for."""
+    ids = [*STRANGE_IDS, "a b", " a", "tab\tand\nline", "ünï ", "query-id", "\u2028", "a\0b"]
+    texts = {key: f"Title {key}: body" for key in ids}
+    judged = {key: {key: 1, other: gain} for key, other, gain in zip(ids, ids[1:], [0, -1, 3] * 9, strict=False)}
+    qrels = {"train": judged, "v1.0": {"1": {"1": 2}}, "test.gz": {"query-id": {" a": 1}}}
+    collection = Collection("of/mine", texts, texts, qrels, ignore_identical_ids=True)
+    folder = collection.save(tmp_path / "saved")
+    again = Collection.load(folder)
+    assert again == collection
+    assert again.fingerprint == collection.fingerprint
+    assert [list(part) for part in (again.documents, again.queries, again.qrels["train"])] == [ids, ids, list(judged)]
+    assert Collection.load(folder, name="other", ignore_identical_ids=False).name == "other"
+    bare = Collection("bare", {"d": "text"}, {"q": "text"})
+    assert Collection.load(bare.save(folder)) == bare  # takes the place of the other one
+    assert not list(folder.glob("qrels/*"))
+
+
+def test_what_cannot_be_saved_or_was_lost_is_said(tmp_path: Path) -> None:
+    """A collection that comes back smaller, or as another one, must not do so silently."""
+    collection = Collection("mine", {"d": " text"}, {"q": "text"}, {"a/b": {"q": {"d": 1}}})
+    with (
+        pytest.warns(UserWarning, match=r"1 documents of 'mine' begin or end with white space \(the first is 'd'\)"),
+        pytest.raises(ValueError, match="split 'a/b' cannot be the name of a file"),
+    ):
+        collection.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine", encoding="utf-8")
+    fine = Collection("mine", {"d": "text"}, {"q": "text"}, {"dev": {"q": {"d": 1}}})
+    with pytest.raises(FileExistsError, match="holds something other than a saved collection"):
+        fine.save(tmp_path / "notes")
+    (fine.save(tmp_path / "saved") / "qrels" / "dev.tsv").unlink()
+    with pytest.raises(FileNotFoundError, match="no judgements of the split 'dev': expected qrels"):
+        Collection.load(tmp_path / "saved")
