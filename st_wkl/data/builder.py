@@ -106,8 +106,8 @@ class DistillationDatasetBuilder:
         self.against = None if against == split or (against == "test" and not self._has(against)) else against
         if against == split:
             warnings.warn(
-                f"Split {split!r} of {self.collection.name!r} is learnt from, and is the test split too: all of it leaks, "
-                "and what is measured on it is no test. Learn from another split, or say with against which one tests.",
+                f"Split {split!r} of {self.collection.name!r} is learnt from, and is the test split too: all of it "
+                "leaks, and what is measured on it is no test. Learn from another, or say which one tests (against).",
                 stacklevel=2,
             )
         if self.against is not None:

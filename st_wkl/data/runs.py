@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote
@@ -210,12 +210,11 @@ def _tagged(document_id: str, score: float, rank: int, tag: str, path: Path) -> 
 
 def _number(text: str, what: str) -> float:
     try:
-        value = float(text)
+        if math.isfinite(value := float(text)):
+            return value
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{what} is {text!r}, which is no finite number. The file may be cut off: make it again.")
-    return value
+        pass
+    raise ValueError(f"{what} is {text!r}, which is no finite number. The file may be cut off: make it again.")
 
 
 def reciprocal_rank_fusion(
@@ -317,15 +316,11 @@ def hard_negative_candidates(
         columns = _negative_columns(row, negatives)
         if query not in row:
             raise ValueError(f"Row {number} has no column {query!r}, only {list(row)}. Name it with query=.")
-        query_id = queries.find(row[query])
-        if query_id is None:
-            continue
-        hits = found.setdefault(query_id, {})
-        for column in columns:
-            values = row[column]
-            for value in [values] if isinstance(values, str | int) or values is None else values:
-                if value is not None and (document_id := documents.find(value)) is not None:
-                    hits[document_id] = None
+        if (query_id := queries.find(row[query])) is not None:
+            cells = [row[column] for column in columns]
+            values = [value for cell in cells for value in ([cell] if isinstance(cell, str | int) else cell or ())]
+            hits = [documents.find(value) for value in values if value is not None]
+            found.setdefault(query_id, {}).update({hit: None for hit in hits if hit is not None})
     missing = f"{len(queries.missing):,} queries and {len(documents.missing):,} documents"
     example = next(iter([*queries.missing, *documents.missing]), "")
     if not any(found.values()):
@@ -338,11 +333,9 @@ def hard_negative_candidates(
             f"{missing} of the rows are not in {collection.name!r} and left out; the first is {example[:80]!r}.",
             stacklevel=2,
         )
+    ranked = ((query_id, enumerate(hits, 1)) for query_id, hits in found.items())
     return Candidates(
-        {
-            query_id: [Candidate(document_id, -float(rank), rank, source) for rank, document_id in enumerate(hits, 1)]
-            for query_id, hits in found.items()
-        }
+        {query_id: [Candidate(key, -float(n), n, source) for n, key in hits] for query_id, hits in ranked}
     )
 
 
@@ -350,36 +343,23 @@ class _Lookup:
     """Ids of a collection by id or by text."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
-        self.texts = texts
-        self.by_text: dict[str, str] = {}
-        for key, text in texts.items():
-            self.by_text.setdefault(plain_text(text), key)
-        self.missing: dict[str, None] = {}
+        self.texts, self.missing = texts, dict[str, None]()
+        self.by_text = {plain_text(text): key for key, text in reversed(list(texts.items()))}  # the first of equal ones
 
     def find(self, value: Any) -> str | None:
         key = str(value)
-        if key in self.texts:
-            return key
-        found = self.by_text.get(plain_text(key)) if isinstance(value, str) else None
+        found = key if key in self.texts else self.by_text.get(plain_text(key)) if isinstance(value, str) else None
         if found is None:
             self.missing[key] = None
         return found
 
 
 def _negative_columns(row: Mapping[str, Any], negatives: str | Sequence[str] | None) -> list[str]:
+    numbered = [column for column in row if column.startswith("negative_") and column[9:].isdigit()]
+    usual = [column for column in ("negatives", "negative") if column in row][:1]
+    columns = usual or sorted(numbered, key=lambda column: int(column[9:]))
     if negatives is not None:
         columns = [negatives] if isinstance(negatives, str) else list(negatives)
-    else:
-        columns = list(_default_columns(row))
     if not columns or any(column not in row for column in columns):
         raise ValueError(f"There is no column {columns or 'of negatives'} among {list(row)}. Name it with negatives=.")
     return columns
-
-
-def _default_columns(row: Mapping[str, Any]) -> Iterator[str]:
-    for column in ("negatives", "negative"):
-        if column in row:
-            yield column
-            return
-    numbered = [column for column in row if column.startswith("negative_") and column[9:].isdigit()]
-    yield from sorted(numbered, key=lambda column: int(column[9:]))

@@ -27,7 +27,6 @@ COLLECTION = Collection(
 def test_exact_top_k_is_exact(monkeypatch: pytest.MonkeyPatch, documents: int, k: int) -> None:
     """The blocks, groups and merges must give what one product and one sort give."""
     monkeypatch.setattr(search, "_SCORES_AT_ONCE", 17 * 640)
-    monkeypatch.setattr(search, "_FIRST", 64)
     monkeypatch.setattr(search, "_QUERIES_AT_ONCE", 17)
     generator = torch.Generator().manual_seed(documents + k)
     # Whole numbers: sums are exact in any order, and there are ties.
