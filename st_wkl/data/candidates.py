@@ -71,15 +71,9 @@ def find_candidates(
         >>> [(hit.document_id, [origin.source for origin in hit.origins]) for hit in found["q1"]]
         [('d1', ['bm25']), ('d2', ['run'])]
     """
-    check_options(top_k=top_k, batch_size=batch_size)
-    queries = _queries(collection, query_ids)
     given = list(sources) if isinstance(sources, list | tuple) else [sources]
-    if not given:
-        raise ValueError("There is no source of candidates: give one or more, such as 'bm25'.")
     options = {"cache": cache, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
-    # What is wrong with the last source is said before the first one searches.
-    known = [_resolved(source, collection, queries, top_k) for source in given]
-    lists = [_search(source, collection, queries, top_k, show_progress, options) for source in known]
+    lists = _found(collection, query_ids, given, top_k, {**options, "show_progress": show_progress})
     return lists[0] if len(lists) == 1 else reciprocal_rank_fusion(*lists, top_k=top_k)
 
 
@@ -140,19 +134,34 @@ def retriever_candidates(
     Example:
         >>> candidates = retriever_candidates(collection, "intfloat/e5-small-v2", cache="embeddings")  # doctest: +SKIP
     """
-    check_options(top_k=top_k, batch_size=batch_size)
-    queries = _queries(collection, query_ids)
-    source = _resolved(model, collection, queries, top_k)
-    prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt, "revision": revision}
-    options = {"cache": cache, "batch_size": batch_size, "trust_remote_code": trust_remote_code, **prompts}
-    return _search(source, collection, queries, top_k, show_progress, options)
+    options = {
+        "query_prompt": query_prompt,
+        "document_prompt": document_prompt,
+        "batch_size": batch_size,
+        "cache": cache,
+        "revision": revision,
+        "show_progress": show_progress,
+        "trust_remote_code": trust_remote_code,
+    }
+    return _found(collection, query_ids, [model], top_k, options)[0]
 
 
-def _queries(collection: Collection, query_ids: Iterable[str] | None) -> dict[str, str]:
-    query_ids = list(collection.queries if query_ids is None else query_ids)
-    if unknown := [query_id for query_id in query_ids if query_id not in collection.queries]:
+def _found(
+    collection: Collection, query_ids: Iterable[str] | None, sources: list[Source], top_k: int, options: dict[str, Any]
+) -> list[Candidates]:
+    check_options(top_k=top_k, batch_size=options["batch_size"])
+    if not sources:
+        raise ValueError("There is no source of candidates: give one or more, such as 'bm25'.")
+    asked = list(collection.queries if query_ids is None else query_ids)
+    if unknown := [query_id for query_id in asked if query_id not in collection.queries]:
         raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")
-    return {query_id: collection.queries[query_id] for query_id in query_ids}
+    queries = {query_id: collection.queries[query_id] for query_id in asked}
+    # What is wrong with the last source is said before the first one searches.
+    known = [_resolved(source, collection, queries, top_k) for source in sources]
+    return [
+        source if isinstance(source, Candidates) else _search(source, collection, queries, top_k, options)
+        for source in known
+    ]
 
 
 def _resolved(source: Source, collection: Collection, queries: Mapping[str, str], top_k: int) -> Any:
@@ -160,12 +169,12 @@ def _resolved(source: Source, collection: Collection, queries: Mapping[str, str]
     if isinstance(source, str | os.PathLike):
         if bm25 := BM25.of(source):
             return bm25
-        source = where = named(os.fspath(source))[0]
-        if not Path(source).is_file():
-            if source.lower().endswith(_RUN_FILES) and not Path(source).exists():
-                raise FileNotFoundError(f"The run file {source} does not exist.")
-            return source
-        found = read_run(source, collection, top_k=top_k)
+        where = named(os.fspath(source))[0]
+        if not Path(where).is_file():
+            if where.lower().endswith(_RUN_FILES) and not Path(where).exists():
+                raise FileNotFoundError(f"The run file {where} does not exist.")
+            return os.fspath(source)
+        found = read_run(where, collection, top_k=top_k)
     elif isinstance(source, Mapping):
         found, where = _as_candidates(source), "The candidates given"
         check_candidates(found, queries, collection)
@@ -221,25 +230,19 @@ def check_candidates(
 
 
 def _search(
-    source: Any,
-    collection: Collection,
-    queries: Mapping[str, str],
-    top_k: int,
-    show_progress: bool,
-    options: Mapping[str, Any],
+    source: Any, collection: Collection, queries: Mapping[str, str], top_k: int, options: dict[str, Any]
 ) -> Candidates:
     """Search with a `BM25` or a retriever, one document deeper where the query's own is left out afterwards."""
-    if isinstance(source, Candidates):
-        return source
-    depth, where = top_k + collection.leaves_out_own, collection.name
+    out = collection.leaves_out_own
     if isinstance(source, BM25):
-        name, lists = source.search(collection.documents, queries, depth, where=where, show_progress=show_progress)
+        shown = {"where": collection.name, "show_progress": options["show_progress"]}
+        name, lists = source.search(collection.documents, queries, top_k + out, **shown)
     else:
         from st_wkl.data.search import retrieve  # torch, which a BM25 does without
 
-        name, lists = retrieve(source, collection.documents, queries, depth, show_progress=show_progress, **options)
+        name, lists = retrieve(source, collection.documents, queries, top_k + out, **options)
     found = Candidates()
     for query_id, hits in zip(queries, lists, strict=True):
-        kept = [hit for hit in hits if not (collection.leaves_out_own and hit[0] == query_id)][:top_k]
-        found[query_id] = [Candidate(key, score, rank, name) for rank, (key, score) in enumerate(kept, 1)]
+        ranked = enumerate([hit for hit in hits if not (out and hit[0] == query_id)][:top_k], 1)
+        found[query_id] = [Candidate(key, score, rank, name) for rank, (key, score) in ranked]
     return found
