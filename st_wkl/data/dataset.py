@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 from datasets import Dataset, Features, List, Value
 
-from st_wkl.data._reading import download
 from st_wkl.data.arrow import Ragged, SharedTexts, as_dataset, columns, lists_of, places_of
+from st_wkl.data.collection_files import download
 from st_wkl.data.dataset_card import dataset_card
 from st_wkl.data.pairwise import pointwise_preferences
 from st_wkl.data.settled import Lists, fit, settled
