@@ -32,13 +32,18 @@ def find_candidates(
     top_k: int = 100,
     cache: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
+    revision: str | None = None,
     show_progress: bool = True,
     trust_remote_code: bool = False,
 ) -> Candidates:
     """Find the best documents of each query with one or more first stages, fused by rank if there are several.
 
     A document that shares no word (BM25) or term (sparse) with the query is no candidate, nor is an empty one, nor the
-    query's own where the collection leaves it out; so a list may be shorter than `top_k`, or empty.
+    query's own where the collection leaves it out; so a list may be shorter than `top_k`, or empty. Retrievers search
+    exactly and without an index, in pieces of 16,384 documents (1,024 where each token has an embedding), so that
+    memory does not grow with their number.
 
     Args:
         collection: Where to search.
@@ -47,9 +52,13 @@ def find_candidates(
             `SentenceTransformer`, `SparseEncoder` or `MultiVectorEncoder`, its folder, Hub id or `packaged:` name;
             `Candidates` or a run, `{query_id: {document_id: score}}`.
         top_k: Candidates of a query at most, of each source and of the fused list.
-        cache: Folder for a retriever's document embeddings; `None` keeps none. Files are named by a hash of weights,
-            settings, length, prompt and texts, so a trained model never meets embeddings of its former self.
+        cache: Folder for a retriever's document embeddings, a file for a piece; `None` keeps none. Files are named by a
+            hash of weights, settings, length, prompt and texts, so a trained model never meets embeddings of its former
+            self. Late interaction takes 90 kB for a document of 180 tokens and 128 dimensions.
         batch_size: Texts that a retriever encodes at once.
+        query_prompt: Text before each query in place of a retriever's own prompt.
+        document_prompt: Text before each document in place of a retriever's own prompt.
+        revision: Name of a retriever's weights where they cannot be hashed, as with the ONNX backend; for the cache.
         show_progress: Show bars.
         trust_remote_code: Run code of a retriever's repository. Only for repositories that you have read.
 
@@ -71,97 +80,45 @@ def find_candidates(
         >>> [(hit.document_id, [origin.source for origin in hit.origins]) for hit in found["q1"]]
         [('d1', ['bm25']), ('d2', ['run'])]
     """
+    check_options(top_k=top_k, batch_size=batch_size)
     given = list(sources) if isinstance(sources, list | tuple) else [sources]
-    options = {"cache": cache, "batch_size": batch_size, "trust_remote_code": trust_remote_code}
-    lists = _found(collection, query_ids, given, top_k, {**options, "show_progress": show_progress})
+    if not given:
+        raise ValueError("There is no source of candidates: give one or more, such as 'bm25'.")
+    if revision is not None and len(given) > 1:
+        raise ValueError(f"revision={revision!r} names the weights of one model: give one source, not {len(given)}.")
+    asked = list(collection.queries if query_ids is None else query_ids)
+    if unknown := [query_id for query_id in asked if query_id not in collection.queries]:
+        raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")
+    queries = {query_id: collection.queries[query_id] for query_id in asked}
+    # What is wrong with the last source is said before the first one searches.
+    known = [_resolved(source, collection, queries, top_k) for source in given]
+    options = {"document_prompt": document_prompt, "batch_size": batch_size, "cache": cache, "revision": revision}
+    options |= {"query_prompt": query_prompt, "trust_remote_code": trust_remote_code, "show_progress": show_progress}
+    lists = [
+        source if isinstance(source, Candidates) else _search(source, collection, queries, top_k, options)
+        for source in known
+    ]
     return lists[0] if len(lists) == 1 else reciprocal_rank_fusion(*lists, top_k=top_k)
+
+
+def retriever_candidates(
+    collection: Collection, model: Source, query_ids: Iterable[str] | None = None, **options: Any
+) -> Candidates:
+    """Find candidates with one retriever: `find_candidates(collection, query_ids, model, **options)`."""
+    return find_candidates(collection, query_ids, model, **options)
 
 
 def bm25_candidates(
     collection: Collection,
     query_ids: Iterable[str] | None = None,
     *,
-    top_k: int = 100,
     k1: float = 1.5,
     b: float = 0.75,
     language: str | None = "english",
-    show_progress: bool = True,
+    **options: Any,
 ) -> Candidates:
-    """Find the best documents of each query with `BM25(k1, b, language)`, as `find_candidates` does.
-
-    Example:
-        >>> from st_wkl import Collection
-        >>> collection = Collection("mine", {"d1": "Cats purr.", "d2": "Dogs bark."}, {"q1": "does a cat purr"})
-        >>> [candidate.document_id for candidate in bm25_candidates(collection, show_progress=False)["q1"]]
-        ['d1']
-    """
-    return find_candidates(collection, query_ids, BM25(k1, b, language), top_k=top_k, show_progress=show_progress)
-
-
-def retriever_candidates(
-    collection: Collection,
-    model: Source,
-    query_ids: Iterable[str] | None = None,
-    *,
-    top_k: int = 100,
-    query_prompt: str | None = None,
-    document_prompt: str | None = None,
-    batch_size: int = 32,
-    cache: str | os.PathLike[str] | None = None,
-    revision: str | None = None,
-    show_progress: bool = True,
-    trust_remote_code: bool = False,
-) -> Candidates:
-    """Find the best documents of each query with one retriever, as `find_candidates` does, with prompts of your own.
-
-    The search is exact and needs no index: documents are embedded, searched and forgotten in pieces of 16,384 (1,024
-    where each token has an embedding), so that memory does not grow with their number. With `cache`, a piece is a file;
-    late interaction takes 90 kB for a document of 180 tokens and 128 dimensions.
-
-    Args:
-        collection: Where to search.
-        model: A retriever, its folder, Hub id or `packaged:` name, or any source of `find_candidates`.
-        query_ids: Queries to search for, by default all of the collection.
-        top_k: Candidates of a query at most.
-        query_prompt: Text before each query in place of the model's own prompt.
-        document_prompt: Text before each document in place of the model's own prompt.
-        batch_size: Texts that are encoded at once.
-        cache: Folder for document embeddings.
-        revision: Name of the weights where they cannot be hashed, as with the ONNX backend; for the cache.
-        show_progress: Show bars.
-        trust_remote_code: Run code of the model's repository. Only for repositories that you have read.
-
-    Example:
-        >>> candidates = retriever_candidates(collection, "intfloat/e5-small-v2", cache="embeddings")  # doctest: +SKIP
-    """
-    options = {
-        "query_prompt": query_prompt,
-        "document_prompt": document_prompt,
-        "batch_size": batch_size,
-        "cache": cache,
-        "revision": revision,
-        "show_progress": show_progress,
-        "trust_remote_code": trust_remote_code,
-    }
-    return _found(collection, query_ids, [model], top_k, options)[0]
-
-
-def _found(
-    collection: Collection, query_ids: Iterable[str] | None, sources: list[Source], top_k: int, options: dict[str, Any]
-) -> list[Candidates]:
-    check_options(top_k=top_k, batch_size=options["batch_size"])
-    if not sources:
-        raise ValueError("There is no source of candidates: give one or more, such as 'bm25'.")
-    asked = list(collection.queries if query_ids is None else query_ids)
-    if unknown := [query_id for query_id in asked if query_id not in collection.queries]:
-        raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")
-    queries = {query_id: collection.queries[query_id] for query_id in asked}
-    # What is wrong with the last source is said before the first one searches.
-    known = [_resolved(source, collection, queries, top_k) for source in sources]
-    return [
-        source if isinstance(source, Candidates) else _search(source, collection, queries, top_k, options)
-        for source in known
-    ]
+    """Find candidates with BM25: `find_candidates(collection, query_ids, BM25(k1, b, language), **options)`."""
+    return find_candidates(collection, query_ids, BM25(k1, b, language), **options)
 
 
 def _resolved(source: Source, collection: Collection, queries: Mapping[str, str], top_k: int) -> Any:
@@ -240,7 +197,7 @@ def _search(
     else:
         from st_wkl.data.search import retrieve  # torch, which a BM25 does without
 
-        name, lists = retrieve(source, collection.documents, queries, top_k + out, **options)
+        name, lists = retrieve(source, collection.documents, queries, top_k + out, options)
     found = Candidates()
     for query_id, hits in zip(queries, lists, strict=True):
         ranked = enumerate([hit for hit in hits if not (out and hit[0] == query_id)][:top_k], 1)

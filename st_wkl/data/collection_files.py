@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from st_wkl.data._rows import chained, delimited, file_kind, numbered_lines, rows
+from st_wkl.data._rows import chained, delimited, file_kind, numbered_lines
 from st_wkl.files import file_name
 
 Texts = dict[str, str]
@@ -83,7 +83,12 @@ def read_beir(folder: Path) -> tuple[Texts, Texts, Qrels, dict[str, Any]]:
     if lost := [split for split in about.get("splits", [""] if not files else []) if split not in files]:
         which = f" of the split {lost[0]!r}" if lost[0] else ""
         raise FileNotFoundError(f"{folder} has no judgements{which}: expected qrels/<split>.tsv, e.g. qrels/train.tsv.")
-    qrels = {split: _collected(_beir_judgements(file, (queries, documents))) for split, file in files.items()}
+    qrels = {}
+    for split, file in files.items():
+        named = file_kind(file) in (".jsonl", ".json", ".parquet")
+        qrels[split] = _collected(
+            _judgement_rows([file], split) if named else _judgement_lines(file, (queries, documents))
+        )
     return documents, queries, qrels, about
 
 
@@ -92,7 +97,7 @@ def read_mteb(folder: Path) -> tuple[Texts, Texts, Qrels]:
     documents = _texts(_config_files(folder, "corpus"), "document")
     queries = _texts(_config_files(folder, "query", "queries"), "query")
     files = _config_files(folder, "default", "qrels")
-    return documents, queries, {split: _collected(_hub_judgements(paths, split)) for split, paths in files.items()}
+    return documents, queries, {split: _collected(_judgement_rows(paths, split)) for split, paths in files.items()}
 
 
 def write_beir(folder: Path, documents: Texts, queries: Texts, qrels: Qrels, about: Mapping[str, Any]) -> None:
@@ -219,19 +224,20 @@ def _collected(entries: Iterable[tuple[Any, ...]]) -> Judged:
     return qrels
 
 
-def _beir_judgements(path: Path, texts: tuple[Texts, Texts]) -> Iterator[tuple[Any, ...]]:
+def _judgement_rows(files: list[Path], split: str) -> Iterator[tuple[Any, ...]]:
+    """Yield `(place, query id, document id, gain)` of files whose rows have names."""
+    for where, row in tqdm(chained(files), desc="judgements", delay=2, leave=False):
+        at, values = _columns(list(row)), list(row.values())
+        if absent := [name for role, name in zip(_COLUMNS, _HUB_COLUMNS, strict=True) if role not in at]:
+            raise ValueError(
+                f"{where}: the judgements of split {split!r} lack {absent}; their columns are {', '.join(row)}."
+            )
+        yield where, *(values[at[role]] for role in _COLUMNS)
+
+
+def _judgement_lines(path: Path, texts: tuple[Texts, Texts]) -> Iterator[tuple[Any, ...]]:
     """Yield `(place, query id, document id, gain)` of a file of judgements."""
-    if file_kind(path) in (".jsonl", ".json", ".parquet"):
-        for number, row in rows(path):
-            at, values = _columns(list(row)), list(row.values())
-            if len(at) < len(_COLUMNS):
-                raise ValueError(
-                    f"{path}, line {number}: judgements have query-id, corpus-id and score, got "
-                    f"{', '.join(map(repr, row))}."
-                )
-            yield f"{path}, line {number}", *(values[at[role]] for role in _COLUMNS)
-        return
-    at = {}
+    at: dict[str, int] = {}
     for place, (number, fields) in enumerate(_fields(path)):
         where = f"{path}, line {number}"
         if place == 0 and not _is_number(fields[-1]):
@@ -272,13 +278,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _hub_judgements(files: list[Path], split: str) -> Iterator[tuple[Any, ...]]:
-    for number, (_, row) in enumerate(tqdm(chained(files), desc="judgements", delay=2, leave=False), 1):
-        if absent := [column for column in _HUB_COLUMNS if column not in row]:
-            raise ValueError(f"The judgements of split {split!r} lack {absent}; their columns are {list(row)}.")
-        yield f"judgements of split {split!r}, row {number}", *(row[column] for column in _HUB_COLUMNS)
 
 
 def download(repo_id: str, revision: str | None) -> Path:

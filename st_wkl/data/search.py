@@ -34,32 +34,23 @@ Embeddings = Tensor | list[Tensor]
 
 
 def retrieve(
-    source: Any,
-    documents: Mapping[str, str],
-    queries: Mapping[str, str],
-    top_k: int,
-    *,
-    query_prompt: str | None = None,
-    document_prompt: str | None = None,
-    batch_size: int = 32,
-    cache: str | os.PathLike[str] | None = None,
-    revision: str | None = None,
-    show_progress: bool = True,
-    trust_remote_code: bool = False,
+    source: Any, documents: Mapping[str, str], queries: Mapping[str, str], top_k: int, options: Mapping[str, Any]
 ) -> tuple[str, Iterator[list[tuple[str, float]]]]:
-    """Return the name of a retriever and for each query its best documents; see `retriever_candidates`."""
-    retriever, name = load_model(source, trust_remote_code=trust_remote_code)
-    encoder = _Encoder(retriever, document_prompt, batch_size, cache, revision)
+    """Return the name of a retriever and for each query its best documents; see `find_candidates` for the options."""
+    retriever, name = load_model(source, trust_remote_code=options["trust_remote_code"])
+    encoder = _Encoder(
+        retriever, **{key: options[key] for key in ("document_prompt", "batch_size", "cache", "revision")}
+    )
     check_complete(retriever, "first stage")
     name, document_ids = f"{encoder.kind}:{name}", [key for key, text in documents.items() if text.strip()]
     texts = list(queries.values())
     if not texts or not document_ids:
         return name, iter([[] for _ in texts])
-    starts = range(0, len(texts), _QUERIES_AT_ONCE)
-    blocks = [encoder.queries(texts[start : start + _QUERIES_AT_ONCE], query_prompt) for start in starts]
+    starts, prompt = range(0, len(texts), _QUERIES_AT_ONCE), options["query_prompt"]
+    blocks = [encoder.queries(texts[start : start + _QUERIES_AT_ONCE], prompt) for start in starts]
     best = [_Best(len(block), top_k, block[0].device) for block in blocks]
     size = _TOKEN_SHARD if encoder.kind == "multi-vector" else _SHARD
-    with tqdm(total=len(document_ids), desc=name, unit=" documents", disable=not show_progress) as bar:
+    with tqdm(total=len(document_ids), desc=name, unit=" documents", disable=not options["show_progress"]) as bar:
         for start in range(0, len(document_ids), size):
             shard = document_ids[start : start + size]
             vectors = encoder.documents([documents[document_id] for document_id in shard], shard)
