@@ -104,14 +104,15 @@ def write_beir(folder: Path, documents: Texts, queries: Texts, qrels: Qrels, abo
     """Write a collection as `read_beir` reads it, into an empty folder.
 
     Raises:
-        ValueError: The name of a split cannot be that of a file.
+        ValueError: The name of a split cannot be that of a file, or an id cannot be read back.
     """
     (folder / "qrels").mkdir()
     for stem, texts in (("corpus", documents), ("queries", queries)):
         titled = {"title": ""} if stem == "corpus" else {}
         with (folder / f"{stem}.jsonl").open("w", encoding="utf-8") as file:
             for key, text in tqdm(texts.items(), desc=stem, delay=2, leave=False):
-                file.write(json.dumps({"_id": key, **titled, "text": text}, ensure_ascii=False) + "\n")
+                row = {"_id": _identifier(key, f"The {stem}"), **titled, "text": text}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
     for split, judged in qrels.items():
         entries = [(query, key, gain) for query, gains in judged.items() for key, gain in gains.items()]
         # Text has no place for these characters between its tabs.
