@@ -56,11 +56,8 @@ def whole_gains(judged: Any, where: str) -> dict[str, int]:
 
 
 def _whole_gain(value: Any, where: str) -> int:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = float("nan")
-    if not number.is_integer():
+    number = _number(value)
+    if number is None or not number.is_integer():
         raise ValueError(f"In {where}: the gain must be a whole number, got {value!r}. Round or rescale the gains.")
     if abs(number) > _LARGEST_GAIN:
         raise ValueError(
@@ -68,6 +65,13 @@ def _whole_gain(value: Any, where: str) -> int:
             "another column, such as a time stamp? Else rescale the gains."
         )
     return int(number)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def read_beir(folder: Path) -> tuple[Texts, Texts, Qrels, dict[str, Any]]:
@@ -241,7 +245,7 @@ def _judgement_lines(path: Path, texts: tuple[Texts, Texts]) -> Iterator[tuple[A
     at: dict[str, int] = {}
     for place, (number, fields) in enumerate(_fields(path)):
         where = f"{path}, line {number}"
-        if place == 0 and not _is_number(fields[-1]):
+        if place == 0 and _number(fields[-1]) is None:
             at = _columns(fields)
             if len(at) == len(_COLUMNS) or (at and not any(key in known for key in fields for known in texts)):
                 continue  # a header
@@ -271,14 +275,6 @@ def _columns(names: list[str]) -> dict[str, int]:
     plain = ["".join(filter(str.isalnum, name.lower())) for name in names]
     places = {role: [place for place, name in enumerate(plain) if name in known] for role, known in _COLUMNS.items()}
     return {role: found[0] for role, found in places.items() if found}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def download(repo_id: str, revision: str | None) -> Path:
