@@ -115,8 +115,8 @@ def write_beir(folder: Path, documents: Texts, queries: Texts, qrels: Qrels, abo
         titled = {"title": ""} if stem == "corpus" else {}
         with (folder / f"{stem}.jsonl").open("w", encoding="utf-8") as file:
             for key, text in tqdm(texts.items(), desc=stem, delay=2, leave=False):
-                row = {"_id": _identifier(key, f"The {stem}"), **titled, "text": text}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                entry = {"_id": _identifier(key, f"The {stem}"), **titled, "text": text}
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     for split, judged in qrels.items():
         entries = [(query, key, gain) for query, gains in judged.items() for key, gain in gains.items()]
         # Text has no place for these characters between its tabs.
@@ -124,13 +124,10 @@ def write_beir(folder: Path, documents: Texts, queries: Texts, qrels: Qrels, abo
         if file_name(split) != split or split.lower().startswith(_NO_JUDGEMENTS):
             raise ValueError(f"The split {split!r} cannot be the name of a file of judgements. Rename it.")
         with (folder / "qrels" / f"{split}.{kind}").open("w", encoding="utf-8") as file:
-            names = ("query-id", "corpus-id", "score")
-            file.write("\t".join(names) + "\n" if kind == "tsv" else "")
-            for entry in entries:
-                row = (
-                    json.dumps(dict(zip(names, entry, strict=True))) if kind == "jsonl" else "\t".join(map(str, entry))
-                )
-                file.write(row + "\n")
+            if kind == "tsv":
+                file.writelines("\t".join(map(str, row)) + "\n" for row in (_HUB_COLUMNS, *entries))
+            else:
+                file.writelines(json.dumps(dict(zip(_HUB_COLUMNS, row, strict=True))) + "\n" for row in entries)
     (folder / ABOUT_FILE).write_text(json.dumps({**about, "splits": list(qrels)}, indent=2) + "\n", encoding="utf-8")
 
 
