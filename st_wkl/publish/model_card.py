@@ -190,11 +190,11 @@ def _other_start(record: TrainingRecord | None, before: Results | None) -> str:
     """
     if record is None or before is None:
         return ""
-    trained = record.identity.get("student")
+    trained = record.identity.get("student")  # as it was trained: half precision is trained in float32
     same_name = Path(record.student).name.lower() == Path(before.name).name.lower()
     if same_name or trained == before.model["revision"]:
         return ""
-    if trained:
+    if trained and record.precision.get("loaded") == record.precision.get("trained"):
         raise ValueError(
             f"the results before are of {before.name!r} ({before.model['revision'][:8]}…), but the record says that "
             f"training started from {record.student!r} ({trained[:8]}…). Evaluate that model, or call the column "

@@ -493,6 +493,8 @@ def test_before_is_the_model_that_training_started_from(folder: Path) -> None:
         record(student="org/Potion", identity={"student": "s"}),
     ):
         assert "The results before are of" not in write_model_card(folder, record=known, **ALL).read_text()
+    half = record(student="m", identity={"student": "s"}, precision={"loaded": "bfloat16", "trained": "float32"})
+    assert said in write_model_card(folder, record=half, **ALL).read_text(), "trained with other bits than measured"
     before = (folder / "README.md").read_bytes()
     with pytest.raises(ValueError, match=r"before are of 'potion' \(r…\).*started from 'm' \(s…\).*such as baseline="):
         write_model_card(folder, record=record(student="m", identity={"student": "s"}), **ALL)
