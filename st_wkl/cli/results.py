@@ -56,8 +56,7 @@ def report(
     from st_wkl.data.collection import Collection
     from st_wkl.evaluation import compare_all
     from st_wkl.evaluation.effects import effects_table, go_by_p
-    from st_wkl.evaluation.plots import plot_effects
-    from st_wkl.evaluation.report import labelled_results, write_report
+    from st_wkl.evaluation.report import labelled_results, plot_effects, write_report
 
     found = labelled_results(results)
     loaded = [Collection.load(source) for source in collection or ()]

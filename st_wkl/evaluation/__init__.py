@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 
 from st_wkl.data.candidates import BM25
-from st_wkl.evaluation import results, runs
+from st_wkl.evaluation import report, results, runs
 from st_wkl.evaluation.compare import Comparison, compare, holm, paired_difference
 from st_wkl.evaluation.effects import Effect, GapClosed, compare_all, effects_table, gap_closed
 from st_wkl.evaluation.evaluate import evaluate
-from st_wkl.evaluation.plots import plot_effects
-from st_wkl.evaluation.report import write_report
+from st_wkl.evaluation.report import plot_effects, write_report
 from st_wkl.evaluation.results import Results, TaskScores, results_table
 from st_wkl.evaluation.runs import evaluate_run, shared_document_queries
 
@@ -36,5 +35,5 @@ __all__ = [
 ]
 
 # Paths of version 0.1, for one release.
-for _old, _home in {"scores": results, "tables": results, "run_scores": runs, "qrels": runs}.items():
+for _old, _home in {"scores": results, "tables": results, "run_scores": runs, "qrels": runs, "plots": report}.items():
     sys.modules[f"{__name__}.{_old}"] = _home

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from st_wkl.data.collection_files import document_text, whole_gains
+from st_wkl.data.candidates import BM25
+from st_wkl.data.collection_files import whole_gains
 from st_wkl.data.selection import without_own
-from st_wkl.evaluation.results import UNSEEN, Results, TaskScores, check_replaceable, results_file, saved
-from st_wkl.evaluation.runs import exposure_groups
-from st_wkl.files import content_hash, parents_of
-from st_wkl.metrics import MEASURES, score_run
-from st_wkl.models import identity
+from st_wkl.evaluation.results import Results, TaskScores, check_replaceable, results_file, saved
+from st_wkl.evaluation.runs import run_scores
+from st_wkl.files import parents_of
+from st_wkl.metrics import MEASURES
+from st_wkl.models import identity, load_model
+from st_wkl.packaged import named
 from st_wkl.ranges import check_options
+from st_wkl.record import EXPOSURE_FILE, Exposure
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.models import MTEBModels
 
-    from st_wkl.data.candidates import BM25
     from st_wkl.data.teacher import Teacher
     from st_wkl.evaluation.tasks import Task
     from st_wkl.evaluation.two_stage import FirstStage
     from st_wkl.models import AnyModel
-    from st_wkl.record import Exposure
-
-logger = logging.getLogger(__name__)
 
 _KEPT = tuple(f"{name}_at_" for name in (*MEASURES.values(), "mrr"))
 # What MTEB and sentence-transformers warn each other of; no user can do anything about it.
@@ -106,6 +100,7 @@ def evaluate(
     Raises:
         ValueError: If a task is unknown, a score is not finite, a cross-encoder has nothing to rerank, or the queries
             do not average to what MTEB reports.
+        FileNotFoundError: If a model, a task or a first stage is a path to nothing, or a name that no Hub id can have.
         FileExistsError: If `output` holds a file that is no results file.
 
     Example:
@@ -114,18 +109,18 @@ def evaluate(
     """
     from tqdm.auto import tqdm
 
-    from st_wkl.data.candidates import BM25
-    from st_wkl.evaluation.identity import TeacherWrapper, identified
+    from st_wkl.evaluation.identity import TeacherWrapper, check_source, identified
     from st_wkl.evaluation.tasks import resolve_tasks
     from st_wkl.evaluation.two_stage import bm25_settings
     from st_wkl.model_checks import say_new
-    from st_wkl.models import load_model
 
     check_options(batch_size=batch_size, top_k=top_k)
+    bm25 = BM25.of(model)
+    if bm25 is None:
+        check_source(model, "model", "a model's folder or Hub id, or 'bm25'")
     resolved = resolve_tasks(tasks, split, ignore_identical_ids)
     if output is not None:
         check_replaceable(output)
-    bm25 = BM25.of(model)
     teacher = None if bm25 else TeacherWrapper.of(model, name, revision)
     if efficiency and (bm25 or teacher):
         what = "BM25" if bm25 else "a teacher of this kind"
@@ -134,15 +129,6 @@ def evaluate(
         )
     if exposure is None and isinstance(model, str | Path) and not (bm25 or teacher):
         exposure = _carried_exposure(str(model))
-    how = _How(
-        exposure,
-        first_stage,
-        top_k,
-        None if cache is None else Path(cache).expanduser(),
-        batch_size,
-        show_progress,
-        trust_remote_code,
-    )
     wrapped: Any = bm25 or teacher
     # That nothing can be written there is found out before the work.
     with _quiet(show_progress), nullcontext() if output is None else parents_of(results_file(output)):
@@ -158,7 +144,17 @@ def evaluate(
             about["revision"] = wrapped.mteb_model_meta.revision or ""
         scores: list[TaskScores] = []
         for task in tqdm(resolved, desc="Tasks", disable=not show_progress or len(resolved) == 1):
-            used, entries = _evaluate_task(wrapped, task, how)
+            used, entries = _evaluate_task(
+                wrapped,
+                task,
+                exposure,
+                cache=None if cache is None else Path(cache).expanduser(),
+                first_stage=first_stage,
+                top_k=top_k,
+                batch_size=batch_size,
+                show_progress=show_progress,
+                trust_remote_code=trust_remote_code,
+            )
             scores += entries
             if bm25 and len(used.name) >= len(about["name"]):  # the longer one says more of what was done
                 about |= {"name": used.name, "revision": used.mteb_model_meta.revision}
@@ -168,152 +164,75 @@ def evaluate(
     return saved(Results(model=about, tasks=scores), output)
 
 
-class _How(NamedTuple):
-    """What is the same for all tasks of one call."""
-
-    exposure: Exposure | None
-    first_stage: FirstStage | None
-    top_k: int
-    cache: Path | None
-    batch_size: int
-    show_progress: bool
-    trust_remote_code: bool
-
-
-def _evaluate_task(model: MTEBModels | BM25, task: AbsTask, how: _How) -> tuple[Any, list[TaskScores]]:
+def _evaluate_task(
+    model: Any,
+    task: AbsTask,
+    exposure: Exposure | None,
+    *,
+    cache: Path | None,
+    first_stage: FirstStage | None,
+    top_k: int,
+    batch_size: int,
+    show_progress: bool,
+    trust_remote_code: bool,
+) -> tuple[Any, list[TaskScores]]:
     """Run MTEB on one task and return the model that it ran, and an entry per split and subset."""
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
-    from st_wkl.data.candidates import BM25
-    from st_wkl.evaluation.tasks import load_task
-    from st_wkl.evaluation.two_stage import BM25Search
+    from st_wkl.evaluation import tasks, two_stage
 
-    borrowed = task.data_loaded  # data that the caller has loaded stays loaded
-    if not borrowed:
-        load_task(task)
-    try:
+    speed: dict[str, Any] = {"batch_size": batch_size, "show_progress": show_progress}
+    with tasks.loaded(task):
         asked = task
         if isinstance(task, AbsTaskRetrieval):
-            task.convert_v1_dataset_format_to_v2(None)
-            _check_gains(task)
+            for subset, split, data in tasks.data_of(task):  # what a collection's are: trec_eval can hold no others
+                where = f"{task.metadata.name}, {subset}, {split}"
+                judged = data["relevant_docs"].items()
+                data["relevant_docs"] = {query: whole_gains(g, f"{where}, query {query!r}") for query, g in judged}
             if isinstance(model, BM25):
-                model = BM25Search(model, task, show_progress=how.show_progress)
-            asked = _staged(model, task, how)
-        elif isinstance(model, BM25) or how.first_stage is not None:
+                model = two_stage.BM25Search(model, task, show_progress=show_progress)
+            asked = two_stage.staged(model, task, first_stage, top_k, **speed, trust_remote_code=trust_remote_code)
+        elif isinstance(model, BM25) or first_stage is not None:
             raise ValueError(f"{task.metadata.name} is no retrieval task, so there is nothing to search or rerank")
-        with tempfile.TemporaryDirectory(prefix="st_wkl_") as folder:
-            result, runs = _run_mteb(model, asked, how, Path(folder))
+        result, runs = tasks.run_mteb(model, asked, **speed, cache=cache, top_k=top_k)
         return model, [
-            _entry(asked, split, scores, runs, how.exposure, result.evaluation_time or 0.0)
+            _entry(asked, split, scores, runs, exposure, result.evaluation_time or 0.0)
             for split, subsets in result.scores.items()
             if split in asked.eval_splits  # a cached result may hold others, too
             for scores in subsets
         ]
-    finally:
-        if not borrowed:
-            task.unload_data()
-
-
-def _check_gains(task: AbsTaskRetrieval) -> None:
-    """Make the gains of a task what a collection's are: whole numbers that trec_eval can hold."""
-    for subset, splits in task.dataset.items():
-        for split, data in splits.items():
-            where = f"{task.metadata.name}, {subset}, {split}"
-            data["relevant_docs"] = {
-                query: whole_gains(judged, f"{where}, query {query!r}")
-                for query, judged in data["relevant_docs"].items()
-            }
-
-
-def _staged(model: Any, task: AbsTaskRetrieval, how: _How) -> AbsTaskRetrieval:
-    """Return the task that the model is run on: with candidates if there is a first stage, and checked."""
-    from mteb.models.sentence_transformer_wrapper import SparseEncoderWrapper
-
-    from st_wkl.evaluation.two_stage import named_candidates, reranking_task
-
-    if how.first_stage is None:
-        _check_candidates(model, task)
-        task = named_candidates(task)
-    else:
-        task = reranking_task(
-            task,
-            how.first_stage,
-            how.top_k,
-            batch_size=how.batch_size,
-            show_progress=how.show_progress,
-            trust_remote_code=how.trust_remote_code,
-        )
-    has_candidates = any(data.get("top_ranked") for splits in task.dataset.values() for data in splits.values())
-    if has_candidates and isinstance(model, SparseEncoderWrapper) and "Reranking" not in task.metadata.type:
-        # MTEB indexes rows of a sparse tensor in tasks of any other type, which torch cannot do.
-        task = copy(task)
-        task.metadata = task.metadata.model_copy(update={"type": "Reranking"})
-    return task
-
-
-def _run_mteb(model: MTEBModels, task: AbsTask, how: _How, folder: Path) -> tuple[Any, Mapping[str, Any]]:
-    """Return MTEB's result and rankings, from the cache if both are there."""
-    import mteb
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-
-    from st_wkl.evaluation.tasks import NamedCache
-
-    ranked, results, strategy = isinstance(task, AbsTaskRetrieval), None, "always"
-    if how.cache is not None:
-        # One folder of rankings for each model, task and dataset: MTEB merges what it finds in a file.
-        meta = model.mteb_model_meta
-        parts = [str(meta.name), str(meta.revision), task.metadata.name, task.metadata.dataset["revision"], how.top_k]
-        folder = how.cache / "rankings" / content_hash([*parts, sorted(task.eval_splits)])[:20]
-        results = NamedCache(how.cache)
-        if not ranked or (folder / task.prediction_file_name).is_file():
-            strategy = "only-missing"
-    outcome = mteb.evaluate(
-        model,
-        task,
-        co2_tracker=False,
-        encode_kwargs={"batch_size": how.batch_size, "show_progress_bar": how.show_progress},
-        cache=results,
-        overwrite_strategy=strategy,
-        prediction_folder=folder,
-        show_progress_bar=how.show_progress,
-    )
-    file = folder / task.prediction_file_name
-    return outcome.task_results[0], json.loads(file.read_text(encoding="utf-8")) if ranked else {}
 
 
 def _entry(
-    task: AbsTask,
-    split: str,
-    scores: Mapping[str, Any],
-    runs: Mapping[str, Any],
-    exposure: Exposure | None,
-    seconds: float,
+    task: Any, split: str, scores: Mapping[str, Any], runs: Mapping[str, Any], exposure: Exposure | None, seconds: float
 ) -> TaskScores:
     """Return what MTEB says about one split and subset, with the score of every query."""
+    from st_wkl.evaluation.tasks import rows_of, texts_of
+
     subset, main_metric = scores["hf_subset"], task.metadata.main_score
-    name, revision = task.metadata.name, task.metadata.dataset["revision"]
-    per_query: dict[str, dict[str, float]] = {}
-    groups: dict[str, list[str]] = {}
-    repeated: list[str] = []
-    if runs:
-        data = task.dataset[subset][split]  # type: ignore[index]
-        run = _counted(runs[subset][split], task)
-        per_query = score_run(data["relevant_docs"], {q: run.get(q, {}) for q in data["relevant_docs"]})[1]
-        if exposure is not None:
-            groups, repeated = _groups_of(data, exposure)
-    return TaskScores(
-        task=name,
-        split=split,
-        subset=subset,
-        main_metric=main_metric,
-        metrics={metric: scores[metric] for metric in scores if metric == main_metric or metric.startswith(_KEPT)},
-        per_query=per_query.pop("ndcg_at_10", {}),
-        dataset_revision=revision,
-        seconds=seconds,
-        groups=groups,
-        training_queries=repeated,
-        query_metrics=per_query,
-    )
+    about: dict[str, Any] = {
+        "task": task.metadata.name,
+        "split": split,
+        "subset": subset,
+        "main_metric": main_metric,
+        "metrics": {metric: scores[metric] for metric in scores if metric == main_metric or metric.startswith(_KEPT)},
+        "dataset_revision": task.metadata.dataset["revision"],
+        "seconds": seconds,
+    }
+    if not runs:
+        return TaskScores(**about, per_query={})
+    data = task.dataset[subset][split]
+    qrels, queries, documents = data["relevant_docs"], {}, {}
+    if exposure is not None:
+        relevant = {
+            document for gains in data["relevant_docs"].values() for document, gain in gains.items() if gain > 0
+        }
+        documents = texts_of(rows_of(data["corpus"], relevant))
+        queries = dict(zip(data["queries"]["id"], data["queries"]["text"], strict=True))
+    run = without_own(runs[subset][split], task.ignore_identical_ids)
+    if task.skip_first_result:  # as MTEB counts
+        run = {q: dict(sorted(found.items(), key=lambda hit: hit[1], reverse=True)[1:]) for q, found in run.items()}
+    return run_scores(run, qrels, queries, documents, exposure, **about)
 
 
 def _measured(model: AnyModel, task: AbsTask, batch_size: int) -> dict[str, Any]:
@@ -321,80 +240,22 @@ def _measured(model: AnyModel, task: AbsTask, batch_size: int) -> dict[str, Any]
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     from st_wkl.evaluation.efficiency import measure_efficiency
-    from st_wkl.evaluation.tasks import load_task
+    from st_wkl.evaluation.tasks import data_of, loaded, texts_of
 
     if not isinstance(task, AbsTaskRetrieval):
         raise ValueError(f"efficiency is measured on a retrieval task, and {task.metadata.name} is none; put one first")
-    borrowed = task.data_loaded
-    if not borrowed:
-        load_task(task)
-    try:
-        task.convert_v1_dataset_format_to_v2(None)
-        data = next(split for splits in task.dataset.values() for split in splits.values())
-        documents = [document_text(row.get("title"), row["text"]) for row in data["corpus"]]
+    with loaded(task):
+        data = next(data_of(task))[2]
+        documents = list(texts_of(data["corpus"]).values())
         return measure_efficiency(model, list(data["queries"]["text"]), documents, batch_size=batch_size)
-    finally:
-        if not borrowed:
-            task.unload_data()
 
 
 def _carried_exposure(model: str) -> Exposure | None:
     """Return what the folder or Hub repository of a student says about its training texts."""
     from sentence_transformers.util import load_file_path
 
-    from st_wkl.packaged import named
-    from st_wkl.record import EXPOSURE_FILE, Exposure
-
     path = load_file_path(named(model)[0], EXPOSURE_FILE)
     return None if path is None else Exposure.load(Path(path).parent)
-
-
-def _groups_of(data: Mapping[str, Any], exposure: Exposure) -> tuple[dict[str, list[str]], list[str]]:
-    """Split the queries of one split of an MTEB task, see `exposure_groups`."""
-    qrels, corpus = data["relevant_docs"], data["corpus"]
-    wanted = {document for gains in qrels.values() for document, gain in gains.items() if gain > 0}
-    found = [place for place, document in enumerate(corpus["id"]) if document in wanted]
-    documents = {row["id"]: document_text(row.get("title"), row["text"]) for row in corpus.select(found)}
-    queries = dict(zip(data["queries"]["id"], data["queries"]["text"], strict=True))
-    # A judged document that the corpus lacks can be neither found nor recognised.
-    present = {query: {d: g for d, g in gains.items() if d in documents} for query, gains in qrels.items()}
-    groups, repeated = exposure_groups(present, queries, documents, exposure)
-    grouped = {query for group in groups.values() for query in group}
-    groups[UNSEEN] = [*groups.get(UNSEEN, []), *(query for query in qrels if query not in grouped)]
-    return {name: ids for name, ids in groups.items() if ids}, repeated
-
-
-def _check_candidates(model: MTEBModels, task: Any) -> None:
-    """Stop before a reranker without lists, or a reranking task that would silently become full retrieval."""
-    from mteb.models import CrossEncoderWrapper
-
-    from st_wkl.evaluation.identity import TeacherWrapper
-
-    has_candidates = all(data.get("top_ranked") for subset in task.dataset.values() for data in subset.values())
-    if has_candidates:
-        return
-    if isinstance(model, CrossEncoderWrapper | TeacherWrapper):
-        raise ValueError(
-            f"{task.metadata.name} has no candidates, and a cross-encoder can only rerank; say what finds them, as in "
-            "evaluate(..., first_stage='bm25', top_k=100)"
-        )
-    if "Reranking" in task.metadata.type:
-        raise ValueError(
-            f"{task.metadata.name} is a reranking task, but its lists of candidates were not found, as happens offline "
-            "with a warmed cache; download its dataset with huggingface_hub.snapshot_download and point "
-            "task.metadata.dataset['path'] at the folder"
-        )
-
-
-def _counted(run: Mapping[str, dict[str, float]], task: Any) -> Mapping[str, dict[str, float]]:
-    """Return the part of a run that MTEB counts."""
-    run = without_own(run, task.ignore_identical_ids)
-    if task.skip_first_result:
-        run = {
-            query: dict(sorted(found.items(), key=lambda item: item[1], reverse=True)[1:])
-            for query, found in run.items()
-        }
-    return run
 
 
 def _describe(model: Any, name: str) -> dict[str, Any]:

@@ -1,60 +1,24 @@
-"""One page that says what distillation has brought: a single HTML file that loads nothing else.
+"""One page that says what distillation has brought: a single HTML file that loads nothing else, and a picture.
 
-It is written for a phone first, works in the dark and in black and white, and every text that comes from data is
-escaped.
+Every text that comes from data is escaped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_wkl.evaluation.effects import Effect, compare_all, go_by_p, with_queries
-from st_wkl.evaluation.plots import forest_plot
-from st_wkl.evaluation.results import SHARED, UNSEEN, Results, TaskScores, common_groups
-from st_wkl.files import write_text
-from st_wkl.metrics import METRIC_LABELS
+from st_wkl.evaluation.effects import Effect, compare_all, effect_rows, go_by_p, with_queries
+from st_wkl.evaluation.results import SHARED, UNSEEN, Results, TaskScores, score_rows
+from st_wkl.files import replacing, write_text
 
 if TYPE_CHECKING:
     from st_wkl.data.collection import Collection
 
 _SHOWN_QUERIES = 5
 _SHOWN_CHARACTERS = 180
-_STYLE = """
-:root{color-scheme:light dark;--page:#fff;--text:#1b1f24;--soft:#59636e;--line:#d5dae0;--band:#f5f7f9}
-@media(prefers-color-scheme:dark){:root{--page:#14171b;--text:#e8ebee;--soft:#9aa4af;--line:#343b43;--band:#1c2026}}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:1rem 1rem 3rem;max-width:64rem;background:var(--page);color:var(--text);
-font:16px/1.5 system-ui,sans-serif;overflow-wrap:break-word}
-h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.15rem;margin:2.2rem 0 .4rem}
-h3{font-size:1rem;margin:1.2rem 0 .3rem}
-p{margin:.4rem 0}.soft{color:var(--soft);font-size:.875rem}
-table{border-collapse:collapse;width:100%;margin-top:.8rem;font-size:.9rem;font-variant-numeric:tabular-nums}
-th{font-weight:600;color:var(--soft);white-space:nowrap}.wide{overflow-x:auto}
-td{white-space:nowrap}td:first-child,td:nth-child(2){white-space:normal}
-th,td{text-align:right;padding:.4rem .5rem;border-bottom:1px solid var(--line);vertical-align:top}
-th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
-.row{display:grid;grid-template-columns:13rem 1fr 14rem;gap:.75rem;align-items:center;padding:.25rem 0}
-.row>span:last-child{white-space:nowrap;font-variant-numeric:tabular-nums;font-size:.9rem;text-align:right}
-.row svg{display:block;width:100%;height:24px;overflow:visible}
-.numbers{white-space:nowrap}
-.query{border-top:1px solid var(--line);padding:.5rem 0}.query b{font-variant-numeric:tabular-nums}
-.legend svg{width:16px;height:16px;overflow:visible;vertical-align:-3px;margin:0 .2rem 0 .6rem}
-@media(max-width:40rem){
-thead{position:absolute;left:-9999px}
-tr{display:grid;grid-template-columns:1fr 1fr;column-gap:1.5rem;border-bottom:1px solid var(--line);padding:.5rem 0}
-td{display:flex;justify-content:space-between;gap:.5rem;border:0;padding:.1rem 0;white-space:normal}
-td::before{content:attr(data-label);color:var(--soft);text-align:left}
-td:first-child,td:nth-child(2){display:block;font-weight:600}
-td:nth-child(2){text-align:right}td:first-child::before,td:nth-child(2)::before{content:none}
-td:empty{display:none}td.long{grid-column:1/3}
-.row{grid-template-columns:1fr auto;gap:0 .5rem;padding:.3rem 0}.row svg{grid-column:1/3;grid-row:2}
-.row>span:first-child{font-size:.9rem}}
-@media print{body{max-width:none}}
-"""
 
 
 def write_report(
@@ -86,37 +50,49 @@ def write_report(
     Example:
         >>> write_report("report.html", {"before": before, "after": after}, collections=[collection])  # doctest: +SKIP
     """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     if not results:
         raise ValueError("there are no results to report; give at least one results file")
     path = Path(path).expanduser()
     if path.is_file() and path.read_bytes()[:9].lower() not in (b"", b"<!doctype"):
         raise FileExistsError(f"{path} is there and is no HTML page: choose another output, or delete it")
     before = before or next(iter(results))
+    effects = effects_of(results, before=before, teacher=teacher)
+    texts = {collection.name: collection for collection in collections}
+    queries = {
+        label: list(_queries(results[before], entry, texts))
+        for label, entry in results.items()
+        if label not in (before, teacher)
+    }
+    shown = with_queries(effects)
+    loader = PackageLoader("st_wkl.evaluation", "")
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html.jinja")
+    page = template.render(
+        title=title,
+        before=before,
+        summary=[(e, _told(e, shown)) for e in effects if e.group is None],
+        plot=_plot(effects) if effects else None,
+        go_by_p=go_by_p(effects),
+        details=_details(effects),
+        scores=score_rows(results),
+        repeated=len({(t.task, query) for one in results.values() for t in one.tasks for query in t.training_queries}),
+        efficiency=_efficiency(results),
+        queries=[(label, parts) for label, parts in queries.items() if parts],
+        results=results,
+        versions=next(iter(results.values())).versions,
+    )
+    return write_text(path, page + "\n")
+
+
+def effects_of(results: Mapping[str, Results], *, before: str | None, teacher: str | None) -> list[Effect]:
+    """Return what `compare_all` says of labelled results; the labels are those of `write_report`."""
+    before = before or next(iter(results))
     for label in filter(None, (before, teacher)):
         if label not in results:
             raise ValueError(f"no results are called {label!r}; there are {', '.join(results)}")
     rivals = {label: entry for label, entry in results.items() if label not in (before, teacher)}
-    ceiling = results[teacher] if teacher else None
-    effects = compare_all(results[before], rivals, teacher=ceiling) if rivals else []
-    parts = [f"<h1>{escape(title)}</h1>", _summary(effects, before)]
-    if effects:
-        note = escape(go_by_p(effects))
-        parts += [
-            "<h2>Differences</h2>",
-            forest_plot(effects),
-            f'<p class="soft">{note}</p>' * bool(note),
-            _details(effects),
-        ]
-    parts += ["<h2>Scores</h2>", _scores(results)]
-    parts.append(_efficiency(results))
-    texts = {collection.name: collection for collection in collections}
-    for label, entry in rivals.items():
-        parts += _queries(before, results[before], label, entry, texts)
-    parts.append(_made_with(results))
-    body = "\n".join(filter(None, parts))
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-    head += f"<title>{escape(title)}</title><style>{_STYLE}</style>"
-    return write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
+    return compare_all(results[before], rivals, teacher=results[teacher] if teacher else None) if rivals else []
 
 
 def labelled_results(files: Iterable[str | Path]) -> dict[str, Results]:
@@ -143,185 +119,145 @@ def labelled_results(files: Iterable[str | Path]) -> dict[str, Results]:
                 f"than those before ({known.model['revision'][:12]}), so they are not mixed; name them apart, as in "
                 f"before={file}"
             )
-        have = {(t.task, t.split, t.subset) for t in known.tasks}
-        if twice := [t.task for t in loaded.tasks if (t.task, t.split, t.subset) in have]:
+        have = {scores.key for scores in known.tasks}
+        if twice := [scores.task for scores in loaded.tasks if scores.key in have]:
             raise ValueError(f"{file}: {', '.join(twice)} of {label!r} is in a file before it; leave one out")
         found[label] = replace(known, tasks=[*known.tasks, *loaded.tasks])
     return found
 
 
-def _summary(effects: Sequence[Effect], before: str) -> str:
-    """Return a sentence for each student and task: over unseen queries where they are known."""
-    lines = []
-    shown = with_queries(effects)
-    for effect in (e for e in effects if e.group is None):
-        place = (effect.task, effect.model, effect.split)
-        told = [_points(e, queries) for e, queries in shown if (e.task, e.model, e.split) == place]
-        gap = ""
-        if effect.gap and effect.gap.share is not None:
-            gap = f' Of the teacher\'s lead it closes <span class="numbers">{escape(str(effect.gap))}</span>.'
-        elif effect.gap:
-            gap = f" The share of the gap is {escape(str(effect.gap))}."
-        lines.append(
-            f"<p><b>{escape(effect.model)}</b> against {escape(before)}, {escape(effect.task)}: "
-            f"{'; '.join(told)}.{gap}</p>"
+def plot_effects(effects: Sequence[Effect], path: str | Path) -> Path:
+    """Draw the forest plot as a picture, for cards and papers; readable in black and white.
+
+    Args:
+        effects: What `compare_all` returned.
+        path: Where to, by its ending as PNG, SVG or PDF.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: There is no effect.
+
+    Example:
+        >>> plot_effects(compare_all(before, after), "effects.png")  # doctest: +SKIP
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Plots need matplotlib: pip install 'st-wkl[plots]'.") from error
+    if not effects:
+        raise ValueError("there is nothing to plot: compare_all found no effect")
+    figure = Figure(figsize=(7, 0.8 + 0.34 * len(effects)), layout="constrained")
+    axes = figure.subplots()
+    marks = {None: ("o", "black"), SHARED: ("s", "white"), UNSEEN: ("D", "white")}
+    several = len({effect.task for effect in effects}) > 1
+    labels = []
+    for place, (effect, queries) in enumerate(with_queries(effects)):
+        d, (mark, fill) = effect.difference, marks[effect.group]
+        if d.queries > 1:
+            axes.plot([d.low, d.high], [place, place], color="black", linewidth=1.5, zorder=1)
+        axes.plot(d.mean, place, mark, color="black", markerfacecolor=fill, markersize=7, zorder=2)
+        labels.append(f"{effect.model}{f', {effect.task}' if several else ''}: {queries} ({d.queries})")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.axvline(0, color="grey", linestyle="--", linewidth=1)
+    axes.set_xlabel(f"Difference in {effects[0].difference.label} (95 % interval)")
+    axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
+    return Path(path)
+
+
+def _plot(effects: Sequence[Effect]) -> dict[str, Any]:
+    """Return the places of the forest plot's marks, and what stands beside them."""
+    differences = [effect.difference for effect in effects]
+    ends = [0.0, *(d.mean for d in differences), *(e for d in differences if d.queries > 1 for e in (d.low, d.high))]
+    margin = 0.06 * (max(ends) - min(ends)) or 0.01
+    low, width = min(ends) - margin, max(ends) - min(ends) + 2 * margin
+
+    def at(value: float) -> str:
+        return f"{100 * (value - low) / width:.2f}%"
+
+    rows: list[dict[str, Any]] = []
+    previous = None
+    for effect, queries in with_queries(effects):
+        d, key = effect.difference, (effect.task, effect.model)
+        has_ends = d.queries > 1
+        rows.append(
+            {
+                "head": f"{effect.model} · {effect.task}" if key != previous else "",
+                "what": f"{queries} queries ({d.queries})",
+                "aria": f"{d.mean:+.3f}, from {d.low:+.3f} to {d.high:+.3f}" if has_ends else f"{d.mean:+.3f}",
+                "mean": at(d.mean),
+                **({"low": at(d.low), "high": at(d.high)} if has_ends else {"low": "", "high": ""}),
+                "group": effect.group,
+                "numbers": f"{d.mean:+.3f} {d.bounds(3)}",
+            }
         )
-    return "\n".join(lines)
+        previous = key
+    groups = [group for group in (None, SHARED, UNSEEN) if any(effect.group == group for effect in effects)]
+    return {"rows": rows, "zero": at(0), "label": differences[0].label, "groups": groups}
 
 
-def _points(effect: Effect, queries: str) -> str:
-    d = effect.difference
-    sure = ", which may be chance" if d.may_be_chance else ""
-    numbers = f'<span class="numbers">{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]</span>'
-    return f"{numbers} on {escape(queries)} queries{sure}"
-
-
-def _details(effects: Sequence[Effect]) -> str:
-    with_gap = any(effect.gap for effect in effects)
-    header = ["Task", "Model", "Queries", "Before", "After", "p", "p (Holm)", "Win / tie / loss"]
-    rows = [
-        [
-            effect.task,
-            effect.model,
-            f"{queries} ({effect.difference.queries})",
-            f"{effect.before:.4f}",
-            f"{effect.after:.4f}",
-            f"{effect.difference.p_value:.2g}",
-            f"{effect.p_holm:.2g}",
-            f"{effect.difference.wins} / {effect.difference.ties} / {effect.difference.losses}",
-            *([str(effect.gap) if effect.gap else ""] if with_gap else []),
-        ]
-        for effect, queries in with_queries(effects)
+def _told(effect: Effect, shown: Sequence[tuple[Effect, str]]) -> list[tuple[str, str, bool]]:
+    """Return numbers, queries and whether it may be chance, for each group of an effect's queries."""
+    return [
+        (f"{e.difference.mean:+.3f} {e.difference.bounds(3)}", queries, e.difference.may_be_chance)
+        for e, queries in shown
+        if (e.task, e.split, e.subset, e.model) == (effect.task, effect.split, effect.subset, effect.model)
     ]
-    note = "p: paired randomisation test; Holm: corrected over all models and tasks of the same group of queries."
-    return _table(header + ["Gap closed"] * with_gap, rows) + f'\n<p class="soft">{note}</p>'
 
 
-def _scores(results: Mapping[str, Results]) -> str:
-    rows = [(label, scores) for label, entry in results.items() for scores in entry.tasks]
-    metrics = [m for m in METRIC_LABELS if any(m in scores.metrics for _, scores in rows)]
-    order = {scores.task: place for place, (_, scores) in reversed(list(enumerate(rows)))}
-    rows.sort(key=lambda row: order[row[1].task])
-    lines: list[list[str]] = []
-    repeated: set[tuple[str, str]] = set()
-    for label, scores in rows:
-        others = [s for _, s in rows if (s.task, s.split, s.subset) == (scores.task, scores.split, scores.subset)]
-        groups = common_groups(others, scores)
-        cells = [_mean(scores, groups.get(group, [])) for group in (SHARED, UNSEEN)]
-        values = [f"{scores.metrics[m]:.4f}" if m in scores.metrics else "" for m in metrics]
-        lines.append([f"{scores.task} ({scores.split})", label, str(len(scores.per_query) or ""), *values])
-        place = 3 + (metrics.index("ndcg_at_10") + 1 if "ndcg_at_10" in metrics else len(metrics))
-        lines[-1][place:place] = cells
-        repeated |= {(scores.task, query) for query in scores.training_queries}
-    header = ["Task", "Model", "Queries", *(METRIC_LABELS[m] for m in metrics)]
-    header[place:place] = ["shared", "unseen"]
-    note = (
-        "shared: nDCG@10 over the queries that have a relevant document which was a training positive; unseen: over "
-        "the others. In brackets the number of queries."
-    )
-    if repeated:
-        note += f" Test queries whose very text was a training query: {len(repeated)}."
-    return _table(header, lines) + f'\n<p class="soft">{note}</p>'
+def _details(effects: Sequence[Effect]) -> tuple[list[str], list[list[str]]]:
+    """Return the effects' table without the intervals, which are drawn."""
+    header, rows = effect_rows(effects)
+    header[header.index("W / T / L")] = "Win / tie / loss"
+    return header[:5] + header[6:], [row[:5] + row[6:] for row in rows]
 
 
-def _mean(scores: TaskScores, members: Sequence[str]) -> str:
-    if not members:
-        return ""
-    return f"{sum(scores.per_query[query] for query in members) / len(members):.4f} ({len(members)})"
-
-
-def _efficiency(results: Mapping[str, Results]) -> str:
-    header = ["Model", "Class", "Parameters", "Dimension", "Queries/s", "Documents/s", "Index"]
+def _efficiency(results: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for label, entry in results.items():
-        model: dict[str, Any] = entry.model
-        measured: dict[str, Any] = model.get("efficiency") or {}
+        model, measured = entry.model, entry.model.get("efficiency") or {}
         if not measured and not model.get("parameters"):  # a ranking and BM25 have no size
             continue
-        rows.append(
-            [
-                label,
-                str(model.get("class", "")),
-                _count(model.get("parameters")),
-                str(model.get("dimension") or ""),
-                _rate(measured.get("queries_per_second")),
-                _rate(measured.get("documents_per_second")),
-                _bytes(measured.get("index_bytes")),
-            ]
-        )
-    return f"<h2>Efficiency</h2>\n{_table(header, rows)}" if rows else ""
+        numbers = [model.get("parameters"), measured.get("queries_per_second"), measured.get("documents_per_second")]
+        numbers.append(measured.get("index_bytes"))
+        size, *rates, index = [number if isinstance(number, int | float) else None for number in numbers]
+        row = [label, str(model.get("class", ""))]
+        row.append("" if size is None else f"{size / 1e6:.1f} M" if size >= 100_000 else f"{size:,}")
+        row += [str(model.get("dimension") or ""), *("" if rate is None else f"{rate:,.0f}" for rate in rates)]
+        rows.append([*row, "" if index is None else f"{index / 1e6:,.1f} MB"])
+    return ["Model", "Class", "Parameters", "Dimension", "Queries/s", "Documents/s", "Index"], rows
 
 
 def _queries(
-    before: str, first: Results, label: str, second: Results, collections: Mapping[str, Collection]
-) -> list[str]:
-    """Return the queries that gained and lost most, by task."""
-    parts: list[str] = []
-    for scores in first.tasks:
-        other = next((t for t in second.tasks if (t.task, t.split) == (scores.task, scores.split)), None)
-        if other is None or not scores.per_query:
+    before: Results, after: Results, collections: Mapping[str, Collection]
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Yield headings and the queries that gained and lost most, by task."""
+    entries = {scores.key: scores for scores in after.tasks}
+    for first in before.tasks:
+        second = entries.get(first.key)
+        if second is None or not first.per_query:
             continue
-        change = {query: other.per_query[query] - value for query, value in scores.per_query.items()}
-        collection = collections.get(scores.task)
+        change = {query: second.per_query[query] - value for query, value in first.per_query.items()}
         for what, sign in (("gains", -1), ("losses", 1)):
             ranked = sorted((sign * value, query) for query, value in change.items() if sign * value < 0)
-            shown = [_query(scores, other, query, collection) for _, query in ranked[:_SHOWN_QUERIES]]
+            shown = [_query(first, second, q, collections.get(first.task)) for _, q in ranked[:_SHOWN_QUERIES]]
             if shown:
-                parts += [f"<h3>{escape(scores.task)}: largest {what}</h3>", *shown]
-    head = f"<h2>Single queries: {escape(label)} against {escape(before)}</h2>"
-    return [head, '<p class="soft">nDCG@10 before → after</p>', *parts] if parts else []
+                yield f"{first.task}: largest {what}", shown
 
 
-def _query(before: TaskScores, after: TaskScores, query: str, collection: Collection | None) -> str:
-    text, documents = query, ""
+def _query(before: TaskScores, after: TaskScores, query: str, collection: Collection | None) -> dict[str, str]:
+    text, document = query, ""
     if collection is not None and query in collection.queries:
         text = collection.queries[query]
-        gains = collection.qrels.get(before.split, {}).get(query, {})
-        best = max((gain, document) for document, gain in gains.items())[1] if gains else None
-        if best is not None:
-            documents = f'<br><span class="soft">relevant: {escape(_short(collection.documents[best]))}</span>'
+        if gains := collection.qrels.get(before.split, {}).get(query, {}):
+            document = _short(collection.documents[max((gain, key) for key, gain in gains.items())[1]])
     group = next((g for g, members in (after.groups or before.groups).items() if query in set(members)), "")
     scores = f"{before.per_query[query]:.2f} → {after.per_query[query]:.2f}"
-    mark = f' <span class="soft">{escape(group)}</span>' if group else ""
-    return f'<div class="query"><b>{scores}</b>{mark}<br>{escape(_short(text))}{documents}</div>'
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table, whose rows become blocks of label and value on a narrow screen."""
-    rows = list(rows)
-    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
-    head = "".join(f"<th>{escape(header[i])}</th>" for i in kept)
-    labels = [escape(name) for name in header]
-    long = {i for i in kept[2:] if any(len(header[i]) + len(row[i]) > 22 for row in rows)}
-    cells = [
-        [f'<td{" class=long" * (i in long)} data-label="{labels[i]}">{escape(row[i])}</td>' for i in kept]
-        for row in rows
-    ]
-    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
-
-
-def _made_with(results: Mapping[str, Results]) -> str:
-    rows = [f"{escape(label)}: revision {escape(str(r.model['revision'])[:12])}" for label, r in results.items()]
-    versions = next(iter(results.values())).versions
-    tools = ", ".join(f"{escape(name)} {escape(str(value))}" for name, value in versions.items())
-    return f'<h2>How it was measured</h2>\n<p class="soft">{"<br>".join(rows)}<br>{tools}</p>'
+    return {"scores": scores, "group": group, "text": _short(text), "document": document}
 
 
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1].rsplit(" ", 1)[0] + " …"
-
-
-def _count(number: Any) -> str:
-    if not isinstance(number, int):
-        return ""
-    return f"{number / 1e6:.1f} M" if number >= 100_000 else f"{number:,}"
-
-
-def _rate(number: Any) -> str:
-    return f"{number:,.0f}" if isinstance(number, int | float) else ""
-
-
-def _bytes(number: Any) -> str:
-    return f"{number / 1e6:,.1f} MB" if isinstance(number, int) else ""

@@ -1,4 +1,4 @@
-"""What to evaluate on: MTEB tasks and benchmarks by name, and local collections as MTEB tasks.
+"""What to evaluate on: MTEB tasks by name and local collections as MTEB tasks, their data, and running MTEB on them.
 
 Importing this module imports MTEB, which takes seconds.
 """
@@ -6,8 +6,11 @@ Importing this module imports MTEB, which takes seconds.
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from copy import copy
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,10 +22,14 @@ from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta
+from mteb.results import TaskResult
 
-from st_wkl.data.collection import Collection
+from st_wkl.data.collection import Collection, document_text
+from st_wkl.evaluation.identity import FILES, check_source
 from st_wkl.evaluation.runs import relevant_qrels
-from st_wkl.files import file_name
+from st_wkl.files import content_hash, file_name
+
+_TAKES = "the name of an MTEB task or benchmark, a BEIR folder, a dataset id of the Hub, a Collection or an MTEB task"
 
 
 class CollectionTask(AbsTaskRetrieval):
@@ -116,48 +123,31 @@ def resolve_tasks(
         ignore_identical_ids: See `Collection`; None for what a collection or a task says itself.
 
     Raises:
+        FileNotFoundError: If a path is no folder.
         ValueError: If a name is unknown (the nearest ones are given), two tasks have the same name, or an MTEB task is
             to leave out other documents than it says.
     """
     items = [tasks] if isinstance(tasks, str | Path | Collection | AbsTask) else list(tasks)
-    resolved: list[AbsTask] = []
-    for item in items:
-        resolved.extend(_resolve(item, split, ignore_identical_ids))
+    resolved = [task for item in items for task in _resolve(item, split, ignore_identical_ids)]
     names = [task.metadata.name for task in resolved]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two tasks are called {', '.join(repeated)}; give the collections different names")
     if not resolved:
         raise ValueError("there is no task to evaluate on; pass a task name, a BEIR folder or a Collection")
     return resolved
 
 
-def load_task(task: AbsTask) -> None:
-    """Load a task's data, or say what to do where they cannot be had.
-
-    Raises:
-        OSError: If a task by name cannot be fetched, such as offline.
-    """
-    if isinstance(task, CollectionTask):
-        return task.load_data()
-    try:
-        task.load_data()
-    except Exception as error:  # whatever breaks inside of datasets, MTEB and the HTTP libraries below them
-        path = task.metadata.dataset["path"]
-        raise OSError(
-            f"the data of {task.metadata.name} could not be loaded ({type(error).__name__}: {error}). They come from "
-            f"the Hub ({path}): run with a connection, or fetch them on another machine with huggingface_hub."
-            f"snapshot_download({path!r}, repo_type='dataset', local_dir=...) and pass that folder"
-        ) from error
-
-
 def _resolve(item: Task, split: str | None, ignore_identical_ids: bool | None) -> list[AbsTask]:
-    if isinstance(item, Path) and not item.expanduser().is_dir():
-        raise FileNotFoundError(f"{item}: there is no such folder; a BEIR folder holds corpus.jsonl and qrels/")
-    if isinstance(item, Collection | Path) or (isinstance(item, str) and ("/" in item or Path(item).is_dir())):
-        collection = Collection.load(item, ignore_identical_ids=ignore_identical_ids)
+    if not isinstance(item, str | Path | Collection | AbsTask):
+        raise TypeError(f"a task is a {type(item).__name__}; it has to be {_TAKES}")
+    given: Any = item
+    named = isinstance(item, Path) or (isinstance(item, str) and ("/" in item or Path(item).is_dir()))
+    if named or (isinstance(item, str) and Path(item).suffix.lower() in FILES):
+        check_source(item, "a task", _TAKES)
+    if named or isinstance(item, Collection):
+        collection = Collection.load(given, ignore_identical_ids=ignore_identical_ids)
         return [CollectionTask(collection, split or _default_split(collection))]
-    whole = [item] if isinstance(item, AbsTask) else _registered(item)
+    whole = [item] if isinstance(item, AbsTask) else _registered(given)
     parts = [part for task in whole for part in _parts(task, split)]
     for task in parts:
         says = getattr(task, "ignore_identical_ids", False)
@@ -181,26 +171,103 @@ def _parts(task: AbsTask, split: str | None) -> list[AbsTask]:
 
 def _default_split(collection: Collection) -> str:
     splits = list(collection.qrels)
-    if "test" in splits:
-        return "test"
-    if len(splits) == 1:
-        return splits[0]
+    if "test" in splits or len(splits) == 1:
+        return "test" if "test" in splits else splits[0]
     raise ValueError(f"collection {collection.name} has the splits {', '.join(splits) or 'none'}; name one with split=")
 
 
 def _registered(name: str) -> list[AbsTask]:
     """Return the task or the tasks of the benchmark that MTEB knows by this name."""
-    try:
+    with suppress(KeyError):
         return [mteb.get_task(name)]
-    except KeyError:
-        pass
-    try:
+    with suppress(KeyError):
         return list(mteb.get_benchmark(name).tasks)
-    except KeyError:
-        pass
     known = [task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)]
     known += [benchmark.name for benchmark in mteb.get_benchmarks()]
     by_lower = {candidate.lower(): candidate for candidate in known}
     nearest = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=5, cutoff=0.5)]
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "nothing has a similar name."
     raise ValueError(f"{name!r} is neither a folder here nor an MTEB task or benchmark; {hint}")
+
+
+def load_task(task: AbsTask) -> None:
+    """Load a task's data, or say what to do where they cannot be had.
+
+    Raises:
+        OSError: If a task by name cannot be fetched, such as offline.
+    """
+    if isinstance(task, CollectionTask):
+        return task.load_data()
+    try:
+        task.load_data()
+    except Exception as error:  # whatever breaks inside of datasets, MTEB and the HTTP libraries below them
+        path = task.metadata.dataset["path"]
+        raise OSError(
+            f"the data of {task.metadata.name} could not be loaded ({type(error).__name__}: {error}). They come from "
+            f"the Hub ({path}): run with a connection, or fetch them on another machine with huggingface_hub."
+            f"snapshot_download({path!r}, repo_type='dataset', local_dir=...) and pass that folder"
+        ) from error
+
+
+@contextmanager
+def loaded(task: AbsTask) -> Iterator[None]:
+    """Load a task's data for a while, retrieval tasks in MTEB's newer layout; what the caller has loaded stays so."""
+    borrowed = task.data_loaded
+    if not borrowed:
+        load_task(task)
+    try:
+        if isinstance(task, AbsTaskRetrieval):
+            task.convert_v1_dataset_format_to_v2(None)
+        yield
+    finally:
+        if not borrowed:
+            task.unload_data()
+
+
+def data_of(task: AbsTaskRetrieval) -> Iterator[tuple[str, str, Any]]:
+    """Yield subset, split and data of a loaded task."""
+    for subset, splits in task.dataset.items():
+        for split, data in splits.items():
+            yield subset, split, data
+
+
+def rows_of(corpus: Any, wanted: Container[str]) -> Any:
+    """Return the rows of a corpus that have one of the ids."""
+    return corpus.select([place for place, document in enumerate(corpus["id"]) if document in wanted])
+
+
+def texts_of(corpus: Any) -> dict[str, str]:
+    """Return document id to text as MTEB reads it."""
+    titles = corpus["title"] if "title" in corpus.column_names else [""] * len(corpus)
+    return {
+        key: document_text(title, text) for key, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
+    }
+
+
+def run_mteb(
+    model: Any, task: AbsTask, *, batch_size: int, show_progress: bool, cache: Path | None = None, top_k: int = 0
+) -> tuple[TaskResult, Mapping[str, Any]]:
+    """Return MTEB's result and its rankings by subset and split, from the cache if both are there."""
+    ranked, results, strategy = isinstance(task, AbsTaskRetrieval), None, "always"
+    with tempfile.TemporaryDirectory(prefix="st_wkl_") as temporary:
+        folder = Path(temporary)
+        if cache is not None:
+            # One folder of rankings for each model, task and dataset: MTEB merges what it finds in a file.
+            meta = model.mteb_model_meta
+            key = [str(meta.name), str(meta.revision), task.metadata.name, task.metadata.dataset["revision"], top_k]
+            folder = cache / "rankings" / content_hash([*key, sorted(task.eval_splits)])[:20]
+            results = NamedCache(cache)
+            if not ranked or (folder / task.prediction_file_name).is_file():
+                strategy = "only-missing"
+        outcome = mteb.evaluate(
+            model,
+            task,
+            co2_tracker=False,
+            encode_kwargs={"batch_size": batch_size, "show_progress_bar": show_progress},
+            cache=results,
+            overwrite_strategy=strategy,
+            prediction_folder=folder,
+            show_progress_bar=show_progress,
+        )
+        file = folder / task.prediction_file_name
+        return outcome.task_results[0], json.loads(file.read_text(encoding="utf-8")) if ranked else {}

@@ -6,32 +6,30 @@ numbers of different tasks stand under one name. Importing this module imports M
 
 from __future__ import annotations
 
-import json
-import logging
-import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import mteb
 from mteb.abstasks.retrieval import AbsTaskRetrieval
-from mteb.models import ModelMeta
+from mteb.models import CrossEncoderWrapper, ModelMeta
+from mteb.models.sentence_transformer_wrapper import SparseEncoderWrapper
 
 from st_wkl.data.candidates import BM25, bm25_candidates
 from st_wkl.data.collection import Collection, document_text
 from st_wkl.data.runs import read_run
 from st_wkl.data.selection import without_own
-from st_wkl.evaluation.identity import identified
+from st_wkl.evaluation.identity import TeacherWrapper, check_source, identified
 from st_wkl.evaluation.runs import check_known
-from st_wkl.evaluation.tasks import CollectionTask
+from st_wkl.evaluation.tasks import CollectionTask, data_of, rows_of, run_mteb, texts_of
 from st_wkl.files import content_hash, file_name
 from st_wkl.metrics import Run, checked_run
 from st_wkl.model_checks import check_complete
 from st_wkl.models import load_model
+from st_wkl.ranges import check_options
 from st_wkl.text import ANALYSER
 
 if TYPE_CHECKING:
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
     from st_wkl.models import AnyModel
 
 FirstStage: TypeAlias = "str | Path | BM25 | Mapping[str, Mapping[str, float]] | Candidates | AnyModel"
-
-logger = logging.getLogger(__name__)
 
 
 def bm25_settings(bm25: BM25) -> dict[str, Any]:
@@ -67,8 +63,8 @@ class BM25Search:
         *,
         show_progress: bool = True,
     ) -> None:
-        splits = () if task is None else (data for splits in task.dataset.values() for data in splits.values())
-        self.name = bm25.name_over(text for data in splits for text in _texts(data["corpus"]).values())
+        corpora = () if task is None else (data["corpus"] for _, _, data in data_of(task))
+        self.name = bm25.name_over(text for corpus in corpora for text in texts_of(corpus).values())
         self.bm25, self.show_progress = bm25, show_progress
         digest = content_hash([self.name, bm25_settings(bm25), ANALYSER, version("bm25s")])
         self.mteb_model_meta = ModelMeta.create_empty(overwrites={"name": f"local/{self.name}", "revision": digest})
@@ -76,7 +72,7 @@ class BM25Search:
 
     def index(self, corpus: Any, **_: Any) -> None:
         """Keep the documents; a search over them builds the index."""
-        self.documents = _texts(corpus)
+        self.documents = texts_of(corpus)
 
     def search(self, queries: Any, *, top_k: int, top_ranked: Any = None, **_: Any) -> Run:
         """Return the best documents of each query, among its candidates if there are any."""
@@ -87,6 +83,52 @@ class BM25Search:
         if top_ranked is not None:
             run = {query: {d: run[query].get(d, 0.0) for d in top_ranked.get(query, [])} for query in run}
         return run
+
+
+def staged(
+    model: Any,
+    task: AbsTaskRetrieval,
+    first_stage: FirstStage | None,
+    top_k: int,
+    *,
+    batch_size: int,
+    show_progress: bool,
+    trust_remote_code: bool,
+) -> AbsTaskRetrieval:
+    """Return the task that a model is run on: with candidates if there is a first stage, and checked.
+
+    Raises:
+        ValueError: If a reranker has no lists, or a reranking task lost them and would silently become full retrieval.
+    """
+    if first_stage is not None:
+        speed: dict[str, Any] = {"batch_size": batch_size, "show_progress": show_progress}
+        task = reranking_task(task, first_stage, top_k, **speed, trust_remote_code=trust_remote_code)
+    elif not all(data.get("top_ranked") for _, _, data in data_of(task)):
+        if isinstance(model, CrossEncoderWrapper | TeacherWrapper):
+            raise ValueError(
+                f"{task.metadata.name} has no candidates, and a cross-encoder can only rerank; say what finds them, as "
+                "in evaluate(..., first_stage='bm25', top_k=100)"
+            )
+        if "Reranking" in task.metadata.type:
+            raise ValueError(
+                f"{task.metadata.name} is a reranking task, but its lists of candidates were not found, as happens "
+                "offline with a warmed cache; download its dataset with huggingface_hub.snapshot_download and point "
+                "task.metadata.dataset['path'] at the folder"
+            )
+    ranked = {
+        f"{subset}/{split}": data["top_ranked"] for subset, split, data in data_of(task) if data.get("top_ranked")
+    }
+    if ranked and task.metadata.type == "Retrieval" and "+candidates." not in task.metadata.dataset["revision"]:
+        # A user has turned it into reranking with MTEB's `convert_to_reranking`, which keeps its name.
+        meta = getattr(task, "_previous_results_model_meta", None) or {}
+        first = str(meta.get("model_name") or meta.get("name") or "candidates").split("/")[-1]
+        depth = max(len(found) for lists in ranked.values() for found in lists.values())
+        task = renamed(task, first, depth, {place: dict(lists) for place, lists in ranked.items()})
+    if ranked and isinstance(model, SparseEncoderWrapper) and "Reranking" not in task.metadata.type:
+        # MTEB indexes rows of a sparse tensor in tasks of any other type, which torch cannot do.
+        task = copy(task)
+        task.metadata = task.metadata.model_copy(update={"type": "Reranking"})
+    return task
 
 
 def reranking_task(
@@ -122,23 +164,20 @@ def reranking_task(
         >>> reranking_task(task, "bm25", 100).metadata.name  # doctest: +SKIP
         'SciFact-rerank-bm25-top100'
     """
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; a reranker needs at least 1 candidate")
+    check_options(top_k=top_k)
     staged = copy(task)
-    staged.dataset = {}
-    name, runs = _first_stage(task, first_stage, top_k, batch_size, show_progress, trust_remote_code)
+    datasets: dict[str, Any] = {}
+    staged.dataset = datasets
+    speed = {"batch_size": batch_size, "show_progress": show_progress}
+    name, run_of = _first_stage(task, first_stage, speed, trust_remote_code)
     candidates: dict[str, Any] = {}
-    for subset, splits in task.dataset.items():
-        staged.dataset[subset] = {}
-        for split, data in splits.items():
-            if data.get("top_ranked"):
-                raise ValueError(f"{task.metadata.name} has candidates of its own; leave out first_stage=")
-            ranked = _top(runs[subset, split], data["relevant_docs"], top_k, task)
-            candidates[f"{subset}/{split}"] = ranked
-            wanted = {document for documents in ranked.values() for document in documents}
-            corpus = data["corpus"]
-            places = [place for place, document in enumerate(corpus["id"]) if document in wanted]
-            staged.dataset[subset][split] = {**data, "corpus": corpus.select(places), "top_ranked": ranked}
+    for subset, split, data in data_of(task):
+        if data.get("top_ranked"):
+            raise ValueError(f"{task.metadata.name} has candidates of its own; leave out first_stage=")
+        ranked = _top(run_of(subset, split, data), data["relevant_docs"], top_k, task)
+        candidates[f"{subset}/{split}"] = ranked
+        corpus = rows_of(data["corpus"], {document for documents in ranked.values() for document in documents})
+        datasets.setdefault(subset, {})[split] = {**data, "corpus": corpus, "top_ranked": ranked}
     return renamed(staged, name, top_k, candidates)
 
 
@@ -158,69 +197,36 @@ def renamed(task: AbsTaskRetrieval, first_stage: str, top_k: int, candidates: An
     return task
 
 
-def named_candidates(task: AbsTaskRetrieval) -> AbsTaskRetrieval:
-    """Give a task that a user has turned into reranking with MTEB's `convert_to_reranking` the name that it lacks."""
-    candidates = {
-        f"{subset}/{split}": dict(data["top_ranked"] or {})
-        for subset, splits in task.dataset.items()
-        for split, data in splits.items()
-        if data.get("top_ranked")
-    }
-    if not candidates or task.metadata.type != "Retrieval" or "+candidates." in task.metadata.dataset["revision"]:
-        return task
-    meta = getattr(task, "_previous_results_model_meta", None) or {}
-    first = str(meta.get("model_name") or meta.get("name") or "candidates").split("/")[-1]
-    depth = max(len(found) for ranked in candidates.values() for found in ranked.values())
-    return renamed(task, first, depth, candidates)
-
-
 def _first_stage(
-    task: AbsTaskRetrieval,
-    source: FirstStage,
-    top_k: int,
-    batch_size: int,
-    show_progress: bool,
-    trust_remote_code: bool,
-) -> tuple[str, dict[tuple[str, str], Run]]:
-    """Return the name of a first stage, and its run of each subset and split."""
-    places = [(subset, split) for subset, splits in task.dataset.items() for split in splits]
+    task: AbsTaskRetrieval, source: FirstStage, speed: Mapping[str, Any], trust_remote_code: bool
+) -> tuple[str, Callable[[str, str, Any], Run]]:
+    """Return the name of a first stage, and what gives its run for a subset, a split and their data."""
     if isinstance(source, Mapping):
-        return "run", {place: _given(task, place, checked_run(source, "first_stage")) for place in places}
+        run = checked_run(source, "first_stage")
+        return "run", lambda subset, split, data: _given(task, data, run)
     if isinstance(source, str | Path) and Path(source).is_file():
-        return _stem(Path(source)), {place: _run_of_file(task, place, Path(source)) for place in places}
+        return _stem(Path(source)), lambda subset, split, data: _run_of_file(task, data, Path(source))
     if bm25 := BM25.of(source):
-        search = BM25Search(bm25, task, show_progress=show_progress)
-        return search.name, _retrieved(task, search, batch_size, show_progress)
-    model, name = load_model(source, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
-    if type(model).__name__ == "CrossEncoder":
-        raise ValueError(f"first_stage is {name}, a cross-encoder, which can only rerank; take a retriever or 'bm25'")
-    check_complete(model, "first stage")
-    return name.split("/")[-1], _retrieved(task, identified(model, name=name), batch_size, show_progress)
-
-
-def _retrieved(task: AbsTaskRetrieval, model: Any, batch_size: int, show_progress: bool) -> dict[tuple[str, str], Run]:
-    """Search with a retriever through MTEB and return its rankings."""
-    with tempfile.TemporaryDirectory(prefix="st_wkl_") as folder:
-        mteb.evaluate(
-            model,
-            task,
-            co2_tracker=False,
-            encode_kwargs={"batch_size": batch_size, "show_progress_bar": show_progress},
-            cache=None,
-            prediction_folder=folder,
-            show_progress_bar=show_progress,
+        model: Any = BM25Search(bm25, task, show_progress=speed["show_progress"])
+        name = model.name
+    else:
+        check_source(
+            source, "first_stage", "'bm25', a run, a run file that is there, or a retriever's folder or Hub id"
         )
-        found = json.loads((Path(folder) / task.prediction_file_name).read_text(encoding="utf-8"))
-    return {
-        (subset, split): checked_run(found[subset][split], f"of {model.mteb_model_meta.name}")
-        for subset, splits in task.dataset.items()
-        for split in splits
-    }
+        retriever, name = load_model(source, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
+        if type(retriever).__name__ == "CrossEncoder":
+            raise ValueError(
+                f"first_stage is {name}, a cross-encoder, which can only rerank; take a retriever or 'bm25'"
+            )
+        check_complete(retriever, "first stage")
+        model = identified(retriever, name=name)
+    found = run_mteb(model, task, **speed)[1]
+    of = f"of {model.mteb_model_meta.name}"
+    return name.split("/")[-1], lambda subset, split, data: checked_run(found[subset][split], of)
 
 
-def _given(task: AbsTaskRetrieval, place: tuple[str, str], run: Run) -> Run:
+def _given(task: AbsTaskRetrieval, data: Any, run: Run) -> Run:
     """Return the part of a run that a split needs; a document that it lacks means another collection."""
-    data = task.dataset[place[0]][place[1]]
     known = task.collection.queries if isinstance(task, CollectionTask) else set(data["queries"]["id"])
     if absent := [query for query in run if query not in known]:
         if isinstance(task, CollectionTask) and len(absent) < len(run):
@@ -231,13 +237,11 @@ def _given(task: AbsTaskRetrieval, place: tuple[str, str], run: Run) -> Run:
     return run
 
 
-def _run_of_file(task: AbsTaskRetrieval, place: tuple[str, str], path: Path) -> Run:
-    data = task.dataset[place[0]][place[1]]
-    collection = _collection(task.metadata.name, _texts(data["corpus"]), data["queries"])
-    found = read_run(path, collection)
+def _run_of_file(task: AbsTaskRetrieval, data: Any, path: Path) -> Run:
+    found = read_run(path, _collection(task.metadata.name, texts_of(data["corpus"]), data["queries"]))
     if not found:
         raise ValueError(f"{path} has no query and document of {task.metadata.name}; is it the run of another task?")
-    return {query: {hit.document_id: hit.score for hit in hits} for query, hits in found.items()}
+    return checked_run(found)
 
 
 def _top(run: Run, qrels: Mapping[str, Any], top_k: int, task: AbsTaskRetrieval) -> dict[str, list[str]]:
@@ -259,13 +263,6 @@ def _top(run: Run, qrels: Mapping[str, Any], top_k: int, task: AbsTaskRetrieval)
             stacklevel=2,
         )
     return ranked
-
-
-def _texts(corpus: Any) -> dict[str, str]:
-    titles = corpus["title"] if "title" in corpus.column_names else [""] * len(corpus)
-    return {
-        key: document_text(title, text) for key, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
-    }
 
 
 def _collection(name: str, documents: dict[str, str], queries: Any) -> Collection:

@@ -14,8 +14,7 @@ import pytest
 from st_wkl.cli import app
 from st_wkl.data.collection import Collection
 from st_wkl.evaluation import Results, TaskScores, compare_all
-from st_wkl.evaluation.plots import forest_plot, plot_effects
-from st_wkl.evaluation.report import labelled_results, write_report
+from st_wkl.evaluation.report import labelled_results, plot_effects, write_report
 from tests.helpers.command import CliRunner
 
 EVIL = "<script>alert(\"1\")</script> & 'quotes'"
@@ -99,12 +98,22 @@ def test_one_model_alone_and_what_is_unknown(three: Any, tmp_path: Path) -> None
     assert not (tmp_path / "s.html").exists()
 
 
-def test_zero_and_every_interval_are_inside_the_plot(three: Any) -> None:
+def test_zero_and_every_interval_are_inside_the_plot(three: Any, tmp_path: Path) -> None:
     """A mark outside of the picture, or a zero line that is missing, would be read as something else."""
-    effects = compare_all(three["before"], {k: v for k, v in three.items() if k != "before"}, resamples=200)
-    places = [float(p) for p in re.findall(r'x[12]?="(-?[\d.]+)%"', forest_plot(effects))]
+    html = write_report(tmp_path / "r.html", three).read_text()
+    places = [float(p) for p in re.findall(r'x[12]?="(-?[\d.]+)%"', html)]
+    assert len(places) == 4 * 5, "zero twice, low, high and mean, of three groups of one student and all of the teacher"
     assert all(0 <= place <= 100 for place in places)
-    assert forest_plot(effects).count("stroke-dasharray") == len(effects)
+    assert html.count("stroke-dasharray") == 4
+
+
+def test_one_query_has_no_line(three: Any, tmp_path: Path) -> None:
+    """Its interval has no ends, which would move every other mark of the plot out of sight."""
+    groups = {"shared": ["q0"], "unseen": [f"q{i}" for i in range(1, 10)]}
+    three["before"].tasks[0].groups = groups
+    html = write_report(tmp_path / "r.html", three, before="before").read_text()
+    assert "no interval of one query" in html
+    assert "inf" not in html.replace("information", "")
 
 
 @pytest.mark.parametrize("name", ["plot.png", "plot.svg"])
