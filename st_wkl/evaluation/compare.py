@@ -28,10 +28,10 @@ class PairedDifference:
 
     Args:
         mean: Mean difference.
-        low: Lower end of the 95 % interval of the mean; -inf for a single pair, which has none.
+        low: Lower end of the mean's 95 % interval of the kind `interval`; -inf for a single pair, which has none.
         high: Upper end of it; inf for a single pair.
         p_value: Two-sided paired randomisation (sign-flip) test of "no difference".
-        interval: Kind of the interval, see `paired_difference`.
+        interval: `"t"` or `"percentile"`, see `paired_difference`.
     """
 
     mean: float
@@ -67,7 +67,7 @@ class Comparison(PairedDifference):
         split: Split of the judgements.
         subset: MTEB's subset.
         models: Names of before and after.
-        revisions: Hashes of their weights and settings, as in the results.
+        revisions: Their revisions, as in the results.
     """
 
     queries: int
@@ -139,8 +139,8 @@ def paired_difference(
         ValueError: If there is no difference, one is not finite, `resamples` is below 1, or there is no such interval.
 
     Example:
-        >>> paired_difference([0.5] * 5).mean
-        0.5
+        >>> paired_difference([0.5] * 5).bounds()
+        '[+0.5000, +0.5000]'
     """
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; it must be at least 1")
@@ -175,9 +175,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Holm's step-down method (Scandinavian Journal of Statistics 1979) bounds the chance of any false discovery, whatever
     the dependence between the tests.
 
-    Args:
-        p_values: One p-value per hypothesis, each within [0, 1].
-
     Raises:
         ValueError: If a p-value is not within [0, 1].
 
@@ -207,9 +204,7 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two results query by query.
-
-    Interval and p-value are those of `paired_difference`.
+    """Compare two results query by query, with interval and p-value of `paired_difference`.
 
     Args:
         before: Results of the first model.
@@ -220,10 +215,6 @@ def compare(
         metric: What to compare; a metric that both keep per query, see `TaskScores.scores`.
         resamples: Number of sign flips; 10,000 gives p-values down to 1e-4.
         seed: Seed of the sign flips.
-
-    Returns:
-        Mean difference with its 95 % interval, p-value, and the number of wins, ties and losses. Below 50 queries its
-        text says that they are too few.
 
     Raises:
         TypeError: If `before` or `after` is no `Results`.

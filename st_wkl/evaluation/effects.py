@@ -24,8 +24,8 @@ class GapClosed:
     Args:
         share: Gain of the student divided by the lead of the teacher: 0 for nothing gained, 1 for the teacher's level.
             None where the teacher is not better than the undistilled student, so that there is nothing to close.
-        low: Lower end of the 95 % bootstrap percentile interval of the share. None where `share` is, or where the lead
-            itself may be chance, so that a share of it has no bounds.
+        low: Lower end of its 95 % bootstrap percentile interval. None where `share` is, or where the lead itself may be
+            chance, so that a share of it has no bounds.
         high: Upper end of it.
         lead: Mean lead of the teacher over the undistilled student.
         queries: Number of queries: those that the teacher was measured on.
@@ -157,7 +157,7 @@ def gap_closed(
         after: The same of the student.
         teacher: The same of the teacher, for all queries or a sample.
         resamples: Number of bootstrap samples.
-        seed: Seed of the bootstrap.
+        seed: Their seed.
 
     Raises:
         ValueError: If the three have no query in common.
@@ -185,14 +185,7 @@ def gap_closed(
 
 
 def effects_table(effects: Iterable[Effect]) -> str:
-    """Return the effects as a markdown table, one row each.
-
-    Args:
-        effects: What `compare_all` returned.
-
-    Example:
-        >>> print(effects_table(compare_all(before, after)))  # doctest: +SKIP
-    """
+    """Return what `compare_all` found as a markdown table, one row each."""
     header, rows = effect_rows(list(effects))
     return markdown_table([header, [":--", ":--", ":--", *["--:"] * (len(header) - 3)], *rows])
 

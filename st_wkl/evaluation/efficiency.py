@@ -22,12 +22,7 @@ _BYTES_PER_ENTRY = 8
 
 
 def measure_efficiency(
-    model: AnyModel,
-    queries: Sequence[str],
-    documents: Sequence[str],
-    *,
-    batch_size: int = 32,
-    repeats: int = 5,
+    model: AnyModel, queries: Sequence[str], documents: Sequence[str], *, batch_size: int = 32, repeats: int = 5
 ) -> dict[str, Any]:
     """Measure speed and size of a model on the texts of a collection.
 
@@ -57,41 +52,42 @@ def measure_efficiency(
         raise ValueError("speed and size are measured on texts; give at least one query and one document")
     if batch_size < 1 or repeats < 1:
         raise ValueError(f"batch_size is {batch_size} and repeats is {repeats}; both must be at least 1")
-    found: dict[str, Any] = {
-        **parameter_counts(model),
-        "device": str(model.device),
-        "threads": torch.get_num_threads(),
-        "batch_size": batch_size,
-    }
     plain: Any = model
     options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False}
 
-    def speed(encode: Callable[[list[Any]], Any], texts: Sequence[Any]) -> float:
+    def speed(encode: Callable[..., Any], texts: Sequence[Any]) -> float:
         batches = [[texts[(i * batch_size + j) % len(texts)] for j in range(batch_size)] for i in range(repeats)]
-        return round(batch_size / median(_seconds(encode, batches)), 2)
+        encode(batches[0], **options)  # warms up
+        seconds = []
+        for batch in batches:
+            start = time.perf_counter()
+            encode(batch, **options)
+            seconds.append(max(time.perf_counter() - start, 1e-9))
+        return round(batch_size / median(seconds), 2)
 
-    if type(model).__name__ == "CrossEncoder":
-        pairs = [(queries[i % len(queries)], document) for i, document in enumerate(_spread(documents))]
-        found["pairs_per_second"] = speed(lambda batch: plain.predict(batch, **options), pairs)
-        return found
-    sample = _spread(documents)
-    found["queries_per_second"] = speed(lambda batch: plain.encode_query(batch, **options), queries)
-    found["documents_per_second"] = speed(lambda batch: plain.encode_document(batch, **options), sample)
-    is_dense = type(model).__name__ == "SentenceTransformer"
-    if type(model).__name__ != "MultiVectorEncoder":  # its vectors differ in number, and so are a list in any case
+    found = {**parameter_counts(model), "device": str(model.device), "threads": torch.get_num_threads()}
+    found["batch_size"] = batch_size
+    sample = list(documents[:: max(1, len(documents) // _SAMPLE)][:_SAMPLE])
+    kind = type(model).__name__
+    if kind == "CrossEncoder":
+        pairs = [(queries[i % len(queries)], document) for i, document in enumerate(sample)]
+        return {**found, "pairs_per_second": speed(plain.predict, pairs)}
+    found["queries_per_second"] = speed(plain.encode_query, queries)
+    found["documents_per_second"] = speed(plain.encode_document, sample)
+    measured = sample[:1] if kind == "SentenceTransformer" else sample
+    if kind != "MultiVectorEncoder":  # its vectors differ in number, and so are a list in any case
         options["convert_to_tensor"] = True
-    vectors = plain.encode_document(sample[:1] if is_dense else sample, **options)
-    size, dimension = _size(vectors)
-    measured = 1 if is_dense else len(sample)
-    return {**found, "dimension": dimension, "index_bytes": round(size * len(documents) / measured)}
+    vectors = plain.encode_document(measured, **options)
+    if isinstance(vectors, torch.Tensor) and vectors.layout != torch.strided:
+        size, dimension = vectors.to_sparse_coo().coalesce().values().numel() * _BYTES_PER_ENTRY, vectors.shape[-1]
+    else:  # a matrix, or one for each document
+        matrices = list(map(torch.as_tensor, [vectors] if isinstance(vectors, torch.Tensor) else vectors))
+        size, dimension = sum(m.numel() * m.element_size() for m in matrices), matrices[0].shape[-1]
+    return {**found, "dimension": dimension, "index_bytes": round(size * len(documents) / len(measured))}
 
 
 def parameter_counts(model: Any) -> dict[str, int]:
-    """Return the number of all parameters, and of those that are computed with: all but the embedding tables.
-
-    Args:
-        model: Any torch module.
-    """
+    """Return the number of all parameters of a torch module, and of those that are computed with, not looked up."""
     total = sum(weight.numel() for weight in model.parameters())
     tables = {
         id(weight): weight.numel()
@@ -100,30 +96,3 @@ def parameter_counts(model: Any) -> dict[str, int]:
         for weight in module.parameters()
     }
     return {"parameters": total, "active_parameters": total - sum(tables.values())}
-
-
-def _spread(texts: Sequence[str]) -> list[str]:
-    """Return up to 512 texts, evenly spaced."""
-    step = max(1, len(texts) // _SAMPLE)
-    return list(texts[::step][:_SAMPLE])
-
-
-def _seconds(encode: Callable[[list[Any]], Any], batches: Sequence[list[Any]]) -> list[float]:
-    """Return the seconds of each batch, after one round of the first that warms up."""
-    encode(batches[0])
-    seconds = []
-    for batch in batches:
-        start = time.perf_counter()
-        encode(batch)
-        seconds.append(max(time.perf_counter() - start, 1e-9))
-    return seconds
-
-
-def _size(vectors: Any) -> tuple[int, int]:
-    """Return bytes and dimension of embeddings: a dense or sparse matrix, or a list of one matrix per document."""
-    if isinstance(vectors, torch.Tensor) and vectors.layout != torch.strided:
-        entries = vectors.to_sparse_coo().coalesce().values().numel()
-        return entries * _BYTES_PER_ENTRY, vectors.shape[-1]
-    matrices = [vectors] if isinstance(vectors, torch.Tensor) else list(vectors)
-    size = sum(matrix.numel() * matrix.element_size() for matrix in map(torch.as_tensor, matrices))
-    return size, matrices[0].shape[-1]

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,13 +112,17 @@ def evaluate(
 
     from st_wkl.evaluation.identity import TeacherWrapper, check_source, identified
     from st_wkl.evaluation.tasks import resolve_tasks
-    from st_wkl.evaluation.two_stage import bm25_settings
+    from st_wkl.evaluation.two_stage import bm25_settings, staged
     from st_wkl.model_checks import say_new
 
     check_options(batch_size=batch_size, top_k=top_k)
     bm25 = BM25.of(model)
     if bm25 is None:
         check_source(model, "model", "a model's folder or Hub id, or 'bm25'")
+    if BM25.of(first_stage) is None:
+        check_source(
+            first_stage, "first_stage", "'bm25', a run, a run file, or a retriever's folder or Hub id", file=True
+        )
     resolved = resolve_tasks(tasks, split, ignore_identical_ids)
     if output is not None:
         check_replaceable(output)
@@ -129,6 +134,9 @@ def evaluate(
         )
     if exposure is None and isinstance(model, str | Path) and not (bm25 or teacher):
         exposure = _carried_exposure(str(model))
+    speed = {"batch_size": batch_size, "show_progress": show_progress}
+    stage = partial(staged, first_stage=first_stage, top_k=top_k, speed=speed, trust_remote_code=trust_remote_code)
+    kept = {} if cache is None else {"cache": Path(cache).expanduser(), "top_k": top_k}
     wrapped: Any = bm25 or teacher
     # That nothing can be written there is found out before the work.
     with _quiet(show_progress), nullcontext() if output is None else parents_of(results_file(output)):
@@ -144,17 +152,7 @@ def evaluate(
             about["revision"] = wrapped.mteb_model_meta.revision or ""
         scores: list[TaskScores] = []
         for task in tqdm(resolved, desc="Tasks", disable=not show_progress or len(resolved) == 1):
-            used, entries = _evaluate_task(
-                wrapped,
-                task,
-                exposure,
-                cache=None if cache is None else Path(cache).expanduser(),
-                first_stage=first_stage,
-                top_k=top_k,
-                batch_size=batch_size,
-                show_progress=show_progress,
-                trust_remote_code=trust_remote_code,
-            )
+            used, entries = _evaluate_task(wrapped, task, exposure, stage, {**speed, **kept})
             scores += entries
             if bm25 and len(used.name) >= len(about["name"]):  # the longer one says more of what was done
                 about |= {"name": used.name, "revision": used.mteb_model_meta.revision}
@@ -165,36 +163,24 @@ def evaluate(
 
 
 def _evaluate_task(
-    model: Any,
-    task: AbsTask,
-    exposure: Exposure | None,
-    *,
-    cache: Path | None,
-    first_stage: FirstStage | None,
-    top_k: int,
-    batch_size: int,
-    show_progress: bool,
-    trust_remote_code: bool,
+    model: Any, task: AbsTask, exposure: Exposure | None, stage: partial[Any], options: Mapping[str, Any]
 ) -> tuple[Any, list[TaskScores]]:
     """Run MTEB on one task and return the model that it ran, and an entry per split and subset."""
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
-    from st_wkl.evaluation import tasks, two_stage
+    from st_wkl.evaluation.tasks import data_of, loaded, run_mteb
 
-    speed: dict[str, Any] = {"batch_size": batch_size, "show_progress": show_progress}
-    with tasks.loaded(task):
+    with loaded(task):
         asked = task
         if isinstance(task, AbsTaskRetrieval):
-            for subset, split, data in tasks.data_of(task):  # what a collection's are: trec_eval can hold no others
+            for subset, split, data in data_of(task):  # as those of a collection: trec_eval can hold no others
                 where = f"{task.metadata.name}, {subset}, {split}"
                 judged = data["relevant_docs"].items()
                 data["relevant_docs"] = {query: whole_gains(g, f"{where}, query {query!r}") for query, g in judged}
-            if isinstance(model, BM25):
-                model = two_stage.BM25Search(model, task, show_progress=show_progress)
-            asked = two_stage.staged(model, task, first_stage, top_k, **speed, trust_remote_code=trust_remote_code)
-        elif isinstance(model, BM25) or first_stage is not None:
+            model, asked = stage(model, task)
+        elif isinstance(model, BM25) or stage.keywords["first_stage"] is not None:
             raise ValueError(f"{task.metadata.name} is no retrieval task, so there is nothing to search or rerank")
-        result, runs = tasks.run_mteb(model, asked, **speed, cache=cache, top_k=top_k)
+        result, runs = run_mteb(model, asked, **options)
         return model, [
             _entry(asked, split, scores, runs, exposure, result.evaluation_time or 0.0)
             for split, subsets in result.scores.items()
@@ -224,9 +210,7 @@ def _entry(
     data = task.dataset[subset][split]
     qrels, queries, documents = data["relevant_docs"], {}, {}
     if exposure is not None:
-        relevant = {
-            document for gains in data["relevant_docs"].values() for document, gain in gains.items() if gain > 0
-        }
+        relevant = {document for gains in qrels.values() for document, gain in gains.items() if gain > 0}
         documents = texts_of(rows_of(data["corpus"], relevant))
         queries = dict(zip(data["queries"]["id"], data["queries"]["text"], strict=True))
     run = without_own(runs[subset][split], task.ignore_identical_ids)

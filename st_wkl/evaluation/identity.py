@@ -92,13 +92,14 @@ class TeacherWrapper:
         return as_scores(self.teacher.score(pairs), pairs)
 
 
-def check_source(source: Any, what: str, takes: str) -> None:
+def check_source(source: Any, what: str, takes: str, *, file: bool = False) -> None:
     """Refuse a name that is no folder and cannot be a Hub id at once, where the Hub would be asked again and again.
 
     Args:
         source: What was given; anything but text and paths passes.
         what: What it was given as, such as `"model"`.
         takes: What to give instead.
+        file: Whether a file is what it takes, too.
 
     Raises:
         FileNotFoundError: If it is such a name, or is called like a file.
@@ -106,7 +107,10 @@ def check_source(source: Any, what: str, takes: str) -> None:
     """
     if not isinstance(source, str | Path) or str(source).startswith("packaged:") or Path(expanded(source)).is_dir():
         return
-    if (there := Path(expanded(source)).is_file()) or Path(source).suffix.lower() in FILES:
+    there = Path(expanded(source)).is_file()
+    if there and file:
+        return
+    if there or Path(source).suffix.lower() in FILES:
         found = "a file" if there else "which is not there"
         raise (ValueError if there else FileNotFoundError)(
             f"{what} is {str(source)!r}, {found}, and has to be {takes}. Runs are scored by "

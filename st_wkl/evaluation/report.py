@@ -5,10 +5,10 @@ Every text that comes from data is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from st_wkl.evaluation.effects import Effect, compare_all, effect_rows, go_by_p, with_queries
 from st_wkl.evaluation.results import SHARED, UNSEEN, Results, TaskScores, score_rows
@@ -65,16 +65,20 @@ def write_report(
         for label, entry in results.items()
         if label not in (before, teacher)
     }
-    shown = with_queries(effects)
+    header, rows = effect_rows(effects)
     loader = PackageLoader("st_wkl.evaluation", "")
     template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html.jinja")
     page = template.render(
         title=title,
         before=before,
-        summary=[(e, _told(e, shown)) for e in effects if e.group is None],
-        plot=_plot(effects) if effects else None,
+        shown=with_queries(effects),
+        groups={effect.group for effect in effects},
+        at=_scale(effects),
         go_by_p=go_by_p(effects),
-        details=_details(effects),
+        details=(  # without the intervals, which are drawn
+            [name.replace("W / T / L", "Win / tie / loss") for name in [*header[:5], *header[6:]]],
+            [row[:5] + row[6:] for row in rows],
+        ),
         scores=score_rows(results),
         repeated=len({(t.task, query) for one in results.values() for t in one.tasks for query in t.training_queries}),
         efficiency=_efficiency(results),
@@ -167,51 +171,13 @@ def plot_effects(effects: Sequence[Effect], path: str | Path) -> Path:
     return Path(path)
 
 
-def _plot(effects: Sequence[Effect]) -> dict[str, Any]:
-    """Return the places of the forest plot's marks, and what stands beside them."""
+def _scale(effects: Sequence[Effect]) -> Callable[[float], str]:
+    """Return what tells where a difference stands in a picture with all means, intervals and zero."""
     differences = [effect.difference for effect in effects]
     ends = [0.0, *(d.mean for d in differences), *(e for d in differences if d.queries > 1 for e in (d.low, d.high))]
     margin = 0.06 * (max(ends) - min(ends)) or 0.01
     low, width = min(ends) - margin, max(ends) - min(ends) + 2 * margin
-
-    def at(value: float) -> str:
-        return f"{100 * (value - low) / width:.2f}%"
-
-    rows: list[dict[str, Any]] = []
-    previous = None
-    for effect, queries in with_queries(effects):
-        d, key = effect.difference, (effect.task, effect.model)
-        has_ends = d.queries > 1
-        rows.append(
-            {
-                "head": f"{effect.model} · {effect.task}" if key != previous else "",
-                "what": f"{queries} queries ({d.queries})",
-                "aria": f"{d.mean:+.3f}, from {d.low:+.3f} to {d.high:+.3f}" if has_ends else f"{d.mean:+.3f}",
-                "mean": at(d.mean),
-                **({"low": at(d.low), "high": at(d.high)} if has_ends else {"low": "", "high": ""}),
-                "group": effect.group,
-                "numbers": f"{d.mean:+.3f} {d.bounds(3)}",
-            }
-        )
-        previous = key
-    groups = [group for group in (None, SHARED, UNSEEN) if any(effect.group == group for effect in effects)]
-    return {"rows": rows, "zero": at(0), "label": differences[0].label, "groups": groups}
-
-
-def _told(effect: Effect, shown: Sequence[tuple[Effect, str]]) -> list[tuple[str, str, bool]]:
-    """Return numbers, queries and whether it may be chance, for each group of an effect's queries."""
-    return [
-        (f"{e.difference.mean:+.3f} {e.difference.bounds(3)}", queries, e.difference.may_be_chance)
-        for e, queries in shown
-        if (e.task, e.split, e.subset, e.model) == (effect.task, effect.split, effect.subset, effect.model)
-    ]
-
-
-def _details(effects: Sequence[Effect]) -> tuple[list[str], list[list[str]]]:
-    """Return the effects' table without the intervals, which are drawn."""
-    header, rows = effect_rows(effects)
-    header[header.index("W / T / L")] = "Win / tie / loss"
-    return header[:5] + header[6:], [row[:5] + row[6:] for row in rows]
+    return lambda value: f"{100 * (value - low) / width:.2f}%"
 
 
 def _efficiency(results: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:

@@ -120,10 +120,7 @@ class TaskScores:
         return f"{self.task} ({self.split}{'' if self.subset == 'default' else f', {self.subset}'})"
 
     def scores(self, metric: str = "ndcg_at_10") -> dict[str, float]:
-        """Return a metric of every query.
-
-        Args:
-            metric: `"ndcg_at_10"`, or one of `query_metrics`: `"recall_at_10"`, `"recall_at_100"`, `"mrr_at_10"`.
+        """Return a metric of every query: `"ndcg_at_10"`, or one of `query_metrics`.
 
         Raises:
             ValueError: If the metric was not kept per query, as in files of older versions.
@@ -136,11 +133,7 @@ class TaskScores:
         return kept[metric]
 
     def members(self, group: str | None = None) -> list[str]:
-        """Return the ids of a group's queries; None for all.
-
-        Raises:
-            ValueError: If there is no such group.
-        """
+        """Return the ids of a group's queries, None for all; a ValueError says which groups there are."""
         if group is None:
             return list(self.per_query)
         if group not in self.groups:
@@ -155,17 +148,10 @@ class TaskScores:
         return self.groups[group]
 
     def mean(self, group: str | None = None, metric: str = "ndcg_at_10") -> float:
-        """Return the mean of a metric over one group of the queries.
-
-        Args:
-            group: `"shared"` or `"unseen"`, if `groups` has it; None for all queries.
-            metric: A metric that is kept per query, see `scores`.
+        """Return the mean of a metric, see `scores`, over one group of the queries, None for all.
 
         Raises:
             ValueError: If there is no such group, or nothing is kept per query.
-
-        Example:
-            >>> {group: scores.mean(group) for group in scores.groups}  # doctest: +SKIP
         """
         return self.mean_over(self.members(group), metric)
 
@@ -234,12 +220,7 @@ class Results:
         return self.task().ndcg_at_10
 
     def task(self, name: str | None = None, *, split: str | None = None, subset: str | None = None) -> TaskScores:
-        """Return the scores of one task.
-
-        Args:
-            name: Task name; None for the only one.
-            split: Needed where the task was evaluated on several splits.
-            subset: Needed where the task has several subsets.
+        """Return the scores of one task: the only one, or the only one of that name, split and subset.
 
         Raises:
             ValueError: If no task or more than one fits; the message lists what there is.
@@ -257,11 +238,7 @@ class Results:
         return results_table({self.name: self})
 
     def save(self, path: str | Path) -> Path:
-        """Write the results in one step and return the file.
-
-        Args:
-            path: A `.json` file, or a folder that gets `results.json`.
-        """
+        """Write the results to a `.json` file, or into a folder as `results.json`, in one step; return the file."""
         content = asdict(self)
         payload = {"format": "st-wkl results", "schema_version": SCHEMA_VERSION, "checksum": _checksum(content)}
         text = json.dumps({**payload, **content}, indent=2, ensure_ascii=False, allow_nan=False)
@@ -269,10 +246,7 @@ class Results:
 
     @classmethod
     def load(cls, path: str | Path) -> Results:
-        """Read results that `save` wrote.
-
-        Args:
-            path: The file, or the folder that holds `results.json`.
+        """Read results that `save` wrote: the file, or the folder that holds `results.json`.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -370,12 +344,10 @@ def results_table(results: Mapping[str, Results]) -> str:
     all queries, over the shared and over the unseen ones, each with its number of queries. A row without parts of its
     own, such as the undistilled student's, is given over those of the other rows of its task, if they agree.
 
+    Columns are the usual ranking metrics that occur, and the main metric of tasks that are ranked by another one.
+
     Args:
         results: Label of the row, such as `"before"`, to results.
-
-    Returns:
-        A table whose lines end in newlines except for the last. Columns are the usual ranking metrics that occur, and
-        the main metric of tasks that are ranked by another one.
 
     Example:
         >>> print(results_table({"before": before, "after": after}))  # doctest: +SKIP

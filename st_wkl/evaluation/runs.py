@@ -47,8 +47,7 @@ def evaluate_run(
 
     Raises:
         TypeError: If the run is none.
-        ValueError: If the run or `query_ids` names a query or document that is not in the collection, or a score is not
-            finite.
+        ValueError: If the run or `query_ids` names what is not in the collection, or a score is not finite.
 
     Example:
         >>> evaluate_run({"q1": {"d7": 12.3, "d2": 4.5}}, collection, name="BM25").ndcg_at_10  # doctest: +SKIP
@@ -114,13 +113,7 @@ def check_known(run: Run, queries: Container[str], documents: Container[str], wh
 
 
 def relevant_qrels(collection: Collection, split: str) -> dict[str, dict[str, int]]:
-    """Return the judgements of the split's queries that have a relevant document, and warn of the number without.
-
-    Such a query cannot be answered, and MTEB would count it as 0.
-
-    Raises:
-        ValueError: If there is no such split, or no query is left.
-    """
+    """Return the judgements of the split's queries with a relevant document; MTEB would count those without as 0."""
     judged = collection.judgements(split)
     relevant = {query: dict(gains) for query, gains in judged.items() if any(gain > 0 for gain in gains.values())}
     dropped = [query for query in judged if query not in relevant]
@@ -141,16 +134,9 @@ def exposure_groups(
     documents: Mapping[str, str],
     exposure: Exposure,
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Split test queries by what a student's training has seen, by the hashes of its training texts.
+    """Return `{"shared": ids, "unseen": ids}` without an empty part, and the ids of queries that training had, too.
 
-    Args:
-        qrels: Test query id to document id to gain.
-        queries: Query id to text, of the test queries at least.
-        documents: Document id to text as MTEB reads it; a judged one that the corpus lacks has not been seen.
-        exposure: What the student was trained on.
-
-    Returns:
-        `{"shared": ids, "unseen": ids}` without an empty part, and the ids of queries that are training queries, too.
+    Documents are their texts as MTEB reads them; a judged one that the corpus lacks has not been seen.
 
     Example:
         >>> from st_wkl.record import Exposure
@@ -174,10 +160,6 @@ def shared_document_queries(
 
     A gain on the shared queries is real only for someone who searches the very corpus that was trained on; a gain on
     the others is one that carries over to new documents.
-
-    Args:
-        qrels: Test query id to document id to gain.
-        training_documents: Ids of the documents that were positives in training.
 
     Returns:
         Ids of the queries with a relevant document (gain above 0) among `training_documents`, and of the other queries.

@@ -22,14 +22,13 @@ from st_wkl.data.candidates import BM25, bm25_candidates
 from st_wkl.data.collection import Collection, document_text
 from st_wkl.data.runs import read_run
 from st_wkl.data.selection import without_own
-from st_wkl.evaluation.identity import TeacherWrapper, check_source, identified
+from st_wkl.evaluation.identity import TeacherWrapper, identified
 from st_wkl.evaluation.runs import check_known
 from st_wkl.evaluation.tasks import CollectionTask, data_of, rows_of, run_mteb, texts_of
-from st_wkl.files import content_hash, file_name
+from st_wkl.files import content_hash, expanded, file_name
 from st_wkl.metrics import Run, checked_run
 from st_wkl.model_checks import check_complete
 from st_wkl.models import load_model
-from st_wkl.ranges import check_options
 from st_wkl.text import ANALYSER
 
 if TYPE_CHECKING:
@@ -90,19 +89,18 @@ def staged(
     task: AbsTaskRetrieval,
     first_stage: FirstStage | None,
     top_k: int,
-    *,
-    batch_size: int,
-    show_progress: bool,
+    speed: Mapping[str, Any],
     trust_remote_code: bool,
-) -> AbsTaskRetrieval:
-    """Return the task that a model is run on: with candidates if there is a first stage, and checked.
+) -> tuple[Any, AbsTaskRetrieval]:
+    """Return what MTEB runs on which task: with candidates if there is a first stage, and checked.
 
     Raises:
         ValueError: If a reranker has no lists, or a reranking task lost them and would silently become full retrieval.
     """
+    if isinstance(model, BM25):
+        model = BM25Search(model, task, show_progress=speed["show_progress"])
     if first_stage is not None:
-        speed: dict[str, Any] = {"batch_size": batch_size, "show_progress": show_progress}
-        task = reranking_task(task, first_stage, top_k, **speed, trust_remote_code=trust_remote_code)
+        task = _with_candidates(task, first_stage, top_k, speed, trust_remote_code)
     elif not all(data.get("top_ranked") for _, _, data in data_of(task)):
         if isinstance(model, CrossEncoderWrapper | TeacherWrapper):
             raise ValueError(
@@ -115,62 +113,30 @@ def staged(
                 "offline with a warmed cache; download its dataset with huggingface_hub.snapshot_download and point "
                 "task.metadata.dataset['path'] at the folder"
             )
-    ranked = {
-        f"{subset}/{split}": data["top_ranked"] for subset, split, data in data_of(task) if data.get("top_ranked")
-    }
+    ranked = {f"{subset}/{split}": lists for subset, split, data in data_of(task) if (lists := data.get("top_ranked"))}
     if ranked and task.metadata.type == "Retrieval" and "+candidates." not in task.metadata.dataset["revision"]:
         # A user has turned it into reranking with MTEB's `convert_to_reranking`, which keeps its name.
         meta = getattr(task, "_previous_results_model_meta", None) or {}
         first = str(meta.get("model_name") or meta.get("name") or "candidates").split("/")[-1]
         depth = max(len(found) for lists in ranked.values() for found in lists.values())
-        task = renamed(task, first, depth, {place: dict(lists) for place, lists in ranked.items()})
+        task = _renamed(task, first, depth, {place: dict(lists) for place, lists in ranked.items()})
     if ranked and isinstance(model, SparseEncoderWrapper) and "Reranking" not in task.metadata.type:
         # MTEB indexes rows of a sparse tensor in tasks of any other type, which torch cannot do.
         task = copy(task)
         task.metadata = task.metadata.model_copy(update={"type": "Reranking"})
-    return task
+    return model, task
 
 
-def reranking_task(
-    task: AbsTaskRetrieval,
-    first_stage: FirstStage,
-    top_k: int,
-    *,
-    batch_size: int = 32,
-    show_progress: bool = True,
-    trust_remote_code: bool = False,
+def _with_candidates(
+    task: AbsTaskRetrieval, first_stage: FirstStage, top_k: int, speed: Mapping[str, Any], trust_remote_code: bool
 ) -> AbsTaskRetrieval:
-    """Return a task that reranks the candidates of a first stage, under a name of its own.
+    """Return a task called `<name>-rerank-<first stage>-top<k>`, whose dataset revision has a hash of the candidates.
 
-    The corpus of the new task holds the candidates only, so that a bi-encoder does not embed what nobody found.
-
-    Args:
-        task: A retrieval task whose data are loaded.
-        first_stage: `"bm25"`, a `BM25`, a run (query id to document id to score), `Candidates`, a run file of TREC, or
-            a retriever: a model, its folder or its Hub id.
-        top_k: Candidates of a query.
-        batch_size: Texts per forward pass of a retriever.
-        show_progress: Show bars.
-        trust_remote_code: Run code of the retriever's repository. Only for repositories that you have read.
-
-    Returns:
-        A task called `<name>-rerank-<first stage>-top<k>`, whose dataset revision includes a hash of the candidates.
-
-    Raises:
-        ValueError: If `top_k` is below 1, the task has candidates already, the first stage is a reranker, has no
-            candidate for any query, a score that is not finite, or an id that is not the task's.
-
-    Example:
-        >>> reranking_task(task, "bm25", 100).metadata.name  # doctest: +SKIP
-        'SciFact-rerank-bm25-top100'
+    Its corpus holds the candidates only, so that a bi-encoder does not embed what nobody found.
     """
-    check_options(top_k=top_k)
-    staged = copy(task)
-    datasets: dict[str, Any] = {}
-    staged.dataset = datasets
-    speed = {"batch_size": batch_size, "show_progress": show_progress}
     name, run_of = _first_stage(task, first_stage, speed, trust_remote_code)
     candidates: dict[str, Any] = {}
+    datasets: dict[str, Any] = {}
     for subset, split, data in data_of(task):
         if data.get("top_ranked"):
             raise ValueError(f"{task.metadata.name} has candidates of its own; leave out first_stage=")
@@ -178,10 +144,12 @@ def reranking_task(
         candidates[f"{subset}/{split}"] = ranked
         corpus = rows_of(data["corpus"], {document for documents in ranked.values() for document in documents})
         datasets.setdefault(subset, {})[split] = {**data, "corpus": corpus, "top_ranked": ranked}
-    return renamed(staged, name, top_k, candidates)
+    task = copy(task)
+    task.dataset = datasets
+    return _renamed(task, name, top_k, candidates)
 
 
-def renamed(task: AbsTaskRetrieval, first_stage: str, top_k: int, candidates: Any) -> AbsTaskRetrieval:
+def _renamed(task: AbsTaskRetrieval, first_stage: str, top_k: int, candidates: Any) -> AbsTaskRetrieval:
     """Return the task under a name and a dataset revision that say what is reranked, so that no cache mixes them up."""
     digest = content_hash(candidates, size=6)
     task = copy(task)
@@ -204,15 +172,12 @@ def _first_stage(
     if isinstance(source, Mapping):
         run = checked_run(source, "first_stage")
         return "run", lambda subset, split, data: _given(task, data, run)
-    if isinstance(source, str | Path) and Path(source).is_file():
-        return _stem(Path(source)), lambda subset, split, data: _run_of_file(task, data, Path(source))
+    if isinstance(source, str | Path) and (file := Path(expanded(source))).is_file():
+        return _stem(file), lambda subset, split, data: _run_of_file(task, data, file)
     if bm25 := BM25.of(source):
         model: Any = BM25Search(bm25, task, show_progress=speed["show_progress"])
         name = model.name
     else:
-        check_source(
-            source, "first_stage", "'bm25', a run, a run file that is there, or a retriever's folder or Hub id"
-        )
         retriever, name = load_model(source, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
         if type(retriever).__name__ == "CrossEncoder":
             raise ValueError(

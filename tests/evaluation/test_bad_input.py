@@ -171,3 +171,42 @@ def test_files_of_others_are_not_replaced(student: Any, tmp_path: Path) -> None:
     for _ in range(2):
         write_report(tmp_path / "report.html", {"before": results})
     assert [(tmp_path / name).read_text() for name in ("notes.json", "corpus.jsonl")] == ['{"mine": 1}\n'] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (
+            {"model": "d/r.trec"},
+            FileNotFoundError,
+            r"model is 'd/r\.trec', which is not there, .*evaluate_run\(read_run",
+        ),
+        ({"model": "not a model!"}, FileNotFoundError, "model is 'not a model!' and has to be a model's folder or Hub"),
+        ({"model": "runs/1/student"}, FileNotFoundError, "model is 'runs/1/student' and has to be"),
+        ({"model": Path("student")}, FileNotFoundError, "model is 'student' and has to be .*there is no such folder"),
+        ({"first_stage": "d/r.trec.gz"}, FileNotFoundError, r"first_stage is 'd/r\.trec\.gz', which is not there"),
+        (
+            {"tasks": "d/corpus.jsonl"},
+            FileNotFoundError,
+            "a task is 'd/corpus.jsonl', which is not there, and",
+        ),
+        ({"tasks": ["no\\such\\folder/x"]}, FileNotFoundError, "a task is .* and has to be the name of an MTEB task"),
+        ({"tasks": [7]}, TypeError, "a task is a int; it has to be the name of an MTEB task or benchmark, a BEIR"),
+    ],
+)
+def test_what_no_hub_can_have_is_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], error: type, message: str
+) -> None:
+    """A run file in place of a model was asked of the Hub, with retries, for minutes before it failed."""
+    monkeypatch.setattr("st_wkl.data.collection.Collection.from_hub", lambda *_, **__: pytest.fail("the Hub was asked"))
+    monkeypatch.setitem(evaluate.__globals__, "_carried_exposure", lambda *_: pytest.fail("the Hub was asked"))
+    with pytest.raises(error, match=message):
+        evaluate(**{"model": "org/model", "tasks": collection(), "show_progress": False, **given})
+
+
+def test_a_run_file_is_no_model(tmp_path: Path) -> None:
+    """Whoever has a run has no model, and is told what scores it."""
+    run = tmp_path / "bm25"
+    run.write_text("q1 Q0 d1 1 2.0 bm25\n")
+    with pytest.raises(ValueError, match=r"bm25', a file, and has to be a model's folder .*evaluate_run\(read_run"):
+        evaluate(run, collection(), show_progress=False)
