@@ -110,56 +110,72 @@ def evaluate(
     """
     from tqdm.auto import tqdm
 
-    from st_wkl.evaluation.identity import TeacherWrapper, check_source, identified
+    from st_wkl.evaluation.identity import TeacherWrapper, check_source
     from st_wkl.evaluation.tasks import resolve_tasks
-    from st_wkl.evaluation.two_stage import bm25_settings, staged
-    from st_wkl.model_checks import say_new
+    from st_wkl.evaluation.two_stage import staged
 
     check_options(batch_size=batch_size, top_k=top_k)
     bm25 = BM25.of(model)
     if bm25 is None:
         check_source(model, "model", "a model's folder or Hub id, or 'bm25'")
     if BM25.of(first_stage) is None:
-        check_source(
-            first_stage, "first_stage", "'bm25', a run, a run file, or a retriever's folder or Hub id", file=True
-        )
+        takes = "'bm25', a run, a run file, or a retriever's folder or Hub id"
+        check_source(first_stage, "first_stage", takes, file=True)
     resolved = resolve_tasks(tasks, split, ignore_identical_ids)
     if output is not None:
         check_replaceable(output)
-    teacher = None if bm25 else TeacherWrapper.of(model, name, revision)
-    if efficiency and (bm25 or teacher):
+    other = bm25 or TeacherWrapper.of(model, name, revision)
+    if efficiency and other:
         what = "BM25" if bm25 else "a teacher of this kind"
         raise ValueError(
             f"efficiency is measured on a model's forward pass, and {what} has none; leave out efficiency="
         )
-    if exposure is None and isinstance(model, str | Path) and not (bm25 or teacher):
+    if exposure is None and isinstance(model, str | Path) and not other:
         exposure = _carried_exposure(str(model))
     speed = {"batch_size": batch_size, "show_progress": show_progress}
     stage = partial(staged, first_stage=first_stage, top_k=top_k, speed=speed, trust_remote_code=trust_remote_code)
     kept = {} if cache is None else {"cache": Path(cache).expanduser(), "top_k": top_k}
-    wrapped: Any = bm25 or teacher
+    scores: list[TaskScores] = []
     # That nothing can be written there is found out before the work.
     with _quiet(show_progress), nullcontext() if output is None else parents_of(results_file(output)):
-        if bm25:
-            about = {"name": bm25.name, "class": "BM25", "settings": bm25_settings(bm25)}
-        elif teacher:
-            about = {**teacher.about, "revision": teacher.mteb_model_meta.revision or ""}
-        else:
-            loaded, found_name = load_model(model, trust_remote_code=trust_remote_code)  # type: ignore[arg-type]
-            say_new(loaded)
-            about = _describe(loaded, name or found_name)  # before wrapping: MTEB replaces half-precision heads
-            wrapped = identified(loaded, name=name or found_name, revision=revision)
-            about["revision"] = wrapped.mteb_model_meta.revision or ""
-        scores: list[TaskScores] = []
+        runner, about = _runner(other or model, name, revision, trust_remote_code)
         for task in tqdm(resolved, desc="Tasks", disable=not show_progress or len(resolved) == 1):
-            used, entries = _evaluate_task(wrapped, task, exposure, stage, {**speed, **kept})
+            used, entries = _evaluate_task(runner, task, exposure, stage, {**speed, **kept})
             scores += entries
             if bm25 and len(used.name) >= len(about["name"]):  # the longer one says more of what was done
                 about |= {"name": used.name, "revision": used.mteb_model_meta.revision}
     about["name"] = name or about["name"]
     if efficiency:
-        about["efficiency"] = _measured(loaded, resolved[0], batch_size)
+        about["efficiency"] = _measured(runner.model, resolved[0], batch_size)
     return saved(Results(model=about, tasks=scores), output)
+
+
+def _runner(model: Any, name: str | None, revision: str | None, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
+    """Return what MTEB runs, and what the results say about it."""
+    from st_wkl.evaluation.identity import TeacherWrapper, identified
+    from st_wkl.evaluation.two_stage import bm25_settings
+    from st_wkl.model_checks import say_new
+
+    if isinstance(model, BM25):
+        return model, {"name": model.name, "class": "BM25", "settings": bm25_settings(model)}
+    if isinstance(model, TeacherWrapper):
+        return model, {**model.about, "revision": model.mteb_model_meta.revision or ""}
+    model, found_name = load_model(model, trust_remote_code=trust_remote_code)
+    say_new(model)
+    known = identity(model) if model.state_dict() else None
+    length = model.get_max_seq_length()
+    about = {
+        "name": name or found_name,
+        "class": type(model).__name__,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "dimension": model.get_embedding_dimension() if hasattr(model, "get_embedding_dimension") else None,
+        "max_seq_length": length if length is not None and math.isfinite(length) else None,
+        "similarity": getattr(model, "similarity_fn_name", None),
+        # By which a card knows whose results these are.
+        **({"weights": known["weights"], "settings_hash": known["settings"]} if known else {"weights": None}),
+    }  # before wrapping: MTEB replaces half-precision heads
+    runner: Any = identified(model, name=name or found_name, revision=revision)
+    return runner, {**about, "revision": runner.mteb_model_meta.revision or ""}
 
 
 def _evaluate_task(
@@ -240,23 +256,6 @@ def _carried_exposure(model: str) -> Exposure | None:
 
     path = load_file_path(named(model)[0], EXPOSURE_FILE)
     return None if path is None else Exposure.load(Path(path).parent)
-
-
-def _describe(model: Any, name: str) -> dict[str, Any]:
-    """Return what the results say about the model."""
-    length = model.get_max_seq_length()
-    known = identity(model) if model.state_dict() else None
-    dimension = model.get_embedding_dimension() if hasattr(model, "get_embedding_dimension") else None
-    return {
-        "name": name,
-        "class": type(model).__name__,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "dimension": dimension,
-        "max_seq_length": length if length is not None and math.isfinite(length) else None,
-        "similarity": getattr(model, "similarity_fn_name", None),
-        # By which a card knows whose results these are.
-        **({"weights": known["weights"], "settings_hash": known["settings"]} if known else {"weights": None}),
-    }
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
