@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from st_wkl.data.collection import Collection
 from st_wkl.data.selection import without_own
 from st_wkl.evaluation.results import SHARED, UNSEEN, Results, TaskScores, saved
 from st_wkl.files import content_hash
@@ -16,13 +17,12 @@ from st_wkl.text import text_hash
 
 if TYPE_CHECKING:
     from st_wkl.data.candidates import Candidates
-    from st_wkl.data.collection import Collection
     from st_wkl.record import Exposure
 
 
 def evaluate_run(
     run: Mapping[str, Mapping[str, float]] | Candidates,
-    collection: Collection,
+    collection: Collection | str | Path,
     *,
     split: str = "test",
     name: str,
@@ -34,7 +34,7 @@ def evaluate_run(
 
     Args:
         run: Query id to document id to score, higher is better, or `Candidates`. Queries outside the split are ignored.
-        collection: What the run was made on.
+        collection: What the run was made on, or its folder or Hub id.
         split: Split of the judgements.
         name: Name of the run in the results, such as `"BM25"`.
         query_ids: Score these queries only, for example the sample that was reranked. None for all of the split.
@@ -52,7 +52,7 @@ def evaluate_run(
     Example:
         >>> evaluate_run({"q1": {"d7": 12.3, "d2": 4.5}}, collection, name="BM25").ndcg_at_10  # doctest: +SKIP
     """
-    found = checked_run(run, name)
+    found, collection = checked_run(run, name), Collection.load(collection)
     check_known(found, collection.queries, collection.documents, f"collection {collection.name}", name)
     found = without_own(found, collection.leaves_out_own)
     qrels = relevant_qrels(collection, split)
@@ -149,7 +149,9 @@ def exposure_groups(
     seen = [d for d in relevant if d in documents and text_hash(documents[d]) in exposure.positives]
     shared = set(shared_document_queries(qrels, seen)[0])
     parts = {SHARED: [q for q in qrels if q in shared], UNSEEN: [q for q in qrels if q not in shared]}
-    repeated = [q for part in parts.values() for q in part if text_hash(queries[q]) in exposure.queries]
+    repeated = [
+        q for part in parts.values() for q in part if q in queries and text_hash(queries[q]) in exposure.queries
+    ]
     return {name: ids for name, ids in parts.items() if ids}, repeated
 
 

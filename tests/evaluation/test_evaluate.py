@@ -24,6 +24,7 @@ from st_wkl.data.candidates import bm25_candidates
 from st_wkl.data.teachers import CallableTeacher, CrossEncoderTeacher
 from st_wkl.evaluation import Results, compare, evaluate, evaluate_run
 from st_wkl.evaluation.tasks import CollectionTask, resolve_tasks
+from tests.helpers.animals import write_beir
 from tests.helpers.tiny import DOCUMENTS, GAINS, QUERIES, collection, plain_mteb, scrambled
 
 
@@ -323,3 +324,13 @@ def test_a_teacher_is_evaluated_as_it_scores(cross_encoder_onnx_path: Path, tmp_
     with pytest.raises(ValueError, match="can only rerank"):
         evaluate(function, collection(), output=tmp_path / "results", show_progress=False)
     assert not any(tmp_path.iterdir()), "what failed leaves no folder behind"
+
+
+@pytest.mark.filterwarnings("ignore:.*have no text")
+def test_a_run_is_scored_on_a_folder(tmp_path: Path) -> None:
+    """`evaluate` takes a folder, so that nobody expects to load it for a run."""
+    folder = write_beir(collection(), tmp_path / "tiny")
+    run = {query: dict.fromkeys(gains, 1.0) for query, gains in GAINS.items()}
+    assert evaluate_run(run, folder, name="x").task().per_query == (
+        evaluate_run(run, collection(), name="x").task().per_query
+    )
