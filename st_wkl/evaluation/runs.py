@@ -149,10 +149,10 @@ def exposure_groups(
     seen = [d for d in relevant if d in documents and text_hash(documents[d]) in exposure.positives]
     shared = set(shared_document_queries(qrels, seen)[0])
     parts = {SHARED: [q for q in qrels if q in shared], UNSEEN: [q for q in qrels if q not in shared]}
-    repeated = [
-        q for part in parts.values() for q in part if q in queries and text_hash(queries[q]) in exposure.queries
+    repeated = {q for q in qrels if q in queries and text_hash(queries[q]) in exposure.queries}
+    return {name: ids for name, ids in parts.items() if ids}, [
+        q for ids in parts.values() for q in ids if q in repeated
     ]
-    return {name: ids for name, ids in parts.items() if ids}, repeated
 
 
 def shared_document_queries(

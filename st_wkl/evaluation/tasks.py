@@ -37,10 +37,6 @@ class CollectionTask(AbsTaskRetrieval):
 
     Queries without any relevant document are left out with a counted warning, as MTEB would score them 0.
 
-    Args:
-        collection: Documents, queries and judgements.
-        split: Split of the judgements.
-
     Raises:
         ValueError: If the collection has no such split, or the split no query with a relevant document.
 
@@ -191,11 +187,7 @@ def _registered(name: str) -> list[AbsTask]:
 
 
 def load_task(task: AbsTask) -> None:
-    """Load a task's data, or say what to do where they cannot be had.
-
-    Raises:
-        OSError: If a task by name cannot be fetched, such as offline.
-    """
+    """Load a task's data; where they cannot be had, such as offline, an OSError says what to do."""
     if isinstance(task, CollectionTask):
         return task.load_data()
     try:

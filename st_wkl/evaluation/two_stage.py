@@ -47,21 +47,14 @@ def bm25_settings(bm25: BM25) -> dict[str, Any]:
 class BM25Search:
     """BM25 as a model that MTEB runs, by `bm25_candidates`.
 
-    Unlike in MTEB's own `mteb/baseline-bm25s`, words of one character count.
-
-    Args:
-        bm25: The parameters.
-        task: A task whose data are loaded: the name is the one that BM25 has over its documents; `bm25.name` without.
-        show_progress: Show bars.
+    Unlike in MTEB's own `mteb/baseline-bm25s`, words of one character count. With a task whose data are loaded, the
+    name is the one that BM25 has over its documents.
     """
 
     def __init__(
-        self,
-        bm25: BM25 = BM25(),  # noqa: B008 - it is frozen
-        task: AbsTaskRetrieval | None = None,
-        *,
-        show_progress: bool = True,
+        self, bm25: BM25 | None = None, task: AbsTaskRetrieval | None = None, *, show_progress: bool = True
     ) -> None:
+        bm25 = bm25 or BM25()
         corpora = () if task is None else (data["corpus"] for _, _, data in data_of(task))
         self.name = bm25.name_over(text for corpus in corpora for text in texts_of(corpus).values())
         self.bm25, self.show_progress = bm25, show_progress
