@@ -21,7 +21,7 @@ from st_wkl.data.cross_encoder import CrossEncoderTeacher
 from st_wkl.data.teacher import as_scores
 from st_wkl.files import content_hash, expanded
 from st_wkl.model_files import onnx_file, torch_files
-from st_wkl.models import load_model, model_name, model_revision
+from st_wkl.models import model_name, model_revision
 from st_wkl.packaged import named
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from st_wkl.data.teacher import Teacher
     from st_wkl.models import AnyModel
-
-__all__ = ["TeacherWrapper", "check_source", "identified", "load_model", "model_name", "model_revision"]
 
 _WRAPPERS: dict[type, Any] = {
     CrossEncoder: CrossEncoderWrapper,
