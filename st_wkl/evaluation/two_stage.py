@@ -19,7 +19,7 @@ from mteb.models import CrossEncoderWrapper, ModelMeta
 from mteb.models.sentence_transformer_wrapper import SparseEncoderWrapper
 
 from st_wkl.data.candidates import BM25, bm25_candidates
-from st_wkl.data.collection import Collection, document_text
+from st_wkl.data.collection import Collection
 from st_wkl.data.runs import read_run
 from st_wkl.data.selection import without_own
 from st_wkl.evaluation.identity import TeacherWrapper, identified
