@@ -10,7 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from st_wkl._versions import installed_versions
+from st_wkl.data.arrow import as_dataset, lists_of
 from st_wkl.data.candidates import Candidates, Source, check_candidates, find_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.cross_encoder import CrossEncoderTeacher
@@ -18,13 +22,13 @@ from st_wkl.data.dataset import IGNORES, DistillationDataset, features
 from st_wkl.data.ensemble import EnsembleTeacher
 from st_wkl.data.leaks import document_disjoint, find_leaks
 from st_wkl.data.pairwise import dataset_preferences
-from st_wkl.data.pools import DROPPED, Pool, Row, check_lists, correct_labels, make_pool, make_row
+from st_wkl.data.pools import DROPPED, Pools, check_lists, correct_labels, make_lists, make_pools
 from st_wkl.data.provenance import python_call
 from st_wkl.data.report import TeacherReport, report_on_lists
 from st_wkl.data.score_store import ScoreStore, default_store_path
-from st_wkl.data.scoring import ScoringEstimate, estimate_scoring, score_candidates, split
+from st_wkl.data.scoring import ScoringEstimate, estimate_scoring, score_candidates
 from st_wkl.data.selection import Selection, shared_judgements
-from st_wkl.data.teacher import Engine, ListTeacher, PairwiseTeacher, Teacher
+from st_wkl.data.teacher import Engine, ListTeacher, PairwiseTeacher, Teacher, TextPairs
 from st_wkl.ranges import check_options
 from st_wkl.text import near_texts
 
@@ -143,30 +147,29 @@ class DistillationDatasetBuilder:
         candidates, source = self._candidates(show_progress)
         dropped = dict.fromkeys(DROPPED, 0)
         pools, shared = self._pools(candidates, dropped)
-        pairs = [(self.collection.queries[pool.query_id], text) for pool in pools for text in self._texts(pool)]
-        sizes = [len(pool.positives) + len(pool.negatives) for pool in pools]
         with self._opened_store() as store:
             scored = score_candidates(
                 self.teacher,
-                pairs,
-                sizes,
+                self._pairs(pools),
+                pools.lengths,
                 store=store,
                 show_progress=show_progress,
                 engine=self.engine,
                 workers=self.workers,
             )
-        found = split(scored.scores, sizes)
-        probabilities = all(float(scores.min()) >= 0 and float(scores.max()) <= 1 for scores in found)
-        rows = [
-            make_row(pool, scores, probabilities, self.selection, self.num_negatives, dropped)
-            for pool, scores in zip(pools, found, strict=True)
-        ]
-        rows = [row for row in rows if len(row.labels) > row.num_positives]
+        pools.scores = scored.scores
+        rows = make_lists(pools, self.selection, self.num_negatives, dropped)
         self._say_dropped(len(rows), dropped)
-        report = report_on_lists([row.scores for row in rows], [row.labels for row in rows])
+        report = report_on_lists(rows.scores, rows.gains, lengths=rows.lengths)
         _warn_of_useless(report)
         preferences, asked = self._preferences(rows, show_progress)
+        counts: dict[str, int | None] = {"queries": len(rows), "pairs": len(pools.documents)}
+        counts |= {"different_pairs": scored.different, "cut_pairs": scored.cut}
         corrected = correct_labels(rows, self.selection.label_correction)
+        if self.selection.label_correction:
+            counts["corrected_lists"] = corrected
+        if shared:
+            counts |= {"shared_judgements": sum(shared.values()), "queries_that_share": len(shared)}
         provenance: dict[str, Any] = {
             "collection": {"name": self.collection.name, "fingerprint": self.collection.fingerprint},
             "split": self.split,
@@ -175,21 +178,12 @@ class DistillationDatasetBuilder:
             "selection": dataclasses.asdict(self.selection),
             "teacher": self.teacher.identity,
             "teacher_license": getattr(self.teacher, "license", None),
-            "counts": {
-                "queries": len(rows),
-                "pairs": len(pairs),
-                "different_pairs": scored.different,
-                "cut_pairs": scored.cut,
-            },
+            "counts": counts,
             "dropped": dropped,
             "report": report.to_dict(),
             "command": self._call(),
             "versions": installed_versions(_PACKAGES),
         }
-        if self.selection.label_correction:
-            provenance["counts"]["corrected_lists"] = corrected
-        if shared:
-            provenance["counts"] |= {"shared_judgements": sum(shared.values()), "queries_that_share": len(shared)}
         if self.collection.ignore_identical_ids is not None:
             provenance[IGNORES] = self.collection.ignore_identical_ids
         dataset = self._assemble(rows, provenance)
@@ -221,9 +215,8 @@ class DistillationDatasetBuilder:
                 f"{type(self.teacher).__name__} scores whole lists, which cannot be estimated from a sample."
             )
         pools, _ = self._pools(self._candidates(show_progress)[0], dict.fromkeys(DROPPED, 0))
-        pairs = [(self.collection.queries[pool.query_id], text) for pool in pools for text in self._texts(pool)]
         with self._opened_store() as store:
-            return estimate_scoring(self.teacher, pairs, store=store)  # type: ignore[arg-type]
+            return estimate_scoring(self.teacher, self._pairs(pools), store=store)  # type: ignore[arg-type]
 
     def _call(self) -> str:
         options = {
@@ -235,8 +228,10 @@ class DistillationDatasetBuilder:
         }
         return python_call(self.collection.name, self.teacher.identity, options)
 
-    def _texts(self, pool: Pool) -> list[str]:
-        return [self.collection.documents[document_id] for document_id in (*pool.positives, *pool.negatives)]
+    def _pairs(self, pools: Pools) -> TextPairs:
+        queries, documents = self.collection.queries, self.collection.documents
+        asked = [queries[query_id] for query_id in pools.query_ids]
+        return TextPairs.at(asked, [documents[key] for key in pools.ids], pools.rows, pools.documents)
 
     @contextmanager
     def _opened_store(self) -> Iterator[ScoreStore]:
@@ -294,7 +289,7 @@ class DistillationDatasetBuilder:
         )
         return query_ids, kept
 
-    def _pools(self, candidates: Candidates, dropped: dict[str, int]) -> tuple[list[Pool], dict[str, int]]:
+    def _pools(self, candidates: Candidates, dropped: dict[str, int]) -> tuple[Pools, dict[str, int]]:
         """Return what is to be scored for each query, its positives and its negatives as far as they matter.
 
         Also return how many judgements queries have from others of the same words.
@@ -309,30 +304,19 @@ class DistillationDatasetBuilder:
                 "of the other.",
                 stacklevel=3,
             )
-        pools = []
-        for query_id in query_ids:
-            found = dict.fromkeys(hit.document_id for hit in candidates.get(query_id, ()))
-            own = self.collection.own_document(query_id)
-            hits = [document_id for document_id in found if document_id not in own]
-            dropped["own_documents"] += len(found) - len(hits)
-            pool = make_pool(
-                query_id,
-                {key: gain for key, gain in judgements.get(query_id, {}).items() if key not in own},
-                hits,
-                self.collection.documents,
-                self.selection,
-                self.num_negatives,
-                dropped,
-            )
-            if not pool.positives:
-                dropped["queries_without_positive"] += 1
-            elif not hits:
-                dropped["queries_without_candidate"] += 1
-            elif not pool.negatives:
-                dropped["queries_without_negative"] += 1
-            else:
-                pools.append(pool)
-        if not pools:
+
+        def found() -> Iterator[tuple[str, Mapping[str, int], Sequence[str]]]:
+            for query_id in query_ids:
+                hits = dict.fromkeys([hit.document_id for hit in candidates.get(query_id, ())])
+                own, judged = self.collection.own_document(query_id), judgements.get(query_id, {})
+                if own:
+                    dropped["own_documents"] += len(hits.keys() & own)
+                    judged = {key: gain for key, gain in judged.items() if key not in own}
+                yield query_id, judged, [key for key in hits if key not in own] if own else list(hits)
+
+        texts = self.collection.documents
+        pools = make_pools(found(), texts, self.selection, self.num_negatives, dropped)
+        if not len(pools):
             self._say_dropped(0, dropped)
         return pools, shared
 
@@ -351,40 +335,40 @@ class DistillationDatasetBuilder:
                 said = f"All {total:,} queries stay. Left out of their lists: {lost}."
             warnings.warn(said, stacklevel=3)
 
-    def _preferences(self, rows: Sequence[Row], show_progress: bool) -> tuple[list[Any] | None, dict[str, Any]]:
+    def _preferences(self, rows: Pools, show_progress: bool) -> tuple[list[Any] | None, dict[str, Any]]:
         if self.pairwise is None:
             return None, {}
         texts, queries = self.collection.documents, self.collection.queries
+        named = [[texts[rows.ids[place]] for place in rows.documents[span].tolist()] for span in rows.spans()]
         with self._opened_store() as store:
             return dataset_preferences(
                 self.pairwise,
-                [(queries[row.query_id], [texts[key] for key in row.document_ids]) for row in rows],
-                [row.scores for row in rows],
+                [(queries[query_id], documents) for query_id, documents in zip(rows.query_ids, named, strict=True)],
+                [rows.scores[span] for span in rows.spans()],
                 count=self.pairs_per_query,
                 seed=self.selection.seed,
                 store=store,
                 show_progress=show_progress,
             )
 
-    def _assemble(self, rows: Sequence[Row], provenance: dict[str, Any]) -> DistillationDataset:
-        from datasets import Dataset
-
-        used = list(dict.fromkeys(document_id for row in rows for document_id in row.document_ids))
+    def _assemble(self, rows: Pools, provenance: dict[str, Any]) -> DistillationDataset:
         queries, documents = self.collection.queries, self.collection.documents
+        different, first = np.unique(rows.documents, return_index=True)
+        order = different[np.argsort(first)]  # as they come in the lists
+        used = [rows.ids[place] for place in order.tolist()]
+        places = np.empty(len(rows.ids), np.int32)
+        places[order] = np.arange(len(order))
         columns = {
             "train": {
-                "query_id": [row.query_id for row in rows],
-                "document_ids": [row.document_ids for row in rows],
-                "scores": [row.scores for row in rows],
-                "labels": [row.labels for row in rows],
+                "query_id": rows.query_ids,
+                "document_ids": lists_of(rows.lengths, pa.array(used).take(pa.array(places[rows.documents]))),
+                "scores": lists_of(rows.lengths, rows.scores),
+                "labels": lists_of(rows.lengths, rows.gains),
             },
-            "queries": {
-                "query_id": [row.query_id for row in rows],
-                "text": [queries[row.query_id] for row in rows],
-            },
+            "queries": {"query_id": rows.query_ids, "text": [queries[query_id] for query_id in rows.query_ids]},
             "documents": {"document_id": used, "text": [documents[document_id] for document_id in used]},
         }
-        tables = {name: Dataset.from_dict(values, features=features(name)) for name, values in columns.items()}
+        tables = {name: as_dataset(pa.table(values), features(name)) for name, values in columns.items()}
         provenance["counts"]["documents"] = len(used)
         return DistillationDataset(**tables, provenance=provenance)
 

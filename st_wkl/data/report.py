@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_wkl.data.arrow import Ragged, columns
 from st_wkl.files import replacing
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # Half of the entropy of "all documents alike": the teacher's order counts, and more than one document does.
 _TARGET_ENTROPY = 0.5
+_AT_ONCE = 1 << 15  # scores: what fits a core's own cache
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,21 +97,25 @@ def teacher_report(dataset: DistillationDataset, *, temperature: float = 1.0) ->
     Example:
         >>> print(teacher_report(DistillationDataset.load_from_disk("nfcorpus-distillation")))  # doctest: +SKIP
     """
-    columns = dataset.train.with_format(None)[:]
-    return report_on_lists(columns["scores"], columns["labels"], temperature=temperature)
+    scores, labels = (Ragged(columns(dataset.train)[name]) for name in ("scores", "labels"))
+    return report_on_lists(
+        scores.values.to_numpy(), labels.values.to_numpy(), lengths=scores.lengths, temperature=temperature
+    )
 
 
 def report_on_lists(
-    scores: Sequence[Sequence[float] | np.ndarray],
-    labels: Sequence[Sequence[int]],
+    scores: Sequence[Sequence[float] | np.ndarray] | np.ndarray,
+    labels: Sequence[Sequence[int]] | np.ndarray,
     *,
+    lengths: np.ndarray | None = None,
     temperature: float = 1.0,
 ) -> TeacherReport:
     """Return the report on plain lists; see `TeacherReport`.
 
     Args:
-        scores: Teacher scores of each list, finite.
-        labels: Judged gains of each list, 0 where unjudged.
+        scores: Teacher scores of each list, finite; or, with `lengths`, of all lists one after another.
+        labels: Judged gains likewise, 0 where unjudged.
+        lengths: How many documents each list has.
         temperature: Teacher temperature for the entropy.
 
     Raises:
@@ -124,30 +130,23 @@ def report_on_lists(
         raise ValueError("There is no list to report on.")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive finite number, got {temperature}.")
-    lists = [np.asarray(values, dtype=np.float64) for values in scores]
-    margins, gains, contradicted, pairs = [], [], 0, 0
-    for values, judged in zip(lists, labels, strict=True):
-        gain = np.asarray(judged)
-        relevant = gain > 0
-        if relevant.any() and not relevant.all():
-            margins.append(float(values[relevant].max() - values[~relevant].max()))
-            gains.append(_ndcg(values, np.maximum(gain, 0)))
-            contradicted += int((values[relevant][:, None] < values[~relevant]).sum())
-            pairs += int(relevant.sum() * (~relevant).sum())
-    spreads = [float(values.max() - values.min()) for values in lists]
+    lists = _Lists(scores, lengths)
+    gains = np.concatenate([np.asarray(part) for part in labels]) if lengths is None else np.asarray(labels)
+    spreads = lists.each(lambda values: values.max(axis=1) - values.min(axis=1))
+    judged = _Judged(lists, gains)
     return TeacherReport(
-        lists=len(lists),
-        constant_lists=sum(spread == 0 for spread in spreads),
-        precision_at_1=float(np.mean([margin > 0 for margin in margins])) if margins else None,
-        ndcg_at_10=float(np.mean(gains)) if margins else None,
-        contradicted_pairs=contradicted / pairs if pairs else None,
+        lists=len(lists.lengths),
+        constant_lists=int((spreads == 0).sum()),
+        precision_at_1=float(np.mean(judged.margins > 0)) if len(judged.margins) else None,
+        ndcg_at_10=float(np.mean(judged.ndcg)) if len(judged.margins) else None,
+        contradicted_pairs=judged.contradicted / judged.pairs if judged.pairs else None,
         mean_spread=float(np.mean(spreads)),
-        mean_margin=float(np.mean(margins)) if margins else None,
-        lowest_score=float(min(values.min() for values in lists)),
-        highest_score=float(max(values.max() for values in lists)),
+        mean_margin=float(np.mean(judged.margins)) if len(judged.margins) else None,
+        lowest_score=float(lists.values.min()),
+        highest_score=float(lists.values.max()),
         temperature=temperature,
-        entropy=mean_entropy(lists, temperature),
-        suggested_temperature=suggest_temperature(lists),
+        entropy=_entropy(lists, temperature),
+        suggested_temperature=_suggest(lists, _TARGET_ENTROPY),
     )
 
 
@@ -162,15 +161,7 @@ def mean_entropy(scores: Sequence[Sequence[float] | np.ndarray], temperature: fl
         >>> mean_entropy([[1.0, 1.0], [200.0, 0.0]])
         0.5
     """
-    shares = []
-    for values in scores:
-        if len(values) > 1:
-            logits = np.asarray(values, dtype=np.float64) / temperature
-            weights = np.exp(logits - logits.max())
-            # H = ln Z − Σ p·(x − max); no logarithm of a weight that underflowed
-            entropy = math.log(weights.sum()) - float((weights * (logits - logits.max())).sum() / weights.sum())
-            shares.append(entropy / math.log(len(logits)))
-    return float(np.mean(shares)) if shares else 0.0
+    return _entropy(_Lists(scores), temperature)
 
 
 def suggest_temperature(
@@ -193,18 +184,104 @@ def suggest_temperature(
     """
     if not 0 < entropy < 1:
         raise ValueError(f"entropy is a share between 0 and 1, got {entropy}.")
-    lists = [np.asarray(values, dtype=np.float64) for values in scores]
-    lists = [values for values in lists if len(values) > 1 and values.max() > values.min()]
-    if not lists:
+    return _suggest(_Lists(scores), entropy)
+
+
+class _Lists:
+    """Lists as blocks of one length, in which the sums of a row are to the last bit those of the list alone."""
+
+    def __init__(
+        self, scores: Sequence[Sequence[float] | np.ndarray] | np.ndarray, lengths: np.ndarray | None = None
+    ) -> None:
+        if lengths is None:
+            lengths = np.array([len(values) for values in scores], int)
+            scores = np.concatenate([np.zeros(0), *(np.asarray(values, np.float64) for values in scores)])
+        self.values, self.lengths = np.asarray(scores), lengths
+        self.starts = np.cumsum(lengths) - lengths
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield places of lists of one length, and the places of their documents."""
+        order = np.argsort(self.lengths, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(self.lengths[order])) + 1):
+            length = int(self.lengths[rows[0]]) if len(rows) else 0
+            step = max(1, _AT_ONCE // max(1, length))
+            for start in range(0, len(rows) if length else 0, step):
+                part = rows[start : start + step]
+                yield part, self.starts[part][:, None] + np.arange(length)
+
+    def each(self, number: Callable[[np.ndarray], Any]) -> np.ndarray:
+        """Return a number of each list; `number` gets `(k, n)` scores of lists of one length."""
+        found = np.zeros(len(self.lengths))
+        for rows, places in self.blocks():
+            found[rows] = number(self.values[places].astype(np.float64))
+        return found
+
+    def take(self, kept: np.ndarray) -> _Lists:
+        """Return some of the lists."""
+        return _Lists(self.values[np.repeat(kept, self.lengths)], self.lengths[kept])
+
+
+def _entropy(lists: _Lists, temperature: float) -> float:
+    def shares(values: np.ndarray) -> Any:
+        if values.shape[1] < 2:
+            return 0.0
+        logits = values / temperature
+        logits -= logits.max(axis=1, keepdims=True)
+        weights = np.exp(logits)
+        total = weights.sum(axis=1)
+        # H = ln Z − Σ p·(x − max); no logarithm of a weight that underflowed. numpy's logarithm differs in last bits.
+        entropy = np.array([*map(math.log, total.tolist())]) - (weights * logits).sum(axis=1) / total
+        return entropy / math.log(values.shape[1])
+
+    found = lists.each(shares)[lists.lengths > 1]
+    return float(np.mean(found)) if len(found) else 0.0
+
+
+def _suggest(lists: _Lists, entropy: float) -> float | None:
+    spreads = lists.each(lambda values: values.max(axis=1) - values.min(axis=1))
+    if not (spreads > 0).any():
         return None
-    spread = float(np.mean([values.max() - values.min() for values in lists]))
+    lists, spread = lists.take(spreads > 0), float(np.mean(spreads[spreads > 0]))
     low, high = math.log(spread * 1e-5), math.log(spread * 1e5)
-    if mean_entropy(lists, math.exp(low)) > entropy:  # equal best scores: no temperature parts them
+    if _entropy(lists, math.exp(low)) > entropy:  # equal best scores: no temperature parts them
         return None
     for _ in range(40):
+        if f"{math.exp(low):.3g}" == f"{math.exp(high):.3g}":
+            break
         middle = (low + high) / 2
-        low, high = (middle, high) if mean_entropy(lists, math.exp(middle)) < entropy else (low, middle)
+        low, high = (middle, high) if _entropy(lists, math.exp(middle)) < entropy else (low, middle)
     return float(f"{math.exp(high):.3g}")
+
+
+class _Judged:
+    """What judgements say of the lists with both a positive and another document."""
+
+    def __init__(self, lists: _Lists, gains: np.ndarray) -> None:
+        margins, ndcg = (np.full(len(lists.lengths), np.nan) for _ in range(2))
+        self.contradicted = self.pairs = 0
+        for rows, places in lists.blocks():
+            relevant = gains[places] > 0
+            both = relevant.any(axis=1) & ~relevant.all(axis=1)
+            rows, places, relevant = rows[both], places[both], relevant[both]
+            values = lists.values[places].astype(np.float64)
+            best = [np.where(side, values, -np.inf).max(axis=1, initial=-np.inf) for side in (relevant, ~relevant)]
+            margins[rows] = best[0] - best[1]
+            ndcg[rows] = _ndcg(values, np.maximum(gains[places], 0))
+            for place in range(values.shape[1]):
+                worse = (values[:, place, None] < values) & ~relevant
+                self.contradicted += int(worse[relevant[:, place]].sum())
+            self.pairs += int((relevant.sum(axis=1) * (~relevant).sum(axis=1)).sum())
+        judged = ~np.isnan(margins)
+        self.margins, self.ndcg = margins[judged], ndcg[judged]
+
+
+def _ndcg(scores: np.ndarray, gains: np.ndarray, depth: int = 10) -> np.ndarray:
+    # Of equal scores the less relevant first: a teacher that gives everything one score is not right.
+    order = np.lexsort((gains, -scores))[:, :depth]
+    ideal = np.sort(gains)[:, ::-1][:, :depth]
+    discounts = 1 / np.log2(np.arange(2, order.shape[1] + 2))
+    found = np.take_along_axis(gains, order, axis=1)
+    return (found * discounts).sum(axis=1) / np.ascontiguousarray(ideal * discounts).sum(axis=1)
 
 
 def plot_report(dataset: DistillationDataset, path: str | os.PathLike[str]) -> Path:
@@ -285,11 +362,3 @@ def _plot_entropy(axes: Any, lists: Sequence[np.ndarray], report: TeacherReport)
     if report.suggested_temperature is not None:
         axes.axvline(centre, color="black", linestyle="--", label=f"half entropy: {centre:.2g}")
     axes.legend(frameon=False, fontsize="small")
-
-
-def _ndcg(scores: np.ndarray, gains: np.ndarray, depth: int = 10) -> float:
-    # Of equal scores the less relevant first: a teacher that gives everything one score is not right.
-    order = np.lexsort((gains, -scores))[:depth]
-    ideal = np.sort(gains)[::-1][:depth]
-    discounts = 1 / np.log2(np.arange(2, depth + 2))
-    return float((gains[order] * discounts[: len(order)]).sum() / (ideal * discounts[: len(ideal)]).sum())

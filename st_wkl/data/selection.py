@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from st_wkl.data.copies import COPY, NEAR, REPEATED, Texts, find_copies
 from st_wkl.ranges import check_options
-from st_wkl.text import jaccard, plain_text, text_words
+from st_wkl.text import plain_text
 
 Choice = Literal["top", "random", "quantiles"]
 Reference = Literal["best", "worst"]
@@ -215,22 +216,16 @@ def duplicates(
         >>> duplicates({"a": "Cats purr.", "b": "cats PURR!", "c": "x", "d": "X"}, {"p": "cats purr."})
         (['a'], ['b'], ['d'])
     """
-    known = {plain_text(text) for text in positives.values()}
-    word_sets = [frozenset(text_words(text)) for text in positives.values()] if near is not None else []
-    by_size: dict[int, list[frozenset[str]]] = defaultdict(list)
-    for unique in word_sets:
-        by_size[len(unique)].append(unique)
-    copies, versions, repeated = [], [], []
-    seen: set[str] = set()
-    for key, text in candidates.items():
-        plain = plain_text(text)
-        if plain in known:
-            copies.append(key)
-        elif plain in seen:
-            repeated.append(key)
-        elif near is not None and _is_near(frozenset(text_words(text)), by_size, near):
-            versions.append(key)
-        seen.add(plain)
+    texts = Texts([*candidates.values(), *positives.values()], near)
+    places, sizes = (
+        np.arange(len(candidates) + len(positives)),
+        [np.array([len(part)]) for part in (candidates, positives)],
+    )
+    kinds = find_copies(texts, places[: len(candidates)], sizes[0], places[len(candidates) :], sizes[1])
+    copies, versions, repeated = (
+        [key for key, kind in zip(candidates, kinds.tolist(), strict=True) if kind == wanted]
+        for wanted in (COPY, NEAR, REPEATED)
+    )
     return copies, versions, repeated
 
 
@@ -297,12 +292,6 @@ def shared_judgements(
         for query_id, judged in judgements.items()
     }
     return shared, {query_id: count for query_id, count in learnt.items() if count}
-
-
-def _is_near(unique: frozenset[str], by_size: Mapping[int, list[frozenset[str]]], near: float) -> bool:
-    """Compare only with sets of a size that can reach the coefficient."""
-    sizes = range(math.ceil(near * len(unique) - 1e-9), math.floor(len(unique) / near + 1e-9) + 1)
-    return any(jaccard(unique, other) >= near for size in sizes for other in by_size.get(size, ()))
 
 
 def _check_margins(relative: float | None, absolute: float | None) -> None:
