@@ -38,7 +38,9 @@ def task(queries: int, candidates: int, documents: int, words: int) -> tuple[Col
     draw = np.random.default_rng(0)
     vocabulary = np.array([f"word{place}" for place in range(20_000)])
     texts = {f"d{place}": " ".join(row) for place, row in enumerate(vocabulary[_zipf(draw, (documents, words))])}
-    asked = {f"q{place}": f"{place} " + " ".join(row) for place, row in enumerate(vocabulary[_zipf(draw, (queries, 8))])}
+    asked = {
+        f"q{place}": f"{place} " + " ".join(row) for place, row in enumerate(vocabulary[_zipf(draw, (queries, 8))])
+    }
     found = draw.integers(0, documents, (queries, candidates)).tolist()
     qrels = {"train": {key: {f"d{row[0]}": 1} for key, row in zip(asked, found, strict=True)}}
     hits = [[Candidate(f"d{place}", -float(rank), rank, "random") for rank, place in enumerate(row)] for row in found]

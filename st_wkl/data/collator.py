@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 QUERY, DOCUMENTS, SCORES, LABELS, PAIRS, RANKS = "query", "documents", "scores", "labels", "pairs", "ranks"
 OWN = "own"
+_KINDS = ("sentence_transformer", "sparse_encoder", "multi_vector_encoder", "cross_encoder")
 
 
 @dataclass
@@ -55,7 +58,8 @@ class ListwiseCollator(BaseDataCollator):
 
     Raises:
         ValueError: When a batch is made, if a row lacks a column, holds a null or empty query, a null document, or
-            lists of different length, or if a score is not finite.
+            lists of different length, if a score is not finite, or if the trainer's loss is one of
+            sentence-transformers' own, which would take documents for positives by their place.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -80,6 +84,7 @@ class ListwiseCollator(BaseDataCollator):
         self._asks = [name for name in ("prompts", "max_length") if args is None and getattr(self, name) is None]
         self._former = model.model_card_data.all_hyperparameters  # of a training before this one
         self._said: set[tuple[str, Any]] = set()
+        self._checked: Any = None
         self._check_length()
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -120,6 +125,9 @@ class ListwiseCollator(BaseDataCollator):
         told = self.model.model_card_data.all_hyperparameters  # made anew when training begins
         if told is self._former:
             return
+        if self._checked is not told:
+            _check_losses(self.model.model_card_data.train_datasets)
+            self._checked = told
         before = self.max_length
         for name in self._asks:
             setattr(self, name, told.get(name))
@@ -172,6 +180,26 @@ class ListwiseCollator(BaseDataCollator):
                 "which would be used nowhere."
             )
         return named.get(side)
+
+
+def _check_losses(datasets: Iterable[dict[str, Any]]) -> None:
+    """Stop where a loss of sentence-transformers is trained on lists: by place, wrong documents are its positives.
+
+    Args:
+        datasets: What the trainer tells the model's card of its datasets and losses when it is made.
+    """
+    modules = [importlib.import_module(f"sentence_transformers.{kind}.losses") for kind in _KINDS]
+    upstream = {name for module in modules for name in dir(module)}
+    for told in datasets:
+        loss = told.get("loss", {})
+        # A wrapper's own name and those of what it wraps: a loss of another package may know lists.
+        names = re.findall(r"\w+Loss\b", f"{loss.get('fullname', '')} {loss.get('config_code', '')}")
+        if names and f"<code>{DOCUMENTS}</code>" in told.get("columns", ()) and {*names} <= upstream:
+            raise ValueError(
+                f"{names[-1]} of sentence-transformers takes columns, and would take the documents of these lists for "
+                "the positives of its queries, one after the other. Train it on DistillationDataset.to_columns() "
+                "without ListwiseCollator, or take st_wkl's own: InBatchContrastiveLoss contrasts lists."
+            )
 
 
 def _no_negatives(features: list[dict[str, Any]], texts: Iterable[str]) -> list[list[str]] | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from st_wkl.functional._scores import is_number
 from st_wkl.losses.cached import StudentLoss, Terms
+from st_wkl.losses.lists import holds_lists
 from st_wkl.losses.options import spelled_out
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ class WeightedSumLoss(StudentLoss):
         """Compute every term from the same embeddings; labels as the terms need them."""
         found = Terms()
         for name, weight, loss in zip(self.names, self.weights, self.losses, strict=True):
+            if holds_lists(labels) and type(loss).__module__.startswith("sentence_transformers."):
+                raise ValueError(
+                    f"{type(loss).__name__} takes columns, and would take the documents of these lists for the "
+                    "positives of its queries, one after the other. Train the sum on DistillationDataset.to_columns() "
+                    "without ListwiseCollator, or take st_wkl's own: InBatchContrastiveLoss contrasts lists."
+                )
             # A term that only logs has no gradient that could be missed.
             only_logs = weight == 0 and isinstance(loss, StudentLoss)
             compute: Any = loss.loss_from_embeddings if only_logs else loss.compute_loss_from_embeddings
