@@ -262,7 +262,7 @@ def twin_queries(queries: Mapping[str, str]) -> list[list[str]]:
 
 def shared_judgements(
     queries: Mapping[str, str], judgements: Mapping[str, Mapping[str, int]]
-) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+) -> tuple[dict[str, Mapping[str, int]], dict[str, int]]:
     """Give queries of the same words the same judgements: what answers one is no negative of the other.
 
     Args:
@@ -277,7 +277,7 @@ def shared_judgements(
         >>> shared_judgements({"a": "Who purrs?", "b": "who  purrs?"}, {"a": {"d1": 1}, "b": {"d2": 2}})
         ({'a': {'d1': 1, 'd2': 2}, 'b': {'d2': 2, 'd1': 1}}, {'a': 1, 'b': 1})
     """
-    shared = {query_id: dict(judged) for query_id, judged in judgements.items()}
+    shared, learnt = {**judgements}, {}
     for query_ids in twin_queries({query_id: queries[query_id] for query_id in judgements}):
         gains: dict[str, list[int]] = defaultdict(list)
         for query_id in query_ids:
@@ -285,13 +285,10 @@ def shared_judgements(
                 gains[document_id].append(gain)
         best = {document_id: min(found) if min(found) < 0 else max(found) for document_id, found in gains.items()}
         for query_id in query_ids:
-            order = {**judgements[query_id], **best}
-            shared[query_id] = {document_id: best[document_id] for document_id in order}
-    learnt = {
-        query_id: sum(judged.get(document_id) != gain for document_id, gain in shared[query_id].items())
-        for query_id, judged in judgements.items()
-    }
-    return shared, {query_id: count for query_id, count in learnt.items() if count}
+            before = judgements[query_id]
+            shared[query_id] = {document_id: best[document_id] for document_id in {**before, **best}}
+            learnt[query_id] = sum(before.get(document_id) != gain for document_id, gain in best.items())
+    return shared, {query_id: learnt[query_id] for query_id in judgements if learnt.get(query_id)}
 
 
 def _check_margins(relative: float | None, absolute: float | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,3 +94,43 @@ def test_plot_is_written(tmp_path: Path) -> None:
         path = plot_report(dataset([[2.0, 2.0], [2.0, 2.0]], labels), tmp_path / "new" / f"{number}.png")
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert plot_report(dataset(SCORES, LABELS), tmp_path / "a.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def plain_report(scores: list[np.ndarray], labels: list[np.ndarray]) -> dict[str, Any]:
+    """Return the numbers of the report list by list."""
+    margins, ndcg, contradicted, pairs, shares = [], [], 0, 0, []
+    for values, gains in zip([one.astype(np.float64) for one in scores], labels, strict=True):
+        relevant = gains > 0
+        if len(values) > 1:
+            shifted = values - values.max()
+            weights = np.exp(shifted)
+            entropy = math.log(weights.sum()) - float((weights * shifted).sum() / weights.sum())
+            shares.append(entropy / math.log(len(values)))
+        if relevant.any() and not relevant.all():
+            margins.append(values[relevant].max() - values[~relevant].max())
+            contradicted += int((values[relevant][:, None] < values[~relevant]).sum())
+            pairs += int(relevant.sum() * (~relevant).sum())
+            kept = np.maximum(gains, 0)
+            order, ideal = np.lexsort((kept, -values))[:10], np.sort(kept)[::-1][:10]
+            discounts = 1 / np.log2(np.arange(2, 12))[: len(order)]
+            ndcg.append((kept[order] * discounts).sum() / (ideal * discounts).sum())
+    return {
+        "ndcg_at_10": np.mean(ndcg) if margins else None,
+        "mean_margin": np.mean(margins) if margins else None,
+        "contradicted_pairs": contradicted / pairs if pairs else None,
+        "mean_spread": np.mean([float(one.max()) - float(one.min()) for one in scores]),
+        "entropy": np.mean(shares) if shares else 0.0,
+    }
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_reports_are_the_same_to_the_last_bit(seed: int) -> None:
+    """The report stands in the dataset's folder, whose bytes must not hang on how lists were put together."""
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(1, 150 if seed % 2 else 20, 80)
+    scores = [(draw.normal(size=length) * draw.choice([0.1, 5])).astype(np.float32).round(1) for length in lengths]
+    labels = [draw.choice([0, 0, 0, 1, 2, -1], length) for length in lengths]
+    found = report_on_lists(scores, labels).to_dict()
+    expected = plain_report(scores, labels)
+    assert {name: found[name] for name in expected} == expected
+    assert report_on_lists(np.concatenate(scores), np.concatenate(labels), lengths=lengths).to_dict() == found

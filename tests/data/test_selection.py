@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import numpy as np
 import pytest
 
 from st_wkl.data.selection import Selection, choose, duplicates, false_negatives
+from st_wkl.text import jaccard, plain_text, text_words
 
 
 def sigmoid(value: float) -> float:
@@ -117,3 +119,33 @@ def test_pool_sizes() -> None:
     assert Selection(choice="random").pool(15) == 60
     assert Selection(choice="random", pool_size=20).pool(15) == 20
     assert Selection(pool_size=3).pool(15) == 15
+
+
+@pytest.mark.parametrize("near", [0.9, 0.6, 1.0, None])
+def test_copies_are_those_that_a_comparison_of_all_words_finds(near: float | None) -> None:
+    """Bits rule out most pairs of texts; one that they ruled out wrongly would be a negative that is an answer."""
+    draw = random.Random(str(near))
+    texts = ["", " ", "?!", "検索エンジン"]
+    for _ in range(150):
+        words = [f"w{draw.randint(0, 30)}" for _ in range(draw.randint(1, 25))]
+        other = draw.choice(texts).split()
+        texts.append(
+            " ".join(draw.choice([words, other, [*other, "more"], [*reversed(other)], [*other, "."], other[1:]]))
+        )
+        texts.append(draw.choice(texts).upper())
+    documents = {f"d{place}": text for place, text in enumerate(texts)}
+    for _ in range(20):
+        keys = draw.sample(list(documents), 40)
+        positives, candidates = ({key: documents[key] for key in part} for part in (keys[:4], keys[4:]))
+        expected: tuple[list[str], list[str], list[str]] = ([], [], [])
+        seen: set[str] = set()
+        for key, text in candidates.items():
+            sets = [frozenset(text_words(one)) for one in positives.values()]
+            if plain_text(text) in map(plain_text, positives.values()):
+                expected[0].append(key)
+            elif plain_text(text) in seen:
+                expected[2].append(key)
+            elif near is not None and any(jaccard(frozenset(text_words(text)), one) >= near for one in sets):
+                expected[1].append(key)
+            seen.add(plain_text(text))
+        assert duplicates(candidates, positives, near) == expected
