@@ -132,7 +132,7 @@ def report_on_lists(
         raise ValueError(f"temperature must be a positive finite number, got {temperature}.")
     lists = _Lists(scores, lengths)
     gains = np.concatenate([np.asarray(part) for part in labels]) if lengths is None else np.asarray(labels)
-    spreads = lists.each(lambda values: values.max(axis=1) - values.min(axis=1))
+    spreads = lists.each(np.ptp)
     judged = _Judged(lists, gains)
     return TeacherReport(
         lists=len(lists.lengths),
@@ -209,11 +209,11 @@ class _Lists:
                 part = rows[start : start + step]
                 yield part, self.starts[part][:, None] + np.arange(length)
 
-    def each(self, number: Callable[[np.ndarray], Any]) -> np.ndarray:
-        """Return a number of each list; `number` gets `(k, n)` scores of lists of one length."""
+    def each(self, number: Callable[..., Any]) -> np.ndarray:
+        """Return a number of each list; `number` gets `(k, n)` scores of lists of one length, and axis 1."""
         found = np.zeros(len(self.lengths))
         for rows, places in self.blocks():
-            found[rows] = number(self.values[places].astype(np.float64))
+            found[rows] = number(self.values[places].astype(np.float64), axis=1)
         return found
 
     def take(self, kept: np.ndarray) -> _Lists:
@@ -222,15 +222,15 @@ class _Lists:
 
 
 def _entropy(lists: _Lists, temperature: float) -> float:
-    def shares(values: np.ndarray) -> Any:
+    def shares(values: np.ndarray, axis: int) -> Any:
         if values.shape[1] < 2:
             return 0.0
         logits = values / temperature
-        logits -= logits.max(axis=1, keepdims=True)
+        logits -= logits.max(axis=axis, keepdims=True)
         weights = np.exp(logits)
-        total = weights.sum(axis=1)
+        total = weights.sum(axis=axis)
         # H = ln Z − Σ p·(x − max); no logarithm of a weight that underflowed. numpy's logarithm differs in last bits.
-        entropy = np.array([*map(math.log, total.tolist())]) - (weights * logits).sum(axis=1) / total
+        entropy = np.array([*map(math.log, total.tolist())]) - (weights * logits).sum(axis=axis) / total
         return entropy / math.log(values.shape[1])
 
     found = lists.each(shares)[lists.lengths > 1]
@@ -238,7 +238,7 @@ def _entropy(lists: _Lists, temperature: float) -> float:
 
 
 def _suggest(lists: _Lists, entropy: float) -> float | None:
-    spreads = lists.each(lambda values: values.max(axis=1) - values.min(axis=1))
+    spreads = lists.each(np.ptp)
     if not (spreads > 0).any():
         return None
     lists, spread = lists.take(spreads > 0), float(np.mean(spreads[spreads > 0]))
@@ -300,13 +300,12 @@ def plot_report(dataset: DistillationDataset, path: str | os.PathLike[str]) -> P
     except ImportError as error:
         raise ImportError("Plots need matplotlib: pip install 'st-wkl[plots]'.") from error
     report = teacher_report(dataset)
-    columns = dataset.train.with_format(None)[:]
-    lists = [np.asarray(values, dtype=np.float64) for values in columns["scores"]]
-    relevant = [np.asarray(gains) > 0 for gains in columns["labels"]]
+    scores, labels = (Ragged(columns(dataset.train)[name]) for name in ("scores", "labels"))
+    lists, gains = _Lists(scores.values.to_numpy(), scores.lengths), labels.values.to_numpy()
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
-    _plot_scores(axes[0], np.concatenate(lists), np.concatenate(relevant))
-    _plot_margins(axes[1], lists, relevant)
+    _plot_scores(axes[0], lists.values, gains > 0)
+    _plot_margins(axes[1], _Judged(lists, gains).margins)
     _plot_entropy(axes[2], lists, report)
     teacher = dataset.provenance.get("teacher", {})
     teacher = teacher.get("model", "teacher") if isinstance(teacher, dict) else "teacher"
@@ -332,10 +331,7 @@ def _plot_scores(axes: Any, values: np.ndarray, relevant: np.ndarray) -> None:
     axes.legend(frameon=False, fontsize="small")
 
 
-def _plot_margins(axes: Any, lists: Sequence[np.ndarray], relevant: Sequence[np.ndarray]) -> None:
-    margins = np.array(
-        [v[r].max() - v[~r].max() for v, r in zip(lists, relevant, strict=True) if r.any() and not r.all()]
-    )
+def _plot_margins(axes: Any, margins: np.ndarray) -> None:
     axes.set(xlabel="best positive − best negative", ylabel="lists", title="Margins")
     if len(margins):
         limit = max(abs(margins).max(), 1e-9)
@@ -344,19 +340,16 @@ def _plot_margins(axes: Any, lists: Sequence[np.ndarray], relevant: Sequence[np.
         axes.hist(margins[margins > 0], bins=bins, color="0.8", edgecolor="black")
         wrong = float((margins <= 0).mean())
         axes.axvline(0, color="black", linewidth=1)
-        axes.text(
-            0.03, 0.95, f"contradicts the\nlabels: {wrong:.0%}", transform=axes.transAxes, va="top", fontsize="small"
-        )
-        axes.text(
-            0.97, 0.95, f"agrees: {1 - wrong:.0%}", transform=axes.transAxes, va="top", ha="right", fontsize="small"
-        )
+        style = {"transform": axes.transAxes, "va": "top", "fontsize": "small"}
+        axes.text(0.03, 0.95, f"contradicts the\nlabels: {wrong:.0%}", **style)
+        axes.text(0.97, 0.95, f"agrees: {1 - wrong:.0%}", ha="right", **style)
         axes.margins(y=0.25)
 
 
-def _plot_entropy(axes: Any, lists: Sequence[np.ndarray], report: TeacherReport) -> None:
+def _plot_entropy(axes: Any, lists: _Lists, report: TeacherReport) -> None:
     centre = report.suggested_temperature or 1.0
     temperatures = np.geomspace(min(centre, 1) / 30, max(centre, 1) * 30, 40)
-    axes.plot(temperatures, [mean_entropy(lists, float(value)) for value in temperatures], color="black")
+    axes.plot(temperatures, [_entropy(lists, float(value)) for value in temperatures], color="black")
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="teacher temperature", ylabel="entropy / log N", title="Sharpness")
     axes.axvline(1, color="0.5", linestyle=":", label="1")
     if report.suggested_temperature is not None:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # What is finished is kept after a second, or sooner where a pair costs a teacher more than a commit does: a teacher
 # that costs nothing would wait for the disk most of its time.
-_SECONDS_OPEN, _SECONDS_A_PAIR = 1.0, 5e-4
+_SECONDS_OPEN, _SECONDS_A_PAIR = 1.0, 2e-5
 
 
 @dataclass(frozen=True)
