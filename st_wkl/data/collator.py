@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.data_collator import BaseDataCollator
 
-from st_wkl.data.selection import twin_queries
+from st_wkl.data.selection import no_negatives
 from st_wkl.functional._scores import LARGEST_SCORE, MASK_VALUES
 from st_wkl.losses.lists import pack
 from st_wkl.model_checks import check_fits
 from st_wkl.models import own_prompt
-from st_wkl.text import plain_text
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
@@ -116,7 +115,9 @@ class ListwiseCollator(BaseDataCollator):
             self._tokenize(batch, "query", queries)
             self._tokenize(batch, "document", texts)
         ranks = [row[RANKS] for row in features] if RANKS in features[0] else None
-        others = None if self.texts_only else _no_negatives(features, unique)
+        others = None
+        if not self.texts_only:
+            others = no_negatives([(row[QUERY], row[DOCUMENTS], row[LABELS], row.get(OWN)) for row in features], unique)
         batch["label"] = pack(indices, texts, scores, gains, pairs, ranks, others)
         return batch
 
@@ -200,29 +201,6 @@ def _check_losses(datasets: Iterable[dict[str, Any]]) -> None:
                 "the positives of its queries, one after the other. Train it on DistillationDataset.to_columns() "
                 "without ListwiseCollator, or take st_wkl's own: InBatchContrastiveLoss contrasts lists."
             )
-
-
-def _no_negatives(features: list[dict[str, Any]], texts: Iterable[str]) -> list[list[str]] | None:
-    """Return which documents are no negatives of each row, beside those in its own list."""
-    queries = {str(number): row[QUERY] for number, row in enumerate(features)}
-    found: list[set[str]] = [{row[OWN]} if row.get(OWN) else set() for row in features]
-    longest = 4 * max(map(len, queries.values())) + 64  # no spelling of a query is longer, but for runs of spaces
-    plain: dict[str, list[str]] = {}
-    for text in texts:
-        if len(text) <= longest:
-            plain.setdefault(plain_text(text), []).append(text)
-    for number, row in enumerate(features):
-        found[number].update(plain.get(plain_text(row[QUERY]), ()))
-        found[number] -= {*row[DOCUMENTS]}  # what stands in its list has a label
-    for twins in twin_queries(queries):
-        answers = {twin: _answers(features[int(twin)]) for twin in twins}
-        for twin in twins:
-            found[int(twin)] |= set().union(*answers.values()) - answers[twin]
-    return [sorted(others) for others in found] if any(found) else None
-
-
-def _answers(row: dict[str, Any]) -> set[str]:
-    return {text for text, gain in zip(row[DOCUMENTS], row[LABELS], strict=True) if gain > 0}
 
 
 def _check(row: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
@@ -289,6 +289,36 @@ def shared_judgements(
             shared[query_id] = {document_id: best[document_id] for document_id in {**before, **best}}
             learnt[query_id] = sum(before.get(document_id) != gain for document_id, gain in best.items())
     return shared, {query_id: learnt[query_id] for query_id in judgements if learnt.get(query_id)}
+
+
+def no_negatives(
+    rows: Sequence[tuple[str, Sequence[str], Sequence[float], str | None]], texts: Iterable[str]
+) -> list[list[str]] | None:
+    """Return which documents of a batch are no negatives of each row, beside those in its own list.
+
+    Args:
+        rows: Query, documents, labels, and the document that is the query itself or nothing.
+        texts: The different documents of the batch.
+
+    Returns:
+        For each row its own document, what has the query's very text, and what answers another row of the same words;
+        `None` where no row has any.
+    """
+    queries = {str(number): query for number, (query, *_) in enumerate(rows)}
+    longest = 4 * max(map(len, queries.values())) + 64  # no spelling of a query is longer, but for runs of spaces
+    plain: dict[str, list[str]] = {}
+    for text in texts:
+        if len(text) <= longest:
+            plain.setdefault(plain_text(text), []).append(text)
+    found: list[set[str]] = []
+    for query, documents, _, own in rows:  # what stands in its list has a label
+        found.append({*([own] if own else []), *plain.get(plain_text(query), ())} - {*documents})
+    for twins in twin_queries(queries):
+        lists = {twin: zip(*rows[int(twin)][1:3], strict=True) for twin in twins}
+        answers = {twin: {text for text, gain in judged if gain > 0} for twin, judged in lists.items()}
+        for twin in twins:
+            found[int(twin)] |= set().union(*answers.values()) - answers[twin]
+    return [sorted(others) for others in found] if any(found) else None
 
 
 def _check_margins(relative: float | None, absolute: float | None) -> None:
