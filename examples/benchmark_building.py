@@ -55,19 +55,20 @@ def build(counts: tuple[int, int, int, int], folder: str, name: str) -> None:
     """Build once in this process, and say what it took."""
     collection, candidates = task(*counts)
     store = Path(folder) / "scores.sqlite3"
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start, busy = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), time.process_time()
     builder = DistillationDatasetBuilder(
         collection, Letters(), candidates=candidates, num_negatives=counts[1], store=store, against=None
     )
     dataset = builder.build(show_progress=False)
     built = time.perf_counter() - start
-    made = dataset.save(Path(folder) / name) if hasattr(dataset, "save") else dataset.save_to_disk(Path(folder) / name)
-    seconds = time.perf_counter() - start
+    made = dataset.save(Path(folder) / name)
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     pairs = dataset.provenance["counts"]["pairs"]
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     digest = hashlib.blake2b(b"".join(path.read_bytes() for path in sorted(made.iterdir())), digest_size=8).hexdigest()
     print(
-        f"{name}: {pairs:,} pairs in {seconds:.1f} s (saving {seconds - built:.1f}): {pairs / seconds:,.0f} pairs/s, "
+        f"{name}: {pairs:,} pairs in {seconds:.1f} s (saving {seconds - built:.1f}), {pairs / seconds:,.0f} pairs/s; "
+        f"{busy:.1f} s of CPU, {pairs / busy:,.0f} pairs/s; "
         f"{peak / pairs:.0f} bytes a pair above collection and candidates, folder {digest}",
         flush=True,
     )
