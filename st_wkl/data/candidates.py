@@ -68,8 +68,7 @@ def find_candidates(
         said of the document.
 
     Raises:
-        FileNotFoundError: A run file does not exist.
-        TypeError: A model is none of these.
+        FileNotFoundError, TypeError: A run file does not exist, or a model is none of these.
         ValueError: Unknown query ids, a run of another collection, an embedding that is not finite, an option out of
             range. All that can be known is known before the first search.
 
@@ -86,18 +85,12 @@ def find_candidates(
         raise ValueError("There is no source of candidates: give one or more, such as 'bm25'.")
     if revision is not None and len(given) > 1:
         raise ValueError(f"revision={revision!r} names the weights of one model: give one source, not {len(given)}.")
-    asked = list(collection.queries if query_ids is None else query_ids)
-    if unknown := [query_id for query_id in asked if query_id not in collection.queries]:
-        raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")
-    queries = {query_id: collection.queries[query_id] for query_id in asked}
+    queries = _asked(collection, query_ids)
     # What is wrong with the last source is said before the first one searches.
     known = [_resolved(source, collection, queries, top_k) for source in given]
     options = {"document_prompt": document_prompt, "batch_size": batch_size, "cache": cache, "revision": revision}
     options |= {"query_prompt": query_prompt, "trust_remote_code": trust_remote_code, "show_progress": show_progress}
-    lists = [
-        source if isinstance(source, Candidates) else _search(source, collection, queries, top_k, options)
-        for source in known
-    ]
+    lists = [_search(source, collection, queries, top_k, options) for source in known]
     return lists[0] if len(lists) == 1 else reciprocal_rank_fusion(*lists, top_k=top_k)
 
 
@@ -119,6 +112,13 @@ def bm25_candidates(
 ) -> Candidates:
     """Find candidates with BM25: `find_candidates(collection, query_ids, BM25(k1, b, language), **options)`."""
     return find_candidates(collection, query_ids, BM25(k1, b, language), **options)
+
+
+def _asked(collection: Collection, query_ids: Iterable[str] | None) -> dict[str, str]:
+    asked = list(collection.queries if query_ids is None else query_ids)
+    if unknown := [query_id for query_id in asked if query_id not in collection.queries]:
+        raise ValueError(f"{len(unknown)} query ids are not in {collection.name!r}, the first is {unknown[0]!r}.")
+    return {query_id: collection.queries[query_id] for query_id in asked}
 
 
 def _resolved(source: Source, collection: Collection, queries: Mapping[str, str], top_k: int) -> Any:
@@ -190,6 +190,8 @@ def _search(
     source: Any, collection: Collection, queries: Mapping[str, str], top_k: int, options: dict[str, Any]
 ) -> Candidates:
     """Search with a `BM25` or a retriever, one document deeper where the query's own is left out afterwards."""
+    if isinstance(source, Candidates):
+        return source
     out = collection.leaves_out_own
     if isinstance(source, BM25):
         shown = {"where": collection.name, "show_progress": options["show_progress"]}
