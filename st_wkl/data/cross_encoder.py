@@ -9,21 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from st_wkl.data.backends import FALLBACK_LENGTH, OnnxEngine, TorchEngine
 from st_wkl.data.provenance import stated_license
+from st_wkl.data.teacher import Pair
 from st_wkl.files import content_hash, expanded
 from st_wkl.model_checks import check_complete, check_fits
-from st_wkl.model_files import (
-    SETTINGS,
-    exported_files,
-    hash_files,
-    onnx_file,
-    openvino_file,
-    other_files,
-    settings_files,
-    torch_files,
-)
+from st_wkl.model_files import SETTINGS, exported_files, hash_files, onnx_file, other_files, settings_files, torch_files
 from st_wkl.models import identity as model_identity
 from st_wkl.models import is_retriever, model_state, own_hooks
 from st_wkl.packaged import named
@@ -48,8 +41,7 @@ class CrossEncoderTeacher:
         model: Hub id, folder, `packaged:` name, or a loaded `CrossEncoder` (for a dtype, quantisation or several
             devices of your own).
         backend: `"torch"`, `"onnx"` (extra `onnx`; a folder or repository with model.onnx or onnx/model.onnx and
-            tokenizer.json, run by onnxruntime directly), `"openvino"` (extra `openvino`; openvino_model.xml, or
-            the same ONNX file, run by OpenVINO in float32), or `"auto"`: ONNX for a folder with nothing else.
+            tokenizer.json, run by onnxruntime directly), or `"auto"`: ONNX for a folder with nothing else.
         max_length: Tokens of a pair; longer ones are cut. `None` takes the model's own, or 512 where it names none.
         batch_tokens: Tokens of one forward pass, padding included; `None` takes 2,048 on a CPU (1,024 with ONNX;
             small batches stay in its cache) and 32,768 on a GPU. Lower it when memory ends.
@@ -67,7 +59,7 @@ class CrossEncoderTeacher:
 
     Raises:
         FileNotFoundError: The folder does not exist or holds no model for the backend.
-        ImportError: ONNX without onnxruntime, or OpenVINO without openvino.
+        ImportError: ONNX without onnxruntime.
         ValueError: The model has more than one label or weights that were made at random, or an option does not fit.
 
     Example:
@@ -80,7 +72,7 @@ class CrossEncoderTeacher:
         self,
         model: str | os.PathLike[str] | CrossEncoder,
         *,
-        backend: Literal["auto", "torch", "onnx", "openvino"] = "auto",
+        backend: Literal["auto", "torch", "onnx"] = "auto",
         max_length: int | None = None,
         batch_tokens: int | None = None,
         batch_size: int | None = None,
@@ -90,64 +82,20 @@ class CrossEncoderTeacher:
         trust_remote_code: bool = False,
         prompt: str | None = None,
     ) -> None:
-        _check_options(backend, max_length, batch_tokens, batch_size, dtype)
-        self._made_from = (
-            model,
-            {
-                "backend": backend,
-                "max_length": max_length,
-                "batch_tokens": batch_tokens,
-                "batch_size": batch_size,
-                "dtype": dtype,
-                "revision": revision,
-                "device": device,
-                "trust_remote_code": trust_remote_code,
-                "prompt": prompt,
-            },
-        )
-        self.truncated_pairs = 0
-        self._engine: TorchEngine | OnnxEngine
-        if not isinstance(model, (str, os.PathLike)):
-            if backend in ("onnx", "openvino") or (max_length, dtype, revision, device) != (None, None, None, None):
-                raise ValueError("A loaded CrossEncoder keeps its own backend, max_length, dtype, revision and device.")
-            name = _loaded_name(model)
-            check_complete(model, "teacher")  # which may lower its length, a part of the identity
-            if hooks := own_hooks(model):
-                raise ValueError(
-                    f"The CrossEncoder has forward hooks of your own ({', '.join(hooks)}), and nothing tells what they "
-                    "make of its scores. Remove them, or ask the model in a function: CallableTeacher(function, "
-                    "name=..., version=...)."
-                )
-            known = model_identity(model)
-            commit, settings = f"blake2b:{known['weights']}", known["settings"]
-            self._engine = TorchEngine(model, batch_tokens, batch_size, prompt)
-        else:
-            model = named(expanded(model))[0]
-            folder = Path(model)
-            if not folder.is_dir() and (str(model).count("/") > 1 or str(model).startswith((".", "/", "~"))):
-                raise FileNotFoundError(f"There is no folder {model}. Give a folder with a cross-encoder or a Hub id.")
-            if backend == "auto":
-                backend = "onnx" if folder.is_dir() and onnx_file(folder) and not torch_files(folder) else "torch"
-            name, settings = folder.resolve().name if folder.is_dir() else str(model), None
-            if backend in ("onnx", "openvino"):
-                if prompt is not None or dtype is not None:
-                    raise ValueError(f"The {backend} backend takes no prompt and no dtype. Use the torch backend.")
-                local = folder.is_dir()
-                folder = folder if local else _download_exported(str(model), revision, backend)
-                self._engine = _exported_engine(backend, folder, max_length, batch_tokens, batch_size, device)
-                # The Hub's cache names the folder of a snapshot after its commit.
-                commit = f"blake2b:{hash_files(folder, exported_files(folder, backend))}" if local else folder.name
-            else:
-                commit = _local_commit(folder) if folder.is_dir() else _hub_commit(str(model), revision)
-                loaded = _load_cross_encoder(model, max_length, commit, device, trust_remote_code, dtype)
-                check_complete(loaded, "teacher")
-                settings = _settings_beyond(folder if folder.is_dir() else None, loaded)
-                self._engine = TorchEngine(loaded, batch_tokens, batch_size, prompt)
-        self._identity: dict[str, str | int | float | None] = {
+        options: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("self", "model")}
+        if backend not in ("auto", "torch", "onnx"):
+            raise ValueError(f'backend must be "auto", "torch" or "onnx", got {backend!r}.')
+        if dtype not in (None, "auto", "float32", "bfloat16", "float16"):
+            raise ValueError(f'dtype must be "auto", "float32", "bfloat16" or "float16", got {dtype!r}.')
+        check_options(max_length=max_length, batch_size=batch_size, batch_tokens=batch_tokens)
+        self._made_from, self.truncated_pairs = (model, options), 0
+        make: Any = _from_source if isinstance(model, (str, os.PathLike)) else _from_loaded
+        self._engine, name, revision, settings = make(model, **options)
+        self._identity: dict[str, Any] = {
             "kind": "cross-encoder",
             "model": name,
-            "revision": commit,
-            "backend": "torch" if isinstance(self._engine, TorchEngine) else self._engine.backend,
+            "revision": revision,
+            "backend": self._engine.backend,
             "dtype": self._engine.dtype,
             "max_length": self._engine.max_length,
             "activation": "identity",
@@ -157,8 +105,12 @@ class CrossEncoderTeacher:
             self._identity["settings"] = f"blake2b:{settings}"
         self._state = self._state_of_loaded()
 
+    def __repr__(self) -> str:
+        told = ("model", "backend", "dtype", "max_length")
+        return f"CrossEncoderTeacher({', '.join(f'{name}={self._identity[name]!r}' for name in told)})"
+
     @property
-    def identity(self) -> dict[str, str | int | float | None]:
+    def identity(self) -> dict[str, Any]:
         """Model, revision (commit, or hash of the weights), backend, dtype, length, activation and prompt.
 
         `settings` is a hash of what else decides a score where the revision does not cover it: adapters, tokenizer,
@@ -180,16 +132,11 @@ class CrossEncoderTeacher:
             return stated_license(model)
         return model.model_card_data.license
 
-    def token_lengths(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray | None:
-        """Return the tokens of each pair, special ones included, before anything is cut.
+    def token_lengths(self, pairs: Sequence[Pair]) -> np.ndarray | None:
+        """Return the tokens of each of n pairs, special ones included, before anything is cut, int64 of shape (n,).
 
-        `score_pairs` sorts by them. The texts' token ids are remembered for the calls of `score` that follow.
-
-        Args:
-            pairs: n `(query, document)` texts.
-
-        Returns:
-            int64 of shape (n,), or `None` where `CrossEncoder.predict` alone knows how a pair becomes tokens.
+        `score_pairs` sorts by them. The texts' token ids are remembered for the calls of `score` that follow. `None`
+        where `CrossEncoder.predict` alone knows how a pair becomes tokens.
         """
         return self._engine.lengths(pairs)
 
@@ -203,24 +150,18 @@ class CrossEncoderTeacher:
         if self._identity != state["identity"]:
             raise ValueError(f"The worker loaded {self._identity}, but the teacher is {state['identity']}.")
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Return the raw logits of `pairs`.
-
-        Args:
-            pairs: n `(query, document)` texts, in any order; they are sorted by length inside.
-
-        Returns:
-            float32 of shape (n,).
+    def score(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """Return the raw logits of n pairs in any order, float32 of shape (n,); they are sorted by length inside.
 
         Raises:
-            ValueError: The model returns more than one number for a pair.
+            ValueError: The model returns more than one number for a pair, or is another one than at the beginning.
         """
         scores = np.empty(len(pairs), dtype=np.float32)
         for places, found in self.score_parts(pairs):
             scores[places] = found
         return scores
 
-    def score_parts(self, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def score_parts(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the places of each batch in `pairs` and their raw logits, as they are finished: what can be kept.
 
         Raises:
@@ -233,17 +174,78 @@ class CrossEncoderTeacher:
                 "The CrossEncoder was changed after it became a teacher (its weights, adapters, tokenizer or "
                 "settings), so its scores belong under another identity. Make a new CrossEncoderTeacher of it."
             )
-        before, plain = self.truncated_pairs, [(query, document) for query, document in pairs]
-        if self._engine.encoder is None:
-            scores, truncated = self._engine.logits(plain)
-            self.truncated_pairs += truncated
-            yield np.arange(len(pairs)), scores
-        else:
-            for places, scores, truncated in self._engine.parts(plain):
-                self.truncated_pairs += truncated
-                yield places, scores
-        truncated = self.truncated_pairs - before
-        logger.info("Scored %d pairs; %d were longer than %s tokens", len(pairs), truncated, self._engine.max_length)
+        before = self.truncated_pairs
+        for places, scores, cut in self._engine.parts(list(pairs)):
+            self.truncated_pairs += cut
+            yield places, scores
+        cut = self.truncated_pairs - before
+        logger.info("Scored %d pairs; %d were longer than %s tokens", len(pairs), cut, self._engine.max_length)
+
+
+_Made = tuple[TorchEngine | OnnxEngine, str, str, str | None]  # engine, name, revision, hash of further settings
+
+
+def _from_loaded(
+    model: CrossEncoder, *, batch_tokens: int | None, batch_size: int | None, prompt: str | None, **options: Any
+) -> _Made:
+    kept = ("max_length", "dtype", "revision", "device")
+    if options["backend"] == "onnx" or any(options[name] is not None for name in kept):
+        raise ValueError("A loaded CrossEncoder keeps its own backend, max_length, dtype, revision and device.")
+    name = _loaded_name(model)
+    check_complete(model, "teacher")  # which may lower its length, a part of the identity
+    if hooks := own_hooks(model):
+        raise ValueError(
+            f"The CrossEncoder has forward hooks of your own ({', '.join(hooks)}), and nothing tells what they "
+            "make of its scores. Remove them, or ask the model in a function: CallableTeacher(function, "
+            "name=..., version=...)."
+        )
+    known = model_identity(model)
+    engine = TorchEngine(model, batch_tokens, batch_size, prompt)
+    return engine, name, f"blake2b:{known['weights']}", known["settings"]
+
+
+def _from_source(
+    source: str | os.PathLike[str],
+    *,
+    backend: str,
+    max_length: int | None,
+    batch_tokens: int | None,
+    batch_size: int | None,
+    dtype: str | None,
+    revision: str | None,
+    device: str | None,
+    trust_remote_code: bool,
+    prompt: str | None,
+) -> _Made:
+    model = str(named(expanded(source))[0])
+    folder = Path(model)
+    local = folder.is_dir()
+    if not local and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
+        raise FileNotFoundError(f"There is no folder {model}. Give a folder with a cross-encoder or a Hub id.")
+    name = folder.resolve().name if local else model
+    if backend == "onnx" or (backend == "auto" and local and onnx_file(folder) and not torch_files(folder)):
+        if prompt is not None or dtype is not None:
+            raise ValueError("The onnx backend takes no prompt and no dtype. Use the torch backend.")
+        if not local:  # the Hub's cache names the folder of a snapshot after its commit
+            patterns = ["model.onnx*", "onnx/model.onnx*", *SETTINGS]
+            folder = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        engine = OnnxEngine(folder, max_length, batch_tokens, batch_size, device)
+        return engine, name, _hash(folder, exported_files(folder)) if local else folder.name, None
+    if local:
+        if not (weights := torch_files(folder)):
+            found = f" It has {onnx_file(folder)}: use backend='onnx'." if onnx_file(folder) else ""
+            raise FileNotFoundError(f"{folder} has no weights for torch (model.safetensors).{found}")
+        commit = _hash(folder, [*weights, *settings_files(folder)])
+    else:  # the commit that a branch stands for, from the cache where there is no network
+        commit = Path(hf_hub_download(model, "config.json", revision=revision)).parent.name
+    loaded = _load_cross_encoder(model, max_length, commit, device, trust_remote_code, dtype)
+    check_complete(loaded, "teacher")
+    settings = _settings_beyond(folder if local else None, loaded)
+    return TorchEngine(loaded, batch_tokens, batch_size, prompt), name, commit, settings
+
+
+def _hash(folder: Path, files: list[Path]) -> str:
+    return f"blake2b:{hash_files(folder, files)}"
 
 
 def _load_cross_encoder(
@@ -281,16 +283,6 @@ def _load_cross_encoder(
     return loaded
 
 
-def _check_options(
-    backend: str, max_length: int | None, batch_tokens: int | None, batch_size: int | None, dtype: str | None
-) -> None:
-    if backend not in ("auto", "torch", "onnx", "openvino"):
-        raise ValueError(f'backend must be "auto", "torch", "onnx" or "openvino", got {backend!r}.')
-    if dtype not in (None, "auto", "float32", "bfloat16", "float16"):
-        raise ValueError(f'dtype must be "auto", "float32", "bfloat16" or "float16", got {dtype!r}.')
-    check_options(max_length=max_length, batch_size=batch_size, batch_tokens=batch_tokens)
-
-
 def _fast_dtype(device: str | None) -> str:
     """Return bfloat16 where the processor has instructions for it. Without them it is emulated, and slower."""
     import torch
@@ -302,44 +294,6 @@ def _fast_dtype(device: str | None) -> str:
     # `get_capabilities` came with torch 2.10; before it, float32 is the safe answer.
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}
     return "bfloat16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"
-
-
-def _local_commit(folder: Path) -> str:
-    weights = torch_files(folder)
-    if not weights:
-        found = f" It has {onnx_file(folder)}: use backend='onnx'." if onnx_file(folder) else ""
-        raise FileNotFoundError(f"{folder} has no weights for torch (model.safetensors).{found}")
-    return f"blake2b:{hash_files(folder, [*weights, *settings_files(folder)])}"
-
-
-def _hub_commit(repo_id: str, revision: str | None) -> str:
-    """Resolve a branch to the commit that is used, from the cache where there is no network."""
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(repo_id, "config.json", revision=revision)).parent.name
-
-
-def _download_exported(repo_id: str, revision: str | None, backend: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["model.onnx*", "onnx/model.onnx*", *SETTINGS]
-    if backend == "openvino":
-        patterns += ["openvino_model.*", "openvino/openvino_model.*"]
-    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
-
-
-def _exported_engine(
-    backend: str,
-    folder: Path,
-    max_length: int | None,
-    batch_tokens: int | None,
-    batch_size: int | None,
-    device: str | None,
-) -> OnnxEngine:
-    from st_wkl.data.openvino_engine import OpenVinoEngine
-
-    engine, file = (OnnxEngine, onnx_file(folder)) if backend == "onnx" else (OpenVinoEngine, openvino_file(folder))
-    return engine(folder, file, max_length, batch_tokens, batch_size, device)
 
 
 def _settings_beyond(folder: Path | None, loaded: CrossEncoder) -> str | None:

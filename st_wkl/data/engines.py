@@ -5,7 +5,6 @@ Whatever the engine, chunks come back to the caller, and the caller alone writes
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import pickle
@@ -193,24 +192,19 @@ def _pool(teacher: bytes, chunks: Sequence[list[Pair]], workers: int | None) -> 
 
 
 class _RayWorker:
-    """An actor of Ray Data. Chunks travel as JSON: Arrow refuses the lone surrogates that web text may hold."""
+    """An actor of Ray Data. Chunks travel as bytes: Arrow refuses the lone surrogates that web text may hold."""
 
     def __init__(self, teacher: bytes) -> None:
         self.teacher = pickle.loads(teacher)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        places, scores, errors = [], [], []
-        for place, text in zip(batch["place"], batch["pairs"], strict=True):
-            chunk = [(query, document) for query, document in json.loads(text)]
-            try:
-                found, error = as_numbers(self.teacher.score(chunk), chunk), ""
-            except Exception as problem:
-                found, error = np.empty(0), repr(problem)
-            places.append(int(place))
-            # The shape travels too: a teacher that returns too few scores, or rows of them, must be found out.
-            scores.append(json.dumps(found.shape).encode() + b"\n" + found.tobytes())
-            errors.append(error)
-        return {"place": places, "scores": scores, "error": errors}
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"answer": [self._answer(*pickle.loads(sent)) for sent in batch["chunk"]]}
+
+    def _answer(self, number: int, chunk: list[Pair]) -> bytes:
+        try:
+            return pickle.dumps((number, as_numbers(self.teacher.score(chunk), chunk), ""))
+        except Exception as problem:
+            return pickle.dumps((number, None, repr(problem)))
 
 
 def _ray(teacher: bytes, chunks: Sequence[list[Pair]], workers: int | None) -> Iterator[tuple[int, np.ndarray]]:
@@ -223,7 +217,7 @@ def _ray(teacher: bytes, chunks: Sequence[list[Pair]], workers: int | None) -> I
         ray.init()
     # Ray hides the GPUs from an actor that has not asked for one, and the teacher would be slow without a word.
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    rows = [{"place": place, "pairs": json.dumps(chunk)} for place, chunk in enumerate(chunks)]
+    rows = [{"chunk": pickle.dumps(numbered)} for numbered in enumerate(chunks)]
     blocks = ray.data.from_items(rows, override_num_blocks=len(rows))
     results = blocks.map_batches(
         _RayWorker,
@@ -233,7 +227,7 @@ def _ray(teacher: bytes, chunks: Sequence[list[Pair]], workers: int | None) -> I
         num_gpus=1 if gpus else None,
     )
     for row in results.iter_rows():
-        if row["error"]:
-            raise RuntimeError(f"A worker failed at {_named(chunks[row['place']])}: {row['error']}")
-        shape, _, values = row["scores"].partition(b"\n")
-        yield row["place"], np.frombuffer(values).reshape(json.loads(shape)).copy()
+        number, scores, problem = pickle.loads(row["answer"])
+        if problem:
+            raise RuntimeError(f"A worker failed at {_named(chunks[number])}: {problem}")
+        yield number, scores

@@ -72,11 +72,8 @@ class CrossEncoderPairwiseTeacher:
     @property
     def identity(self) -> dict[str, Any]:
         """The pointwise teacher's identity and the temperature."""
-        return {
-            "kind": "pairwise from pointwise",
-            "teacher": self.teacher.identity,
-            "temperature": self.temperature,
-        }
+        known = self.teacher.identity
+        return {"kind": "pairwise from pointwise", "teacher": known, "temperature": self.temperature}
 
     def prefer(self, query: Sequence[str], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         """Score both documents of each triple, each different pair once, and compare."""
@@ -258,8 +255,7 @@ def dataset_preferences(
     *,
     count: int | None = None,
     seed: int = 0,
-    store: ScoreStore | None = None,
-    show_progress: bool = True,
+    **options: Any,
 ) -> tuple[list[list[dict[str, float]]], dict[str, Any]]:
     """Make the `preferences` column of a `DistillationDataset`, and what its provenance says of it.
 
@@ -269,16 +265,13 @@ def dataset_preferences(
         scores: Pointwise scores of each row's documents, as the teacher gave them.
         count: Pairs of each query; `None` for all within 5 ranks, as PairDistill takes them.
         seed: Of the draws.
-        store: See `preferences`.
-        show_progress: Show a bar.
+        options: `store`, `chunk_size` and `show_progress` of `preferences`.
 
     Returns:
         For each row `{"first", "second", "probability"}` of each pair, places in the row's documents; and the
         teacher's identity, settings and counts.
     """
-    pairs, answers = preferences(
-        teacher, lists, scores, count=count, seed=seed, store=store, show_progress=show_progress
-    )
+    pairs, answers = preferences(teacher, lists, scores, count=count, seed=seed, **options)
     column: list[list[dict[str, float]]] = [[] for _ in lists]
     for (row, first, second), answer in zip(pairs.tolist(), answers.tolist(), strict=True):
         column[row].append({"first": first, "second": second, "probability": answer})

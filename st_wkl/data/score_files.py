@@ -24,17 +24,7 @@ Row = tuple[str, bytes, bytes, float]
 def write_export(
     path: str | os.PathLike[str], batches: Iterable[Sequence[Row]], *, total: int, show_progress: bool = True
 ) -> int:
-    """Write rows to one parquet file, in one step: `teacher` (JSON), `query`, `document` (hashes), `score`.
-
-    Args:
-        path: The file to write.
-        batches: Lists of `(teacher, query, document, score)`, hashes of 16 bytes, scores as float32.
-        total: Expected number of rows, for the bar.
-        show_progress: Show a bar.
-
-    Returns:
-        The number of rows.
-    """
+    """Write rows to one parquet file, in one step, and return their number; `total` is for the bar."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -62,11 +52,7 @@ def write_export(
 
 
 def read_export(path: str | os.PathLike[str], *, show_progress: bool = True) -> Iterator[dict[str, list[Any]]]:
-    """Yield the columns of a file that `write_scores` wrote, piece by piece.
-
-    Args:
-        path: The file to read.
-        show_progress: Show a bar.
+    """Yield the columns of an exported file, piece by piece.
 
     Raises:
         ValueError: The file is damaged, of another kind, or holds what no store can hold.
@@ -79,7 +65,9 @@ def read_export(path: str | os.PathLike[str], *, show_progress: bool = True) -> 
             if (file.schema_arrow.metadata or {}).get(_KEY) != _VERSION:
                 raise ValueError(f"{path} is no export of a score store that this version of st_wkl reads.")
             schema = file.schema_arrow
-            types = {name: _value_type(schema.field(name).type) for name in schema.names}
+            kinds = {name: schema.field(name).type for name in schema.names}
+            # Of a column whose values are written once and numbered, the type of the values.
+            types = {name: str(getattr(kind, "value_type", kind)) for name, kind in kinds.items()}
             if types != _TYPES or len(schema.names) != len(_TYPES):
                 raise ValueError(
                     f"{path} has the columns {_told(types)}, and an export has {_told(_TYPES)}. Nothing is imported: "
@@ -95,11 +83,6 @@ def read_export(path: str | os.PathLike[str], *, show_progress: bool = True) -> 
                     bar.update(len(batch))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}. Fetch or export it again.") from error
-
-
-def _value_type(type_: Any) -> str:
-    """Return a column's type by name, that of its values where they are written once and numbered."""
-    return str(getattr(type_, "value_type", type_))
 
 
 def _told(types: dict[str, str]) -> str:

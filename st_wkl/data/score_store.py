@@ -57,22 +57,14 @@ _REMEDIES: dict[int | str, str] = {
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What a score store holds.
-
-    Attributes:
-        path: The file.
-        bytes: Its size, with the part that is not yet merged into it.
-        scores: Number of scores.
-        teachers: Identity of each teacher and the number of its scores.
-    """
+    """What a score store holds; as text a line for the file and one for each teacher."""
 
     path: str
-    bytes: int
+    bytes: int  # with the part that is not yet merged into the file
     scores: int
-    teachers: list[tuple[dict[str, Any], int]]
+    teachers: list[tuple[dict[str, Any], int]]  # the identity of each, and the number of its scores
 
     def __str__(self) -> str:
-        """Return a line for the file and one for each teacher."""
         lines = [f"{self.path}: {self.scores:,} scores, {self.bytes / 1e6:,.1f} MB"]
         lines += [f"  {count:,} of {json.dumps(identity, ensure_ascii=False)}" for identity, count in self.teachers]
         return "\n".join(lines)
@@ -154,6 +146,9 @@ class ScoreStore:
             self._use_write_ahead_log()
             self._connection.execute("PRAGMA synchronous = FULL")
 
+    def __repr__(self) -> str:
+        return f"ScoreStore({self.path!r})"
+
     def _use_write_ahead_log(self) -> None:
         # Readers never wait for the writer. With synchronous=FULL a commit survives a power cut, too: it may be minutes
         # of a teacher's work, beside which the wait for the disk is nothing.
@@ -199,11 +194,11 @@ class ScoreStore:
                 if not sound:
                     damaged.append(row)
                     continue
-                first = row * len(documents)
-                for document, value in zip(there, known, strict=True):
-                    if (column := columns.get(document)) is not None:
-                        keys.append(first + column)
-                        values.append(value)
+                places = list(map(columns.get, there))
+                if None in places:  # scores of other pairs
+                    known = tuple(value for value, place in zip(known, places, strict=True) if place is not None)
+                keys.extend([row * len(documents) + place for place in places if place is not None])
+                values.extend(known)
         if keys:
             found = np.frombuffer(keys, dtype=np.int64)
             order = np.argsort(found)
@@ -261,13 +256,8 @@ class ScoreStore:
     def adopt(self, identity: Identity) -> int:
         """Take over the scores that earlier versions kept for a teacher under a key that left out its settings.
 
-        Only whoever knows that its tokenizer, adapters and settings files are those of that time can say so.
-
-        Args:
-            identity: `Teacher.identity` of the teacher, as it is today.
-
-        Returns:
-            The number of scores that were taken over; scores that are here already stay as they are.
+        Only whoever knows that its tokenizer, adapters and settings files are those of that time can say so. Returns
+        the number of scores that were taken over; scores that are here already stay as they are.
         """
         former = former_identity(identity)
         with self._explained(), self._transaction():
@@ -297,10 +287,7 @@ class ScoreStore:
         return StoreInfo(self.path, size, sum(count for _, count in teachers), teachers)
 
     def verify(self) -> int:
-        """Read the whole file and check its structure and every entry.
-
-        Returns:
-            The number of scores, all of them sound.
+        """Read the whole file, check its structure and every entry, and return the number of scores, all sound.
 
         Raises:
             ScoreStoreError: Something is wrong; the message says what. A file that SQLite calls damaged is set aside,
@@ -331,14 +318,8 @@ class ScoreStore:
     def export_parquet(self, path: str | os.PathLike[str], *, show_progress: bool = True) -> int:
         """Write all scores to one parquet file, in one step: `teacher` (JSON), `query`, `document` (hashes), `score`.
 
-        Texts are not in a store, so they are not in the file either: it can be shared where the texts cannot.
-
-        Args:
-            path: The file to write.
-            show_progress: Show a bar.
-
-        Returns:
-            The number of scores.
+        Texts are not in a store, so they are not in the file either: it can be shared where the texts cannot. Returns
+        the number of scores.
         """
         statement = "SELECT identity, query, document, score FROM scores JOIN teachers ON teachers.id = teacher"
         with self._explained():
@@ -347,16 +328,9 @@ class ScoreStore:
             return write_export(path, batches, total=self.count(), show_progress=show_progress)
 
     def import_parquet(self, path: str | os.PathLike[str], *, show_progress: bool = True) -> int:
-        """Add the scores of a file that `export_parquet` wrote. Scores that are here already stay as they are.
+        """Add the scores of a file that `export_parquet` wrote, all or none, and return the number of new ones.
 
-        All of the file or nothing is added.
-
-        Args:
-            path: The file to read.
-            show_progress: Show a bar.
-
-        Returns:
-            The number of new scores.
+        Scores that are here already stay as they are.
 
         Raises:
             ValueError: The file is damaged, of another kind, or holds a score that is not finite.

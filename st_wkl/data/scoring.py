@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -18,9 +18,9 @@ from st_wkl.ranges import check_options
 
 logger = logging.getLogger(__name__)
 
-# What is finished is kept after a second, or sooner where a pair costs a teacher more than a commit does: a teacher
+# What is finished is kept after five seconds, or sooner where a pair costs a teacher more than a commit does: a teacher
 # that costs nothing would wait for the disk most of its time.
-_SECONDS_OPEN, _SECONDS_A_PAIR = 1.0, 2e-5
+_SECONDS_OPEN, _SECONDS_A_PAIR = 5.0, 2e-5
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ def score_pairs(
 
     Pairs are sorted by length across all queries, longest first (little padding; a lack of memory shows at once), and
     handed to the teacher in chunks. A chunk is committed to the store when it is finished (of a teacher of thousands of
-    pairs a second, what a second brings), and a teacher with `score_parts` (a cross-encoder) commits what it has every
-    15 seconds: that is what a killed run loses at most, with workers a chunk of each, and the next run scores nothing
-    twice. A score that was made with another maximum length is taken where neither cuts the pair. The length is in
-    tokens where the teacher has `token_lengths`, else in characters.
+    pairs a second, what five seconds bring), and a teacher with `score_parts` (a cross-encoder) commits what it has
+    every 15 seconds: that is what a killed run loses at most, with workers a chunk of each, and the next run scores
+    nothing twice. A score that was made with another maximum length is taken where neither cuts the pair. The length is
+    in tokens where the teacher has `token_lengths`, else in characters.
 
     Args:
         teacher: Anything with the two members of `Teacher`.
@@ -90,29 +90,18 @@ def score_pairs(
         >>> score_pairs(WordOverlap(), [("red cat", "a red cat"), ("dog", "a cat")], show_progress=False)
         array([2., 0.], dtype=float32)
     """
-    check_options(chunk_size=chunk_size, workers=workers)
-    plan = _Plan.make(teacher, pairs, store)
-    return _score(teacher, plan, store, show_progress, chunk_size, engine, workers).scores
+    options: dict[str, Any] = {"chunk_size": chunk_size, "engine": engine, "workers": workers}
+    options |= {"store": store, "show_progress": show_progress}
+    return score_candidates(teacher, pairs, None, count_cut=False, **options).scores
 
 
-def score_lists(
-    teacher: Teacher | ListTeacher,
-    lists: Lists,
-    *,
-    store: ScoreStore | None = None,
-    show_progress: bool = True,
-    engine: Engine = "process",
-    workers: int | None = None,
-) -> list[np.ndarray]:
+def score_lists(teacher: Teacher | ListTeacher, lists: Lists, **options: Any) -> list[np.ndarray]:
     """Score candidate lists with any teacher, of pairs or of lists.
 
     Args:
         teacher: A `Teacher`, whose pairs of all lists are scored in one sorted run, or a `ListTeacher`.
         lists: `(query, documents)` texts; lists may differ in length.
-        store: Where scores of pairs are looked up and kept.
-        show_progress: Show bars.
-        engine: See `score_pairs`.
-        workers: See `score_pairs`.
+        options: Those of `score_pairs`: `store`, `show_progress`, `chunk_size`, `engine`, `workers`.
 
     Returns:
         For each list float32 of shape (number of documents,), in their order.
@@ -125,7 +114,6 @@ def score_lists(
     """
     pairs = [(query, document) for query, documents in lists for document in documents]
     sizes = [len(documents) for _, documents in lists]
-    options: dict[str, Any] = {"store": store, "show_progress": show_progress, "engine": engine, "workers": workers}
     return split(score_candidates(teacher, pairs, sizes, count_cut=False, **options).scores, sizes)
 
 
@@ -137,32 +125,26 @@ def split(flat: np.ndarray, sizes: Sequence[int] | np.ndarray) -> list[np.ndarra
 def score_candidates(
     teacher: Teacher | ListTeacher,
     pairs: Sequence[Pair],
-    sizes: Sequence[int] | np.ndarray,
+    sizes: Sequence[int] | np.ndarray | None,
     *,
     count_cut: bool = True,
-    store: ScoreStore | None = None,
     show_progress: bool = True,
-    chunk_size: int = 512,
-    engine: Engine = "process",
-    workers: int | None = None,
+    **options: Any,
 ) -> Scored:
     """Score the candidates of all queries, one list after the other, with any teacher, and say what was learnt.
 
     Args:
         teacher: A `Teacher` or a `ListTeacher`.
-        pairs: n `(query, document)` texts, best as `TextPairs.at(queries, documents, places of ..., places of ...)`,
+        pairs: n `(query, document)` texts, best as `TextPairs.at(queries, documents, query_places, document_places)`,
             which holds each text once.
-        sizes: How many of the pairs each list has; they sum to n.
+        sizes: How many of the pairs each list has; they sum to n. `None` where there are no lists.
         count_cut: Count the cut pairs among all, those with a score in the store too.
-        store: See `score_pairs`.
-        show_progress: See `score_pairs`.
-        chunk_size: See `score_pairs`.
-        engine: See `score_pairs`.
-        workers: See `score_pairs`.
+        show_progress: Show bars.
+        options: Those of `score_pairs`: `store`, `chunk_size`, `engine`, `workers`.
 
     Raises:
-        TypeError: As `score_pairs`.
-        ValueError: As `score_pairs`; or a teacher of lists returns another number of lists.
+        TypeError: As `score_pairs`; or a teacher of lists gets no lists.
+        ValueError: As `score_pairs`; or lists and pairs, or the lists of a teacher, do not fit.
         RuntimeError: As `score_pairs`.
 
     Example:
@@ -172,21 +154,20 @@ def score_candidates(
         >>> score_candidates(teacher, pairs, [3], show_progress=False)
         Scored(3 scores of 2 different pairs)
     """
-    check_options(chunk_size=chunk_size, workers=workers)
+    if sizes is None and not hasattr(teacher, "score"):
+        raise TypeError(f"{type(teacher).__name__} scores whole lists: use score_lists.")
     pairs = TextPairs.of(pairs)
-    if len(pairs) != int(np.sum(sizes)):
+    if sizes is not None and len(pairs) != int(np.sum(sizes)):
         raise ValueError(f"The lists have {int(np.sum(sizes)):,} documents, and there are {len(pairs):,} pairs.")
-    if isinstance(teacher, Mixture):  # scores of other teachers, each of which keeps its own
-        options: dict[str, Any] = {"count_cut": count_cut, "store": store, "show_progress": show_progress}
-        options |= {"chunk_size": chunk_size, "engine": engine, "workers": workers}
+    if sizes is None or not isinstance(teacher, ListTeacher):
+        return _score(cast("Teacher", teacher), pairs, count_cut, show_progress, **options)
+    if isinstance(teacher, Mixture):  # of teachers each of which keeps its own scores
+        options |= {"count_cut": count_cut, "show_progress": show_progress}
         parts = [score_candidates(one, pairs, sizes, **options) for one in teacher.teachers]
         mixed = [teacher.mix(scores) for scores in zip(*(split(part.scores, sizes) for part in parts), strict=True)]
         scores = np.concatenate([np.empty(0, dtype=np.float32), *mixed])
         return Scored(scores, parts[0].different, parts[0].cut if len(parts) == 1 else None)
-    if isinstance(teacher, ListTeacher):
-        return _score_whole_lists(teacher, pairs, np.asarray(sizes, dtype=int), show_progress)
-    plan = _Plan.make(teacher, pairs, store, count_all=count_cut)
-    return _score(teacher, plan, store, show_progress, chunk_size, engine, workers)
+    return _score_whole_lists(teacher, pairs, np.asarray(sizes, dtype=int), show_progress)
 
 
 def _score_whole_lists(teacher: ListTeacher, pairs: TextPairs, sizes: np.ndarray, show_progress: bool) -> Scored:
@@ -203,14 +184,17 @@ def _score_whole_lists(teacher: ListTeacher, pairs: TextPairs, sizes: np.ndarray
 
 def _score(
     teacher: Teacher,
-    plan: _Plan,
-    store: ScoreStore | None,
+    pairs: Sequence[Pair],
+    count_cut: bool,
     show_progress: bool,
-    chunk_size: int,
-    engine: Engine,
-    workers: int | None,
+    *,
+    store: ScoreStore | None = None,
+    chunk_size: int = 512,
+    engine: Engine = "process",
+    workers: int | None = None,
 ) -> Scored:
-    """Do what a plan leaves to do."""
+    check_options(chunk_size=chunk_size, workers=workers)
+    plan = _Plan.make(teacher, pairs, store, count_all=count_cut)
     unique, scores, missing = plan.pairs, plan.scores, np.isnan(plan.scores)
     chunks = _Chunks(unique, missing.copy(), chunk_size)
     cut_before, left = getattr(teacher, "truncated_pairs", 0), int(missing.sum())
@@ -258,27 +242,16 @@ def _score(
 
 @dataclass(frozen=True)
 class ScoringEstimate:
-    """What scoring would cost, before anything starts.
+    """What scoring would cost, before anything starts."""
 
-    Attributes:
-        pairs: Pairs as given.
-        different_pairs: Pairs that differ from each other.
-        known: Different pairs that the store has already.
-        to_score: Different pairs that need the teacher.
-        tokens: Tokens of `to_score` after cutting; `None` where the teacher does not count tokens.
-        truncated: Different pairs, known ones included, that are longer than the teacher reads; `None` likewise.
-        sampled: Pairs that were scored to measure the rate; they are not kept.
-        seconds: Expected time of one process on this machine; `None` if nothing was sampled.
-    """
-
-    pairs: int
+    pairs: int  # as given
     different_pairs: int
-    known: int
-    to_score: int
-    tokens: int | None
-    truncated: int | None
-    sampled: int
-    seconds: float | None
+    known: int  # different pairs that the store has already
+    to_score: int  # different pairs that need the teacher
+    tokens: int | None  # of `to_score`, after cutting; None where the teacher does not count tokens
+    truncated: int | None  # different pairs, known ones included, that are longer than the teacher reads; None likewise
+    sampled: int  # pairs that were scored to measure the rate; they are not kept
+    seconds: float | None  # expected time of one process on this machine; None if nothing was sampled
 
     @property
     def hours(self) -> float | None:
@@ -321,11 +294,9 @@ def estimate_scoring(
         ValueError: The teacher returns something that is not a score.
 
     Example:
-        >>> class WordOverlap:
-        ...     identity = {"model": "word-overlap"}
-        ...     def score(self, pairs):
-        ...         return np.array([len({*q.split()} & {*d.split()}) for q, d in pairs], dtype=np.float32)
-        >>> print(estimate_scoring(WordOverlap(), [("cat", "a cat"), ("cat", "a cat")], sample_size=0))
+        >>> from st_wkl.data.teachers import CallableTeacher
+        >>> teacher = CallableTeacher(lambda query, document: len(document), name="length", version="1")
+        >>> print(estimate_scoring(teacher, [("cat", "a cat"), ("cat", "a cat")], sample_size=0))
         2 pairs, 1 of them different
         0 have a score already, 1 to score
     """
@@ -333,7 +304,6 @@ def estimate_scoring(
         raise ValueError(f"sample_size must be 0 or more, got {sample_size}.")
     plan = _Plan.make(teacher, pairs, store, count_all=True, keep=False)
     missing = np.flatnonzero(np.isnan(plan.scores))
-    lengths = plan.work
     sampled, seconds = min(sample_size, len(missing)), None if len(missing) else 0.0
     if sampled > 0:
         places = missing[np.linspace(0, len(missing) - 1, sampled).astype(int)]
@@ -343,13 +313,13 @@ def estimate_scoring(
         start = time.perf_counter()
         as_scores(teacher.score(sample), sample)
         passed = time.perf_counter() - start
-        seconds = passed * float(lengths[missing].sum() / max(1.0, lengths[places].sum()))
+        seconds = passed * float(plan.work[missing].sum() / max(1.0, plan.work[places].sum()))
     return ScoringEstimate(
         pairs=len(pairs),
         different_pairs=len(plan.pairs),
         known=plan.known,
         to_score=len(missing),
-        tokens=int(lengths[missing].sum()) if plan.in_tokens else None,
+        tokens=int(plan.work[missing].sum()) if plan.in_tokens else None,
         truncated=plan.cut,
         sampled=sampled,
         seconds=seconds,

@@ -77,7 +77,7 @@ class TeacherConfig:
             two models share no scale, `min-max`, `rank` or `none`.
         weights: One for each of several teachers. Default: all alike.
         max_length: Tokens that it reads of a pair. Default: its own. 256 halves the time on long documents.
-        backend: `torch`, `onnx`, `openvino`, or `auto`: ONNX for a folder with nothing else.
+        backend: `torch`, `onnx`, or `auto`: ONNX for a folder with nothing else.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where it is fast. Default: the model's own.
         batch_tokens: Tokens of one forward pass. Default: what suits the device; lower it when memory ends.
         device: `cpu`, `cuda`, … Default: the fastest.
@@ -96,7 +96,7 @@ class TeacherConfig:
     calibration: Literal["z-score", "min-max", "rank", "none"] = "z-score"
     weights: list[float] | None = None
     max_length: int | None = None
-    backend: Literal["auto", "torch", "onnx", "openvino"] = "auto"
+    backend: Literal["auto", "torch", "onnx"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     batch_tokens: int | None = None
     device: str | None = None

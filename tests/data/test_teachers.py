@@ -258,33 +258,6 @@ def test_onnx_folder_layouts(cross_encoder_onnx_path: Path, tmp_path: Path) -> N
     assert CrossEncoderTeacher(tmp_path, backend="onnx").score(BERLIN)[0] > 5
 
 
-def test_openvino_runs_the_same_file(tmp_path: Path, cross_encoder_onnx_path: Path) -> None:
-    """One model, as ONNX and in OpenVINO's own form, scores as onnxruntime does, under another identity."""
-    openvino = pytest.importorskip("openvino")
-    exact = CrossEncoderTeacher(cross_encoder_onnx_path)
-    teacher = CrossEncoderTeacher(cross_encoder_onnx_path, backend="openvino")
-    assert teacher.identity == {**exact.identity, "backend": "openvino"}
-    # int8: both quantise the activations of a batch as they see fit, so logits of -11 to 9 move by tenths.
-    assert teacher.score(BERLIN) == pytest.approx(exact.score(BERLIN), abs=0.6)
-    own = tmp_path / "own"
-    shutil.copytree(cross_encoder_onnx_path, own, ignore=shutil.ignore_patterns("*.onnx"))
-    (own / "openvino").mkdir()
-    model = openvino.Core().read_model(cross_encoder_onnx_path / "model.onnx")
-    openvino.save_model(model, own / "openvino" / "openvino_model.xml", compress_to_fp16=False)
-    converted = CrossEncoderTeacher(own, backend="openvino")
-    assert converted.score(BERLIN) == pytest.approx(teacher.score(BERLIN), abs=1e-3)
-    assert converted.identity["revision"] != teacher.identity["revision"]
-    with pytest.raises(ValueError, match="cannot use the device 'tpu'"):
-        CrossEncoderTeacher(own, backend="openvino", device="tpu")
-
-
-def test_missing_openvino_says_what_to_install(cross_encoder_onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an extra, and "No module named" would not say which."""
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ImportError, match=r"pip install st-wkl\[openvino\]"):
-        CrossEncoderTeacher(cross_encoder_onnx_path, backend="openvino")
-
-
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
