@@ -159,7 +159,7 @@ def score_candidates(
     pairs = TextPairs.of(pairs)
     if sizes is not None and len(pairs) != int(np.sum(sizes)):
         raise ValueError(f"The lists have {int(np.sum(sizes)):,} documents, and there are {len(pairs):,} pairs.")
-    if sizes is None or not isinstance(teacher, ListTeacher):
+    if sizes is None or not hasattr(teacher, "score_lists"):
         return _score(cast("Teacher", teacher), pairs, count_cut, show_progress, **options)
     if isinstance(teacher, Mixture):  # of teachers each of which keeps its own scores
         options |= {"count_cut": count_cut, "show_progress": show_progress}
@@ -167,7 +167,7 @@ def score_candidates(
         mixed = [teacher.mix(scores) for scores in zip(*(split(part.scores, sizes) for part in parts), strict=True)]
         scores = np.concatenate([np.empty(0, dtype=np.float32), *mixed])
         return Scored(scores, parts[0].different, parts[0].cut if len(parts) == 1 else None)
-    return _score_whole_lists(teacher, pairs, np.asarray(sizes, dtype=int), show_progress)
+    return _score_whole_lists(cast("ListTeacher", teacher), pairs, np.asarray(sizes, dtype=int), show_progress)
 
 
 def _score_whole_lists(teacher: ListTeacher, pairs: TextPairs, sizes: np.ndarray, show_progress: bool) -> Scored:
@@ -199,7 +199,7 @@ def _score(
     chunks = _Chunks(unique, missing.copy(), chunk_size)
     cut_before, left = getattr(teacher, "truncated_pairs", 0), int(missing.sum())
     pending: list[np.ndarray] = []
-    since = time.monotonic()
+    waiting, since = 0, time.monotonic()
 
     def keep() -> None:
         if store is not None and pending:
@@ -221,10 +221,10 @@ def _score(
                 places = chunks.places(number)[part]
                 scores[places] = as_scores(output, unique.take(places))
                 pending.append(places)
-                waiting = sum(map(len, pending))
+                waiting += len(places)
                 if time.monotonic() - since >= min(_SECONDS_OPEN, waiting * _SECONDS_A_PAIR):
                     keep()
-                    since = time.monotonic()
+                    waiting, since = 0, time.monotonic()
                 left -= len(places)
                 bar.set_postfix_str(f"{len(unique) - left:,} of {len(unique):,} pairs", refresh=False)
                 bar.update(int(plan.work[places].sum()))

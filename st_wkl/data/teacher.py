@@ -35,7 +35,6 @@ class Teacher(Protocol):
         """Return raw scores, float32 of shape (n,), for n `(query, document)` texts, in their order."""
 
 
-@runtime_checkable
 class ListTeacher(Protocol):
     """A teacher whose score of a document depends on the other candidates of the query.
 

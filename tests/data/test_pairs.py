@@ -46,10 +46,26 @@ def test_same_as_a_sorted_set(pairs: list[tuple[str, str]], chance: object) -> N
     assert list(different.take(np.array(order, dtype=np.int64))) == [expected[place] for place in order]
 
 
+@given(PAIRS)
+def test_places_of_texts_are_the_pairs(pairs: list[tuple[str, str]]) -> None:
+    """Whoever holds texts once points at them; a text that stands there twice must not become two in the store."""
+    queries, documents = ["unused", *(query for query, _ in pairs)], [document for _, document in pairs]
+    places = np.arange(len(pairs))
+    found = TextPairs.at(queries, documents, places + 1, places)
+    assert list(found) == pairs
+    assert len(set(found.queries)) == len(found.queries) <= len(pairs)
+    assert list(TextPairs.different(found)[0]) == sorted(set(pairs))
+    with ScoreStore(":memory:") as store:
+        store.put({"model": "t"}, found, [float(len(query)) for query, _ in pairs])
+        np.testing.assert_array_equal(store.get({"model": "t"}, pairs), [len(query) for query, _ in pairs])
+
+
 def test_what_is_no_pair() -> None:
     """Null text reaches here when a collection was made by hand; the place tells which."""
     with pytest.raises(TypeError, match=r"Pair 1 is \('a', None\); expected two texts"):
         TextPairs.different([("a", "b"), ("a", None)])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="Text 1 is None; expected two texts"):
+        TextPairs.at(["a"], ["b", None], np.array([0]), np.array([1]))  # type: ignore[list-item]
 
 
 def test_memory_per_pair(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from st_wkl.data import engines
+from st_wkl.data import engines, scoring
 from st_wkl.data.score_store import ScoreStore
-from st_wkl.data.scoring import estimate_scoring, score_pairs
-from st_wkl.data.teachers import CallableTeacher, CrossEncoderTeacher, score_lists
+from st_wkl.data.scoring import estimate_scoring, score_candidates, score_pairs
+from st_wkl.data.teachers import CallableTeacher, CrossEncoderTeacher, EnsembleTeacher, score_lists
 
 WORDS = ["red", "green", "blue", "cat", "dog", "bird", "runs", "sleeps", "sings", "fast", "slow"]
 
@@ -312,6 +312,47 @@ def test_a_chunk_is_kept_in_parts(cross_encoder_onnx_path: Path, monkeypatch: py
         assert store.count() == 16
         assert score_pairs(teacher, pairs, store=store, show_progress=False).tobytes() == undisturbed.tobytes()
         assert sum(calls[5:]) == len(pairs) - 16
+
+
+def test_what_was_learnt_is_told(cross_encoder_onnx_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that counts cut pairs itself tokenises all of them again; a warm store must not change the number."""
+    teacher, calls = CrossEncoderTeacher(cross_encoder_onnx_path, max_length=32), []
+    count = teacher.token_lengths
+    monkeypatch.setattr(teacher, "token_lengths", lambda pairs: calls.append(len(pairs)) or count(pairs))
+    pairs = [("query", "short"), ("query", "long " * 50), ("query", "short")]
+    with ScoreStore(":memory:") as store:
+        for number in (1, 2):
+            found = score_candidates(teacher, pairs, [1, 2], store=store, show_progress=False)
+            assert (found.different, found.cut, calls) == (2, 1, [2] * number)
+            assert repr(found) == "Scored(3 scores of 2 different pairs, 1 of them cut to the teacher's length)"
+        score_pairs(teacher, pairs, store=store, show_progress=False)
+        assert len(calls) == 2, "nobody asked"
+    with pytest.raises(ValueError, match="The lists have 2 documents, and there are 3 pairs"):
+        score_candidates(teacher, pairs, [1, 1], show_progress=False)
+
+
+def test_a_fast_teacher_waits_for_few_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit for each chunk took ten times as long as a teacher that costs nothing; a slow one keeps each chunk."""
+    teacher = CallableTeacher(lambda query, document: len(document), name="length", version="1")
+    commits = []
+    with ScoreStore(":memory:") as store:
+        put = store.put
+        monkeypatch.setattr(store, "put", lambda *given: commits.append(len(given[2])) or put(*given))
+        score_pairs(teacher, make_pairs(80), store=store, show_progress=False, chunk_size=8)
+        assert commits == [80]
+        monkeypatch.setattr(scoring, "_SECONDS_A_PAIR", 0.0)
+        score_pairs(teacher, make_pairs(80, seed=1), store=store, show_progress=False, chunk_size=8)
+        assert commits == [80] + [8] * 10
+
+
+def test_lists_of_a_teacher_must_be_as_many() -> None:
+    """One list less, and all that follow would have the scores of their neighbours."""
+    teacher = Lists([1.0, 2.0])
+    teacher.score_lists = lambda lists, **_: [[1.0, 2.0]]  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="returned 1 lists of scores for 2 lists of documents"):
+        score_lists(teacher, [("a", ["b", "c"]), ("none", []), ("b", ["b", "c"])], show_progress=False)
+    with pytest.raises(TypeError, match="EnsembleTeacher scores whole lists: use score_lists"):
+        score_pairs(EnsembleTeacher([teacher, BatchTeacher()]), [("a", "b")], show_progress=False)  # type: ignore[arg-type]
 
 
 class Constant:
