@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
+from tokenizers import Tokenizer
 
 from st_wkl.data.teacher import Pair, TextPairs
 from st_wkl.model_files import onnx_file
@@ -17,7 +19,6 @@ from st_wkl.ranges import NO_LIMIT
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
-    from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,6 @@ class PairEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
-        from tokenizers import Tokenizer
-
         self.max_length = max_length
         # A tokenizer.json often carries the padding to 512 of its export, which would cost three times the work.
         self._texts = Tokenizer.from_str(tokenizer.to_str())
@@ -240,8 +239,6 @@ class TorchEngine(_BudgetEngine):
 
     def parts(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Yield places and logits of each batch, and how many pairs of it were cut."""
-        import torch
-
         if self.encoder is not None:
             yield from super().parts(pairs)
             return
@@ -255,8 +252,6 @@ class TorchEngine(_BudgetEngine):
         yield np.arange(len(pairs)), np.asarray(scores, dtype=np.float32), self._count_cut(pairs)
 
     def _forward(self, rows: list[Row]) -> np.ndarray:
-        import torch
-
         tokenizer: Any = self.model.tokenizer
         features: dict[str, Any] = {
             name: torch.from_numpy(values).to(self.model.device)
@@ -328,8 +323,6 @@ class OnnxEngine(_BudgetEngine):
         batch_size: int | None,
         device: str | None,
     ) -> None:
-        from tokenizers import Tokenizer
-
         model, file = onnx_file(folder), folder / "tokenizer.json"
         if model is None or not file.is_file():
             raise FileNotFoundError(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 Calibration = Literal["none", "z-score", "min-max", "rank"]
 
@@ -191,31 +193,27 @@ def fit_calibration(
         >>> round(fitted.scale, 2), bool(fitted.loss_after < fitted.loss_before)  # right in two of three lists
         (0.17, True)
     """
-    from scipy.optimize import minimize
-
     if method not in ("temperature", "platt"):
         raise ValueError(f'method must be "temperature" or "platt", got {method!r}.')
     if not 0 <= anchor < np.inf:
         raise ValueError(f"anchor must be a finite number of at least 0, got {anchor}.")
     lists = _judged(scores, labels)
     if method == "temperature":
-        parts = [(values, positive / positive.sum()) for values, positive in lists]
-    else:
-        flat = np.concatenate([values for values, _ in lists]), np.concatenate([positive for _, positive in lists])
-        # A softmax over (logit, 0) is the sigmoid.
-        values, positive = (np.stack(pair, axis=1) for pair in ((flat[0], 0 * flat[0]), (flat[1], 1 - flat[1])))
-        parts = list(zip(values, positive, strict=True))
+        shape = len(lists), max(len(values) for values, _ in lists)
+        logits, target = np.full(shape, -np.inf), np.zeros(shape)
+        for row, (values, positive) in enumerate(lists):
+            logits[row, : len(values)], target[row, : len(values)] = values, positive / positive.sum()
+    else:  # a softmax over (logit, 0) is the sigmoid
+        logits, target = (np.concatenate([both[side] for both in lists]) for side in (0, 1))
+        logits, target = np.stack([logits, 0 * logits], axis=1), np.stack([target, 1 - target], axis=1)
+    there = np.isfinite(logits)
+    log_p, target = log_softmax(logits, axis=1)[there], target[there]
 
     def losses(parameters: np.ndarray) -> tuple[float, float]:
-        scale, offset = np.exp(parameters[0]), parameters[1] if method == "platt" else 0.0
-        judged = anchored = 0.0
-        for values, target in parts:
-            shifted = scale * values
-            shifted[0] += offset
-            log_q, log_p = _log_softmax(shifted), _log_softmax(values)
-            judged -= float(target @ log_q)
-            anchored += float(np.exp(log_p) @ (log_p - log_q))
-        return judged / len(parts), anchored / len(parts)
+        shifted = np.exp(parameters[0]) * logits
+        shifted[:, 0] += parameters[1] if method == "platt" else 0.0
+        log_q = log_softmax(shifted, axis=1)[there]
+        return -float(target @ log_q) / len(logits), float(np.exp(log_p) @ (log_p - log_q)) / len(logits)
 
     start = np.zeros(2 if method == "platt" else 1)
     # Within a factor of 1000: lists that the teacher sorts perfectly would ask for an infinite scale.
@@ -253,8 +251,3 @@ def _judged(
             f"None of {len(scores)} lists has both a relevant and another document: nothing can be fitted."
         )
     return lists
-
-
-def _log_softmax(values: np.ndarray) -> np.ndarray:
-    shifted = values - values.max()
-    return shifted - np.log(np.exp(shifted).sum())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from st_wkl.data.backends import FALLBACK_LENGTH, OnnxEngine, TorchEngine
@@ -285,7 +286,6 @@ def _load_cross_encoder(
 
 def _fast_dtype(device: str | None) -> str:
     """Return bfloat16 where the processor has instructions for it. Without them it is emulated, and slower."""
-    import torch
     from sentence_transformers.util import get_device_name
 
     kind = torch.device(device or get_device_name()).type

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from st_wkl.data.backends import cores
 from st_wkl.data.teacher import Engine, Pair, Teacher, as_numbers, shown
@@ -115,12 +116,7 @@ def _start_worker(teacher: bytes, threads: int) -> None:
     global _worker_teacher
     # Each worker would take all cores, and all of them together would be slower than one.
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    try:
-        import torch
-
-        torch.set_num_threads(threads)
-    except ImportError:
-        pass
+    torch.set_num_threads(threads)
     _worker_teacher = pickle.loads(teacher)
 
 

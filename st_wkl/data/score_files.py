@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from st_wkl.files import expanded, replacing
@@ -25,9 +27,6 @@ def write_export(
     path: str | os.PathLike[str], batches: Iterable[Sequence[Row]], *, total: int, show_progress: bool = True
 ) -> int:
     """Write rows to one parquet file, in one step, and return their number; `total` is for the bar."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     schema = pa.schema(
         {"teacher": pa.dictionary(pa.int32(), pa.string()), "query": pa.binary(16), "document": pa.binary(16)}
         | {"score": pa.float32()},
@@ -57,9 +56,6 @@ def read_export(path: str | os.PathLike[str], *, show_progress: bool = True) -> 
     Raises:
         ValueError: The file is damaged, of another kind, or holds what no store can hold.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(expanded(path)) as file:
             if (file.schema_arrow.metadata or {}).get(_KEY) != _VERSION:

@@ -6,17 +6,17 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+from sklearn.cluster import KMeans
 from tqdm.auto import tqdm
 
 from st_wkl.data.teacher import Lists
 from st_wkl.model_checks import check_complete
 from st_wkl.models import identity as model_identity
-
-if TYPE_CHECKING:
-    from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 # Lists whose documents are embedded together: token embeddings of a whole collection would not fit into memory.
 _LISTS_AT_ONCE = 256
@@ -134,8 +134,6 @@ class FeedbackTeacher:
         plain = self._similarity(query, documents)
         best, shares = np.argsort(-plain, kind="stable")[: self.feedback_documents], None
         if self.temperature is not None:
-            import torch
-
             shares = torch.softmax(torch.from_numpy(plain[best]) / self.temperature, dim=0).numpy()
         return self._similarity(rocchio(query, documents[best], weight=self.weight, shares=shares), documents)
 
@@ -147,8 +145,6 @@ class FeedbackTeacher:
         return dict(zip(texts, np.asarray(vectors, dtype=np.float32), strict=True))
 
     def _similarity(self, query: np.ndarray, documents: np.ndarray) -> np.ndarray:
-        import torch
-
         scores = self.model.similarity(torch.from_numpy(query)[None], torch.from_numpy(documents))
         return np.asarray(scores[0].float(), dtype=np.float32)
 
@@ -182,8 +178,6 @@ def centroid_expansion(
         >>> vectors.tolist(), weights.tolist()
         ([[0.0, 1.0]], [2.0])
     """
-    from sklearn.cluster import KMeans
-
     _check(0.0, clusters=clusters, expansions=expansions)
     if not len(tokens):
         return np.empty((0, tokens.shape[1]), dtype=np.float32), _EMPTY
@@ -243,8 +237,6 @@ class TokenFeedbackTeacher:
         seed: int = 0,
         batch_size: int = 32,
     ) -> None:
-        from sentence_transformers import MultiVectorEncoder
-
         if not isinstance(model, MultiVectorEncoder):
             raise TypeError(f"A {type(model).__name__} has no token embeddings; FeedbackTeacher serves single ones.")
         numbers = {"feedback_documents": feedback_documents, "clusters": clusters, "expansions": expansions}
