@@ -55,8 +55,8 @@ def score_pairs(
     """Score text pairs, each different pair once, and keep every score as soon as it is there.
 
     Pairs are sorted by length across all queries, longest first (little padding; a lack of memory shows at once), and
-    handed to the teacher in chunks. A chunk is committed to the store when it is finished (of a teacher of thousands of
-    pairs a second, what five seconds bring), and a teacher with `score_parts` (a cross-encoder) commits what it has
+    handed to the teacher in chunks. A chunk is committed to the store when it is finished (of one of 50,000 pairs a
+    second and more, what five seconds bring), and a teacher with `score_parts` (a cross-encoder) commits what it has
     every 15 seconds: that is what a killed run loses at most, with workers a chunk of each, and the next run scores
     nothing twice. A score that was made with another maximum length is taken where neither cuts the pair. The length is
     in tokens where the teacher has `token_lengths`, else in characters.
