@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from st_wkl.data.teachers import CrossEncoderTeacher
     from st_wkl.evaluation import Results, compare, evaluate
     from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
+    from st_wkl.losses.coherence import CoherenceLoss
     from st_wkl.losses.in_batch import InBatchContrastiveLoss
     from st_wkl.losses.listwise import (
         KLDistillLoss,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from st_wkl.losses.pair_distill import PairDistillLoss
     from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
     from st_wkl.losses.weighted_sum import WeightedSumLoss
-    from st_wkl.methods.coherence import CoherenceLoss
     from st_wkl.pipeline import run
     from st_wkl.publish.hub import push, push_dataset, push_student
     from st_wkl.publish.model_card import write_model_card
@@ -50,7 +50,7 @@ _HOMES = {
     "RankNetDistillLoss": "st_wkl.losses.listwise",
     "RegularisedKLDistillLoss": "st_wkl.losses.listwise",
     "ListContrastiveLoss": "st_wkl.losses.listwise",
-    "CoherenceLoss": "st_wkl.methods.coherence",
+    "CoherenceLoss": "st_wkl.losses.coherence",
     "InBatchContrastiveLoss": "st_wkl.losses.in_batch",
     "WeightedSumLoss": "st_wkl.losses.weighted_sum",
     "ListwiseCollator": "st_wkl.data.collator",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -17,7 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import lock_descriptor
+
 _PART = ".part"
+_WINDOWS = os.name == "nt"
 # A full disk, a quota, a place that may not be written to.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # Outputs that are worked on, by thread: a command owns what the functions that it calls own again.
@@ -31,7 +33,7 @@ def cache_folder() -> Path:
         FileNotFoundError: There is no home directory, as for a user of a container, and the variable is not set.
     """
     if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given).expanduser() / "st_wkl"
+        return Path(expanded(given)) / "st_wkl"
     try:
         return Path.home() / ".cache" / "st_wkl"
     except RuntimeError as error:
@@ -76,58 +78,69 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
+    """Yield a temporary path beside `path` whose file takes its place when the block ends without an error.
 
     A reader sees the old file or the new one, never half of it, whether the process is killed, the disk is full or the
     power fails. What a killed process left of the same file is removed.
     """
-    path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    with _naming(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_PART)
-        temporary = Path(name)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # tells that somebody is at work on it, however that one ends
-            yield temporary
-            # mkstemp makes files that only the owner may read; results and cards are meant to be shared.
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
-        finally:
-            os.close(handle)
-            temporary.unlink(missing_ok=True)
+    path = Path(expanded(path))
+    with _naming(path), _workspace(path) as workspace:
+        yield (new := workspace / "new")
+        sync(new)
+        os.replace(new, path)
+        sync(path.parent)
 
 
 @contextmanager
 def replacing_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a new folder that takes the place of `folder` when the block ends without an error; as `replacing` does."""
-    folder = Path(folder).expanduser()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder)
-    with _naming(folder):
-        workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=_PART))
-        handle = os.open(workspace, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            (new := workspace / "new").mkdir()
-            yield new
-            sync_tree(new)
-            if folder.exists():
-                os.replace(folder, workspace / "old")
-            os.replace(new, folder)
-            sync(folder.parent)
-        finally:
-            os.close(handle)
-            shutil.rmtree(workspace, ignore_errors=True)
+    folder = Path(expanded(folder))
+    with _naming(folder), _workspace(folder) as workspace:
+        (new := workspace / "new").mkdir()
+        yield new
+        sync_tree(new)
+        if folder.exists():
+            os.replace(folder, workspace / "old")
+        os.replace(new, folder)
+        sync(folder.parent)
+
+
+@contextmanager
+def _workspace(path: Path) -> Iterator[Path]:
+    """Make a folder beside what is to be written, locked as long as somebody is at work in it, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    workspace = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=_PART))
+    handle = os.open(workspace / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        lock_descriptor(handle)
+        yield workspace
+    finally:
+        os.close(handle)
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left beside a file or folder that they were writing."""
+    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*{_PART}"):
+        with suppress(OSError):
+            if not left.is_dir():  # of an earlier version
+                left.unlink()
+                continue
+            handle = os.open(left / "lock", os.O_RDWR | os.O_CREAT)
+            try:
+                free = lock_descriptor(handle, blocking=False)
+            finally:
+                os.close(handle)
+            if free:
+                shutil.rmtree(left)
 
 
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if _WINDOWS and path.is_dir():  # has no handles of folders
+        return
+    handle = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -138,6 +151,11 @@ def sync_tree(folder: Path) -> None:
     """Wait until a folder is on the disk with all that is in it."""
     for path in (folder, *folder.rglob("*")):
         sync(path)
+
+
+def is_part(path: Path) -> bool:
+    """Tell whether a file or folder is what a killed process had not finished."""
+    return (path.name.startswith(".") and path.name.endswith(_PART)) or path.name == ".lock"  # of earlier versions
 
 
 def holds_nothing(folder: Path) -> bool:
@@ -152,7 +170,7 @@ def owned(output: str | Path) -> Iterator[None]:
     Raises:
         FileExistsError: If another one is, with its process id.
     """
-    output = Path(output).expanduser().absolute()
+    output = Path(expanded(output)).absolute()
     if (key := (threading.get_ident(), output)) in _OWNED:
         yield
         return
@@ -167,16 +185,20 @@ def owned(output: str | Path) -> Iterator[None]:
             yield
         finally:
             _OWNED.discard(key)
-            if path is not None:
-                path.unlink(missing_ok=True)
+            if path is not None and not _WINDOWS:
+                path.unlink(missing_ok=True)  # while it is locked: the next one to open it may have it at once
             os.close(handle)
+            if path is not None and _WINDOWS:  # where nothing that is open can be removed
+                with suppress(OSError):
+                    path.unlink()
 
 
 @contextmanager
 def parents_of(path: Path) -> Iterator[None]:
     """Make the folders that a file or folder will lie in, and remove them if nothing came to lie in them."""
-    missing = [folder for folder in path.expanduser().absolute().parents if not folder.exists()]
-    path.expanduser().parent.mkdir(parents=True, exist_ok=True)
+    path = Path(expanded(path)).absolute()
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
@@ -203,14 +225,14 @@ def _lock(output: Path) -> tuple[int, Path | None]:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not output.exists():
                 raise
             handle, beside = os.open(output, os.O_RDONLY), False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the system however the process ends
-        except OSError:
-            who = os.read(handle, 100).decode(errors="replace").strip() if beside else ""
+        if not lock_descriptor(handle, blocking=False):  # given back by the system however the process ends
+            who = ""
+            with suppress(OSError):  # a folder, or a file that cannot be read as long as it is locked
+                who = os.read(handle, 100).decode(errors="replace").strip()
             os.close(handle)
             raise FileExistsError(
                 f"Another process is at work in {output}{f' (process {who})' if who else ''}. Wait for it, or stop it."
-            ) from None
+            )
         if not beside:
             return handle, None
         if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
@@ -218,28 +240,24 @@ def _lock(output: Path) -> tuple[int, Path | None]:
         os.close(handle)  # of one that has just ended and removed it
 
 
-def is_part(path: Path) -> bool:
-    """Tell whether a file or folder is what a killed process had not finished."""
-    return (path.name.startswith(".") and path.name.endswith(_PART)) or path.name == ".lock"  # of earlier versions
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove what killed processes left beside a file or folder that they were writing."""
-    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*{_PART}"):
-        with suppress(OSError):
-            handle = os.open(left, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            finally:
-                os.close(handle)
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Write `text` to `path` in one step."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return Path(path).expanduser()
+    return Path(expanded(path))
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it holds no JSON; the message names the file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} holds no JSON: {error}") from error
 
 
 def set_aside(path: str | Path) -> Path:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+import torch
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.util import load_file_path
+from transformers import PreTrainedModel
+from transformers.utils import logging as upstream
+
+from st_wkl._compat import commit_of
+from st_wkl.files import read_json
+from st_wkl.models import model_name
 from st_wkl.ranges import NO_LIMIT
 
 logger = logging.getLogger(__name__)
@@ -60,8 +67,6 @@ def check_fits(model: Any, max_length: int | None = None) -> None:
 
 def positions(model: Any) -> int | None:
     """Return how many tokens a model has learned positions for, None where it computes them."""
-    import torch
-
     found = []
     for module in model.modules():
         for name, child in module.named_children():
@@ -74,8 +79,6 @@ def positions(model: Any) -> int | None:
 
 
 def _check_vocabulary(model: Any, module: Any) -> None:
-    import torch
-
     transformer = getattr(module, "auto_model", None)
     table = getattr(module, "embedding", None)
     if transformer is not None and hasattr(transformer, "get_input_embeddings"):
@@ -166,8 +169,6 @@ def random_weights(model: Any) -> list[str]:
 
 def _missing(model: Any) -> tuple[dict[str, Any], Any]:
     """Return the parameters by name that were in no file, and how its transformer is loaded once more."""
-    from transformers import PreTrainedModel
-
     transformer = model.transformers_model
     if not isinstance(transformer, PreTrainedModel) or not transformer.config.name_or_path:
         return {}, None
@@ -176,8 +177,6 @@ def _missing(model: Any) -> tuple[dict[str, Any], Any]:
     places = [entry.get("path", "") for entry in listed if str(entry.get("type", "")).endswith("Transformer")]
 
     def load(**options: Any) -> Any:
-        from st_wkl._compat import commit_of
-
         return type(transformer).from_pretrained(
             root,
             config=copy.deepcopy(transformer.config),
@@ -202,8 +201,6 @@ def _missing(model: Any) -> tuple[dict[str, Any], Any]:
 
 def _was_trained(model: Any, missing: dict[str, Any], load: Any) -> bool:
     """Return whether a model was trained since it was loaded: its weights are others, or its new biases not 0."""
-    import torch
-
     biases = [value for name, value in missing.items() if name.endswith("bias")]
     if any(bool(value.any()) for value in biases):
         return True
@@ -220,8 +217,6 @@ def _was_trained(model: Any, missing: dict[str, Any], load: Any) -> bool:
 
 def _decide(model: Any, values: list[Any]) -> bool:
     """Return whether the output depends on weights, by what becomes of it where they are not a number."""
-    import torch
-
     kept = [value.detach().clone() for value in values]
     try:
         for value in values:
@@ -235,12 +230,10 @@ def _decide(model: Any, values: list[Any]) -> bool:
 
 
 def _outputs(model: Any) -> Iterator[Any]:
-    import torch
-
     if hasattr(model, "predict"):
         yield torch.as_tensor(model.predict([("a", "b")], activation_fn=torch.nn.Identity(), show_progress_bar=False))
         return
-    dense = {} if type(model).__name__ == "MultiVectorEncoder" else {"convert_to_tensor": True}
+    dense = {} if isinstance(model, MultiVectorEncoder) else {"convert_to_tensor": True}
     for encode in (model.encode_query, model.encode_document):
         output = encode(["a"], show_progress_bar=False, **dense)[0]
         yield output.to_dense() if output.is_sparse else output
@@ -255,10 +248,8 @@ def _of_head(model: Any, name: str) -> bool:
 
 
 def _modules_of(root: str) -> list[dict[str, Any]]:
-    from sentence_transformers.util import load_file_path
-
     path = load_file_path(root, "modules.json", local_files_only=True)
-    return json.loads(Path(path).read_text(encoding="utf-8")) if path else []
+    return read_json(path) if path else []
 
 
 def _plain_name(name: str) -> str:
@@ -269,9 +260,6 @@ def _plain_name(name: str) -> str:
 @contextmanager
 def _aside() -> Iterator[None]:
     """Load once more without a word, and without moving the random numbers of what comes after."""
-    import torch
-    from transformers.utils import logging as upstream
-
     level, bars = upstream.get_verbosity(), upstream.is_progress_bar_enabled()
     upstream.set_verbosity_error()
     upstream.disable_progress_bar()
@@ -285,8 +273,6 @@ def _aside() -> Iterator[None]:
 
 
 def _called(model: Any) -> str:
-    from st_wkl.models import model_name
-
     return f"{type(model).__name__} {model_name(model)!r}"
 
 

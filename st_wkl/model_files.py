@@ -11,63 +11,17 @@ from typing import Any
 
 # Whatever in a folder decides a score: weights, and what turns text into ids. Not cards, logs, optimizer states.
 _TORCH_WEIGHTS = ("**/model*.safetensors", "**/pytorch_model*.bin", "**/adapter_model*.safetensors")
-SETTINGS = (
-    "config.json",
-    "modules.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-)
-# Files of a folder that decide no score; what is not in this list counts.
-_NO_MATTER = (
-    "README*",
-    "*.md",
-    "LICENSE*",
-    "NOTICE*",
-    ".*",
-    "*.log",
-    "*.csv",
-    "*.png",
-    "*.jpg",
-    "*.svg",
-    "*.pdf",
-    "*.pyc",
-    "results.json",
-    "distillation.json",
-    "training_texts.json",
-    "trainer_state.json",
-    "training_args.bin",
-    "optimizer.*",
-    "scheduler.*",
-    "scaler.*",
-    "rng_state*",
-    "events.out.tfevents*",
-    "generation_config.json",  # nothing is generated
-    "*.index.json",  # which file holds which weight
-    # Weights and settings of other backends.
-    "*.onnx*",
-    "ort_config.json",
-    "openvino_*",
-    "tf_model.h5",
-    "flax_model*",
-    "rust_model.ot",
-    "*.gguf",
-    "*.tflite",
-)
-_NO_MATTER_FOLDERS = (
-    "checkpoint-*",
-    "checkpoints",
-    "eval",
-    "runs",
-    "wandb",
-    "onnx",
-    "openvino",
-    "coreml",
-    ".*",
-    "__py*",
-)
+SETTINGS = "config.json modules.json tokenizer.json tokenizer_config.json vocab.* merges.txt *.model".split()  # noqa: SIM905
+# Files of a folder that decide no score; what is not in this list counts. Cards and pictures; what training leaves; for
+# generating, of which there is none, and which file holds which weight; weights and settings of other backends.
+_NO_MATTER = """
+    README* *.md LICENSE* NOTICE* .* *.log *.csv *.png *.jpg *.svg *.pdf *.pyc
+    results.json distillation.json training_texts.json
+    trainer_state.json training_args.bin optimizer.* scheduler.* scaler.* rng_state* events.out.tfevents*
+    generation_config.json *.index.json
+    *.onnx* ort_config.json openvino_* tf_model.h5 flax_model* rust_model.ot *.gguf *.tflite
+""".split()  # noqa: SIM905
+_NO_MATTER_FOLDERS = "checkpoint-* checkpoints eval runs wandb onnx openvino coreml .* __py*".split()  # noqa: SIM905
 # Entries of settings files that the identity holds elsewhere, or that are what a file without them says as well.
 _TOLD_ELSEWHERE: dict[str, dict[str, Any]] = {
     "config_sentence_transformers.json": dict.fromkeys(

@@ -14,16 +14,21 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+import torch
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers.util import load_file_path
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from st_wkl._compat import hooks_of, version_of
 from st_wkl._versions import check_adapters
+from st_wkl.files import content_hash, read_json
 from st_wkl.model_files import hash_files
+from st_wkl.packaged import named
 
-if TYPE_CHECKING:
-    import torch
-    from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
-
-    AnyModel: TypeAlias = SentenceTransformer | SparseEncoder | MultiVectorEncoder | CrossEncoder
+AnyModel: TypeAlias = SentenceTransformer | SparseEncoder | MultiVectorEncoder | CrossEncoder
+CLASSES = {kind.__name__: kind for kind in (SentenceTransformer, SparseEncoder, MultiVectorEncoder, CrossEncoder)}
 
 # Entries of the configurations of transformers, peft and the modules that say where a model came from and whether it is
 # being trained, not what it computes, or that repeat what the weights say and are filled in late.
@@ -60,24 +65,15 @@ def load_model(
         ValueError: If it needs code of its own, which is not trusted.
         ImportError: If it is an adapter, and the installed transformers refuses the installed peft.
     """
-    import sentence_transformers
-    from sentence_transformers.util import load_file_path
-
-    from st_wkl.packaged import named
-
-    classes = {
-        name: getattr(sentence_transformers, name)
-        for name in ("SentenceTransformer", "SparseEncoder", "MultiVectorEncoder", "CrossEncoder")
-    }
     if isinstance(model, str | Path):
         source, name = named(str(model))
         check_adapters(load_file_path(source, "adapter_config.json"))
-        options = {} if dtype is None else {"model_kwargs": {"dtype": dtype}}
-        loaded = classes[_saved_class(source, set(classes))](source, trust_remote_code=trust_remote_code, **options)
+        options: Any = {} if dtype is None else {"model_kwargs": {"dtype": dtype}}
+        loaded = CLASSES[_saved_class(source)](source, trust_remote_code=trust_remote_code, **options)
         return loaded if dtype is None else loaded.to(dtype), name
-    if isinstance(model, tuple(classes.values())):
+    if isinstance(model, tuple(CLASSES.values())):
         return model, model_name(model)
-    raise TypeError(f"model is a {type(model).__name__}; pass a folder, a Hub id or one of {', '.join(classes)}")
+    raise TypeError(f"model is a {type(model).__name__}; pass a folder, a Hub id or one of {', '.join(CLASSES)}")
 
 
 def is_trusted(model: Any, trust_remote_code: bool = False) -> bool:
@@ -130,7 +126,7 @@ def own_prompt(model: AnyModel, side: str = "query") -> str | None:
         The prompt, None where there is none.
     """
     # Some models have an empty prompt by this name, and then the default prompt does not count.
-    name = next((name for name in _prompt_names(model, side) if name in model.prompts), model.default_prompt_name)
+    name = _prompt_name(model, side, model.default_prompt_name)
     return model.prompts.get(name) or None if name is not None else None
 
 
@@ -144,14 +140,14 @@ def set_prompts(model: AnyModel, prompts: Mapping[str, str]) -> None:
     Raises:
         ValueError: If there is another key, or a prompt is no text.
     """
-    sides = ("query", "document") if hasattr(model, "encode_query") else ("pair",)
+    sides = _sides(model)
     for side, prompt in prompts.items():
         if side not in sides or not isinstance(prompt, str):
             raise ValueError(
                 f"The prompts of a {type(model).__name__} are texts by the names {', '.join(sides)}, got "
                 f"{side!r}: {prompt!r}."
             )
-        name = next((name for name in _prompt_names(model, side) if name in model.prompts), side)
+        name = _prompt_name(model, side, side)
         if side == "pair":
             name = model.default_prompt_name = model.default_prompt_name or side
         model.prompts[name] = prompt
@@ -159,15 +155,18 @@ def set_prompts(model: AnyModel, prompts: Mapping[str, str]) -> None:
 
 def prompts_of(model: AnyModel) -> dict[str, str]:
     """Return the prompts that a model is used with, by `"query"` and `"document"`, or `"pair"`; empty without any."""
-    sides = ("query", "document") if hasattr(model, "encode_query") else ("pair",)
-    return {side: prompt for side in sides if (prompt := own_prompt(model, side))}
+    return {side: prompt for side in _sides(model) if (prompt := own_prompt(model, side))}
 
 
-def _prompt_names(model: AnyModel, side: str) -> tuple[str, ...]:
-    """Return the names by which a model looks for the prompt of a side, the first that it has counts."""
-    if not hasattr(model, "encode_query"):
-        return ()
-    return ("document", "passage", "corpus") if side == "document" else ("query",)
+def _sides(model: AnyModel) -> tuple[str, ...]:
+    return ("query", "document") if hasattr(model, "encode_query") else ("pair",)
+
+
+def _prompt_name(model: AnyModel, side: str, otherwise: Any) -> Any:
+    """Return the first of the names by which a model looks for the prompt of a side that it has."""
+    names = ("document", "passage", "corpus") if side == "document" else ("query",)
+    found = names if hasattr(model, "encode_query") else ()
+    return next((name for name in found if name in model.prompts), otherwise)
 
 
 def model_revision(model: AnyModel) -> str:
@@ -186,10 +185,7 @@ def model_revision(model: AnyModel) -> str:
             f"{type(model).__name__} has no torch weights to hash (backend {getattr(model, 'backend', None)!r}); "
             "pass revision= so that its results are not taken for another model's"
         )
-    digest = hashlib.blake2b(digest_size=20)
-    digest.update(json.dumps(_settings(model), sort_keys=True).encode())
-    add_weights(digest, model)
-    return digest.hexdigest()
+    return _hash_weights(model, hashlib.blake2b(json.dumps(_settings(model), sort_keys=True).encode(), digest_size=20))
 
 
 def identity(model: AnyModel | torch.nn.Module) -> dict[str, str]:
@@ -202,14 +198,11 @@ def identity(model: AnyModel | torch.nn.Module) -> dict[str, str]:
     Raises:
         ValueError: A weight is not loaded.
     """
-    told = json.dumps(_settings(model), sort_keys=True).encode()
-    return {"weights": hash_weights(model), "settings": hashlib.blake2b(told, digest_size=16).hexdigest()}
+    return {"weights": hash_weights(model), "settings": content_hash(_settings(model), size=16)}
 
 
 def own_hooks(model: torch.nn.Module) -> list[str]:
     """Return the names of forward hooks that no package has registered: code of somebody's own that changes outputs."""
-    from st_wkl._compat import hooks_of
-
     found = []
     for name, module in model.named_modules():
         for hook in hooks_of(module):
@@ -223,8 +216,6 @@ def own_hooks(model: torch.nn.Module) -> list[str]:
 
 def model_state(model: Any) -> Any:
     """Return what shows at little cost whether a model in memory is still the one whose identity was asked for."""
-    from st_wkl._compat import hooks_of, version_of
-
     tokenizer: Any = getattr(model[0], "tokenizer", None)
     return [
         [(name, id(value), value.dtype, version_of(value)) for name, value in model.named_parameters()],
@@ -235,20 +226,24 @@ def model_state(model: Any) -> Any:
     ]
 
 
-def add_weights(digest: hashlib.blake2b, model: torch.nn.Module) -> None:
-    """Add name, type, shape and bytes of every weight to a hash, whatever file, device and order they came in.
+def hash_weights(model: torch.nn.Module) -> str:
+    """Return a hash of a model's weights alone, 32 hexadecimal digits; settings have to be named beside it.
 
     Raises:
         ValueError: A weight is not loaded.
     """
+    return _hash_weights(model, hashlib.blake2b(digest_size=16))
+
+
+def _hash_weights(model: torch.nn.Module, digest: hashlib.blake2b) -> str:
+    """Add name, type, shape and bytes of every weight to a hash, whatever file, device and order they came in."""
     for name, value in sorted(model.state_dict().items()):
         _add(digest, name, value)
+    return digest.hexdigest()
 
 
 def _add(digest: hashlib.blake2b, name: str, value: Any) -> None:
     """Add one entry of a state dict; modules that were quantised by torch hold other things than plain tensors."""
-    import torch
-
     if isinstance(value, list | tuple):
         for place, part in enumerate(value):
             _add(digest, f"{name}.{place}", part)
@@ -271,38 +266,22 @@ def _add(digest: hashlib.blake2b, name: str, value: Any) -> None:
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def hash_weights(model: torch.nn.Module) -> str:
-    """Return a hash of a model's weights alone, 32 hexadecimal digits; settings have to be named beside it.
-
-    Raises:
-        ValueError: A weight is not loaded.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    add_weights(digest, model)
-    return digest.hexdigest()
-
-
 def is_retriever(source: str | os.PathLike[str]) -> bool:
     """Return whether a folder or Hub repository holds modules of sentence-transformers that are no cross-encoder's."""
-    from sentence_transformers.util import load_file_path
-
-    return load_file_path(str(source), "modules.json") is not None and _saved_class(str(source), {"CrossEncoder"}) != (
-        "CrossEncoder"
-    )
+    return load_file_path(str(source), "modules.json") is not None and _saved_class(str(source)) != "CrossEncoder"
 
 
-def _saved_class(source: str, known: set[str]) -> str:
+def _saved_class(source: str) -> str:
     """Return the name of the class that a folder or Hub repository was saved from."""
-    from sentence_transformers.util import load_file_path
 
-    def read(file: str) -> dict[str, Any] | None:
+    def read(file: str) -> dict[str, Any]:
         path = load_file_path(source, file)
-        return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+        return read_json(path) if path else {}
 
     if settings := read("config_sentence_transformers.json"):
-        saved = settings.get("model_type", "SentenceTransformer")
-        return saved if saved in known else "SentenceTransformer"
-    architectures = (read("config.json") or {}).get("architectures") or []
+        saved = settings.get("model_type")
+        return saved if saved in CLASSES else "SentenceTransformer"
+    architectures = read("config.json").get("architectures") or []
     return "CrossEncoder" if any("SequenceClassification" in a for a in architectures) else "SentenceTransformer"
 
 
@@ -422,8 +401,6 @@ def _saved_tokenizer(tokenizer: Any) -> str:
 
 def _function(function: Any) -> Any:
     """Return what an activation computes beyond the name of its class, None if that says it all."""
-    import torch
-
     if isinstance(function, torch.nn.Module):
         told = [] if repr(function) == f"{type(function).__name__}()" else [repr(function)]
         told += [hash_weights(function)] if function.state_dict() else []
@@ -441,8 +418,6 @@ def _own_code(classes: Iterable[type]) -> list[Any]:
         if file is None or _is_installed(cls.__module__, file):
             continue
         if cls.__module__.startswith("transformers_modules."):
-            from transformers.dynamic_module_utils import get_relative_import_files
-
             for used in {file, *get_relative_import_files(file)}:
                 found[Path(used).name] = hash_files(Path(used).parent, [Path(used)])
             continue

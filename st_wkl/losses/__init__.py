@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
+from st_wkl.losses.coherence import CoherenceLoss
 from st_wkl.losses.in_batch import InBatchContrastiveLoss
 from st_wkl.losses.listwise import (
     KLDistillLoss,
@@ -15,7 +16,6 @@ from st_wkl.losses.margin_kl import MarginKL, MarginMSEDistillLoss
 from st_wkl.losses.pair_distill import PairDistillLoss, PairwisePreferenceLoss
 from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
 from st_wkl.losses.weighted_sum import WeightedSumLoss
-from st_wkl.methods.coherence import CoherenceLoss
 
 __all__ = [
     "AdaptiveRelevanceMarginLoss",

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from st_wkl import functional
+import st_wkl.functional as functional
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.lists import CandidateLists, columns_without_teacher, holds_lists, unpack
 from st_wkl.losses.options import spelled_out

@@ -7,7 +7,7 @@ from dataclasses import field
 import torch
 from torch import Tensor
 
-from st_wkl import functional
+import st_wkl.functional as functional
 from st_wkl.losses.base import NOTHING_TO_COMPARE, CandidateListLoss
 from st_wkl.losses.lists import CandidateLists
 from st_wkl.losses.options import spelled_out

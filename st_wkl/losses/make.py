@@ -12,7 +12,7 @@ from sentence_transformers.base.losses import has_static_embedding_input
 from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, SpladeLoss
 from torch import nn
 
-from st_wkl import losses as ours
+import st_wkl.losses as ours
 from st_wkl.losses.options import constructor_defaults
 from st_wkl.ranges import check_options, nearest
 

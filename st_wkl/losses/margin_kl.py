@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from st_wkl import functional
+import st_wkl.functional as functional
 from st_wkl.losses.base import NOTHING_TO_COMPARE, CandidateListLoss
 from st_wkl.losses.options import spelled_out
 

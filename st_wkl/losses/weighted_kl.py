@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from st_wkl import functional
+import st_wkl.functional as functional
 from st_wkl.functional._checks import check
 from st_wkl.losses.base import CandidateListLoss
 from st_wkl.losses.lists import CandidateLists

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from st_wkl import functional
+import st_wkl.functional as functional
 from st_wkl.functional._checks import check
 from st_wkl.losses.cached import StudentLoss, Terms
 from st_wkl.losses.options import former, spelled_out
