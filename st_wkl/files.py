@@ -85,7 +85,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(expanded(path))
     with _naming(path), _workspace(path) as workspace:
-        yield (new := workspace / "new")
+        (new := workspace / "new").touch()
+        yield new
         sync(new)
         os.replace(new, path)
         sync(path.parent)
