@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from sentence_transformers import CrossEncoder
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
-from st_wkl.files import content_hash, replacing_folder
+from st_wkl.files import content_hash, sync, sync_tree
 from st_wkl.models import is_trusted, load_model, model_revision
 from st_wkl.ranges import check_options
 from st_wkl.training.distillation import distill
@@ -132,9 +134,12 @@ def distill_rounds(
             # Training changes the model that it is given; the first one is needed again where rounds restart.
             again = restart or number == 1
             model: Any = copy.deepcopy(first) if again else load_model(done[-1].student, trust_remote_code=trusted)[0]
-            with replacing_folder(folder / "student") as place:
-                place.rmdir()  # who trains makes it
-                (train or by_default)(model, dataset, place)
+            unfinished = folder / ".student.unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+            (train or by_default)(model, dataset, unfinished)
+            sync_tree(unfinished)
+            os.replace(unfinished, folder / "student")
+            sync(folder)
         logger.info("round %d: %s", number, "complete before" if reused else f"trained on {len(dataset):,} lists")
         done.append(Round(number, dataset, folder / "student", reused))
     return done
