@@ -154,6 +154,7 @@ def score_candidates(
         >>> score_candidates(teacher, pairs, [3], show_progress=False)
         Scored(3 scores of 2 different pairs)
     """
+    check_options(**options)
     if sizes is None and not hasattr(teacher, "score"):
         raise TypeError(f"{type(teacher).__name__} scores whole lists: use score_lists.")
     pairs = TextPairs.of(pairs)
@@ -193,7 +194,6 @@ def _score(
     engine: Engine = "process",
     workers: int | None = None,
 ) -> Scored:
-    check_options(chunk_size=chunk_size, workers=workers)
     plan = _Plan.make(teacher, pairs, store, count_all=count_cut)
     unique, scores, missing = plan.pairs, plan.scores, np.isnan(plan.scores)
     chunks = _Chunks(unique, missing.copy(), chunk_size)
