@@ -78,63 +78,70 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path` whose file takes its place when the block ends without an error.
+    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
 
     A reader sees the old file or the new one, never half of it, whether the process is killed, the disk is full or the
     power fails. What a killed process left of the same file is removed.
     """
     path = Path(expanded(path))
-    with _naming(path), _workspace(path) as workspace:
-        (new := workspace / "new").touch()
-        yield new
-        sync(new)
-        os.replace(new, path)
-        sync(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    with _naming(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=_PART)
+        temporary, held = Path(name), os.fdopen(handle)
+        try:
+            if not _WINDOWS:  # where nothing that is open can be removed, and nobody else writes to what is locked
+                lock_descriptor(handle)  # tells that somebody is at work on it, however that one ends
+            yield temporary
+            # mkstemp makes files that only the owner may read; results and cards are meant to be shared.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            sync(temporary)
+            if _WINDOWS:
+                held.close()
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            held.close()
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a new folder that takes the place of `folder` when the block ends without an error; as `replacing` does."""
     folder = Path(expanded(folder))
-    with _naming(folder), _workspace(folder) as workspace:
-        (new := workspace / "new").mkdir()
-        yield new
-        sync_tree(new)
-        if folder.exists():
-            os.replace(folder, workspace / "old")
-        os.replace(new, folder)
-        sync(folder.parent)
-
-
-@contextmanager
-def _workspace(path: Path) -> Iterator[Path]:
-    """Make a folder beside what is to be written, locked as long as somebody is at work in it, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    workspace = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=_PART))
-    handle = os.open(workspace / "lock", os.O_RDWR | os.O_CREAT)
-    try:
-        lock_descriptor(handle)
-        yield workspace
-    finally:
-        os.close(handle)
-        shutil.rmtree(workspace, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
+    with _naming(folder):
+        workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder), suffix=_PART))
+        handle = os.open(workspace / "lock", os.O_RDWR | os.O_CREAT)
+        try:
+            lock_descriptor(handle)
+            (new := workspace / "new").mkdir()
+            yield new
+            sync_tree(new)
+            if folder.exists():
+                os.replace(folder, workspace / "old")
+            os.replace(new, folder)
+            sync(folder.parent)
+        finally:
+            os.close(handle)
+            shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _remove_abandoned(path: Path) -> None:
     """Remove what killed processes left beside a file or folder that they were writing."""
     for left in path.parent.glob(f"{glob.escape(_prefix(path))}*{_PART}"):
         with suppress(OSError):
-            if not left.is_dir():  # of an earlier version
-                left.unlink()
-                continue
-            handle = os.open(left / "lock", os.O_RDWR | os.O_CREAT)
+            folder = left.is_dir()
+            handle = os.open(left / "lock" if folder else left, os.O_RDWR | (os.O_CREAT if folder else 0))
             try:
                 free = lock_descriptor(handle, blocking=False)
             finally:
                 os.close(handle)
             if free:
-                shutil.rmtree(left)
+                shutil.rmtree(left) if folder else left.unlink()
 
 
 def sync(path: Path) -> None:

@@ -284,6 +284,6 @@ def test_a_full_disk_names_the_file_that_a_person_knows(tmp_path: Path, monkeypa
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(OSError, match=r"No space left on device: '.*/results\.json'"):
         write_text(tmp_path / "results.json", "{}")
-    monkeypatch.setattr("tempfile.mkdtemp", lambda prefix, **_: (_ for _ in ()).throw(OSError(30, "Read-only", prefix)))
+    monkeypatch.setattr("tempfile.mkstemp", lambda prefix, **_: (_ for _ in ()).throw(OSError(30, "Read-only", prefix)))
     with pytest.raises(OSError, match=r"Read-only: '.*/results\.json'"):
         write_text(tmp_path / "results.json", "{}")
