@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 
 def launched() -> int:
@@ -17,8 +18,6 @@ def is_first() -> bool:
 
 def leave() -> None:
     """End the process group: exiting with gloo's threads alive aborts a process now and then."""
-    import sys
-
     torch = sys.modules.get("torch")  # a command that needs no torch has no group
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -224,11 +224,10 @@ def train(
     if dev is not None and dev.source is None:
         told = min((place.partition(".")[2] for place in asked.given if place.startswith("dev.")), default="set")
         raise ValueError(f"--{told.replace('_', '-')} needs a dev split to look at: add --dev.")
-    from st_wkl.data.dataset import DistillationDataset
     from st_wkl.pipeline import steps
 
     record = steps.train(
-        DistillationDataset.load(dataset),
+        dataset,
         output,
         student=student,
         loss=loss,

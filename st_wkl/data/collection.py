@@ -270,7 +270,7 @@ class Collection:
 
         Example:
             >>> collection = Collection("mine", {"d1": "Cats purr."}, {"q1": "who purrs"}, {"test": {"q1": {"d1": 1}}})
-            >>> Collection.load(collection.save(getfixture("tmp_path") / "mine")) == collection
+            >>> Collection.load(collection.save("mine")) == collection
             True
         """
         folder = Path(folder).expanduser()

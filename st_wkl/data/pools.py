@@ -239,9 +239,9 @@ def correct_labels(pools: Pools, correction: str | None) -> int:
         return 0
     import torch
 
-    from st_wkl import functional
+    from st_wkl.functional import labels
 
-    correct = getattr(functional, correction)
+    correct = getattr(labels, correction)
     changed = 0
     pools.scores = pools.scores.copy()
     for span in pools.spans():

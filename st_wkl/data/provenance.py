@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 
 def stated_license(model: str | os.PathLike[str]) -> str | None:
     """Return the licence that the card of a model states; None where there is no card or it states none.
@@ -31,7 +33,6 @@ def stated_license(model: str | os.PathLike[str]) -> str | None:
 
 def license_in(card: str) -> str | None:
     """Return the licence that the text of a card states, if any."""
-    import yaml
     from huggingface_hub import ModelCard
 
     try:

@@ -442,9 +442,9 @@ def _is_ours(path: str) -> bool:
     try:
         with Path(path).open("rb") as file:
             header = file.read(72)
+            return header.startswith(b"SQLite format 3\0") and header[68:72] == _APPLICATION_ID.to_bytes(4, "big")
     except OSError:
         return False
-    return header.startswith(b"SQLite format 3\0") and header[68:72] == _APPLICATION_ID.to_bytes(4, "big")
 
 
 def _canonical(identity: Identity) -> str:

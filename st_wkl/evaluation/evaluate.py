@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm.auto import tqdm
+
 from st_wkl.data.candidates import BM25
 from st_wkl.data.collection_files import whole_gains
 from st_wkl.data.selection import without_own
@@ -108,8 +110,6 @@ def evaluate(
         >>> results = evaluate("student", ["NFCorpus", "data/my_corpus"], output="student")  # doctest: +SKIP
         >>> print(results.table())  # doctest: +SKIP
     """
-    from tqdm.auto import tqdm
-
     from st_wkl.evaluation.identity import TeacherWrapper, check_source
     from st_wkl.evaluation.tasks import resolve_tasks
     from st_wkl.evaluation.two_stage import staged

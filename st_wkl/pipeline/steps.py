@@ -144,7 +144,7 @@ def make_evaluator(
 
 
 def train(
-    dataset: DistillationDataset,
+    dataset: DistillationDataset | Path,
     output: Path,
     *,
     student: StudentConfig,
@@ -160,7 +160,7 @@ def train(
     """Train a student into a folder, or go on with it; an adapter that is merged is kept beside it.
 
     Args:
-        dataset: What it is taught.
+        dataset: What it is taught, or the folder of it.
         output: Folder of the student.
         student: Who learns.
         loss: What is minimised.
@@ -173,6 +173,8 @@ def train(
         show_progress: Show bars.
     """
     check_adapters(lora is not False)
+    if isinstance(dataset, Path):
+        dataset = DistillationDataset.load(dataset)
     model, name = load_student(student)
     folder = adapter_folder(output) if merge else output
     record = training.distill(
