@@ -65,9 +65,8 @@ class StoreInfo:
     teachers: list[tuple[dict[str, Any], int]]  # the identity of each, and the number of its scores
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {self.scores:,} scores, {self.bytes / 1e6:,.1f} MB"]
-        lines += [f"  {count:,} of {json.dumps(identity, ensure_ascii=False)}" for identity, count in self.teachers]
-        return "\n".join(lines)
+        told = (f"  {count:,} of {json.dumps(identity, ensure_ascii=False)}" for identity, count in self.teachers)
+        return "\n".join([f"{self.path}: {self.scores:,} scores, {self.bytes / 1e6:,.1f} MB", *told])
 
 
 class ScoreStoreError(RuntimeError):
