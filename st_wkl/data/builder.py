@@ -78,7 +78,7 @@ class DistillationDatasetBuilder:
     Example:
         >>> teacher = CrossEncoderTeacher("cross-encoder/ms-marco-MiniLM-L12-v2")  # doctest: +SKIP
         >>> dataset = DistillationDatasetBuilder("mteb/nfcorpus", teacher).build()  # doctest: +SKIP
-        >>> dataset.save_to_disk("nfcorpus-distillation")  # doctest: +SKIP
+        >>> dataset.save("nfcorpus-distillation")  # doctest: +SKIP
     """
 
     def __init__(

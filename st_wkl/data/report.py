@@ -95,7 +95,7 @@ def teacher_report(dataset: DistillationDataset, *, temperature: float = 1.0) ->
         ValueError: The dataset has no row, or the temperature is not above 0.
 
     Example:
-        >>> print(teacher_report(DistillationDataset.load_from_disk("nfcorpus-distillation")))  # doctest: +SKIP
+        >>> print(teacher_report(DistillationDataset.load("nfcorpus-distillation")))  # doctest: +SKIP
     """
     scores, labels = (Ragged(columns(dataset.train)[name]) for name in ("scores", "labels"))
     return report_on_lists(
