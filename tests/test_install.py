@@ -97,6 +97,7 @@ def test_a_pair_that_does_not_fit_is_refused_before_any_work(
     load_model(static_student_path)  # what carries no adapter does not ask for one
 
 
+@pytest.mark.slow
 def test_train_refuses_the_pair_before_it_reads_anything(tmp_path: Path) -> None:
     """The command, too, and in one line."""
     code = (

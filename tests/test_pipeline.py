@@ -123,6 +123,7 @@ def test_a_complete_run_loads_nothing(folder: Path, undisturbed: Path, monkeypat
     assert run(config(folder, undisturbed), show_progress=False).skipped == list(STAGES)
 
 
+@pytest.mark.slow
 def test_what_changes_is_done_again_and_nothing_is_lost(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     """A stale student under new settings would be reported as theirs; the old one may have been the better one."""
     output = tmp_path / "run"
@@ -234,6 +235,7 @@ def test_folders_of_others_are_left_alone(folder: Path, undisturbed: Path, tmp_p
         run(other)
 
 
+@pytest.mark.slow
 def test_adapter_dev_split_and_retriever_from_one_file(folder: Path, tiny_bert_path: Path, tmp_path: Path) -> None:
     """What is one key in the file is another road through training: adapter, best checkpoint, first stage."""
     student = SentenceTransformer(str(tiny_bert_path))

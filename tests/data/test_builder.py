@@ -581,6 +581,7 @@ def test_columns_train_a_stock_trainer(tmp_path: Path, static_student_path: Path
     assert any(not torch.equal(parameter, before[name]) for name, parameter in student.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_real_collection_and_teacher(shared_data: Path, cross_encoder_onnx_path: Path, tmp_path: Path) -> None:
     """The real parts fit: a BEIR folder, BM25, the int8 reranker, and scores that mean something."""

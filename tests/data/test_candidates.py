@@ -146,6 +146,7 @@ def test_parameters_reach_the_search_and_the_name_of_the_source() -> None:
         retriever_candidates(mine, "bm25:k2=1")
 
 
+@pytest.mark.slow
 def test_the_compiled_search_of_large_collections_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A collection that grows past the limit must not get other candidates for it."""
     collection = small_collection()

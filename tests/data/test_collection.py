@@ -469,6 +469,7 @@ def test_mteb_layout_repeats_and_gaps(tmp_path: Path) -> None:
         Collection.from_hub(folder)
 
 
+@pytest.mark.slow
 def test_hub_id_from_a_warm_cache_without_network(tmp_path: Path) -> None:
     """Offline, `datasets` forgets all configs but the default of a cached repository; a Hub id must read whole."""
     repository = tmp_path / "hub" / "datasets--org--mine"

@@ -141,6 +141,7 @@ print(made.to_lists()._fingerprint, made.to_columns(2)._fingerprint)
 """
 
 
+@pytest.mark.slow
 def test_fingerprints_are_the_same_in_every_process(tmp_path: Path) -> None:
     """`datasets` names its cache files by them, which all processes of a training share."""
     root = Path(__file__).parents[2]

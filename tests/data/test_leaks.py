@@ -147,6 +147,7 @@ def test_arguments_that_cannot_work() -> None:
         document_disjoint(collection(), test_share=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "equal", "judgements", "queries"),
     [("scifact", 2, 0.637, 196), ("nfcorpus", 4, 0.999, 323), ("insuranceqa", 6, 0.030, 70)],

@@ -78,6 +78,7 @@ def test_torch_scores_are_raw_logits_whatever_the_config_says(torch_folder: Path
     assert scores[1] < -2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_torch_and_onnx_agree(torch_folder: Path, onnx_teacher: CrossEncoderTeacher, shared_data: Path) -> None:
     """The two backends score the same model: same padding, truncation, segment ids, and order."""
@@ -218,6 +219,7 @@ def test_wrong_folders_and_options(cross_encoder_onnx_path: Path, tmp_path: Path
         CrossEncoderTeacher(cross_encoder_onnx_path, device="tpu")
 
 
+@pytest.mark.slow
 def test_hub_ids_are_known_by_their_commit(cross_encoder_onnx_path: Path, tmp_path: Path) -> None:
     """A branch moves, a commit does not; both backends resolve it, and a warm cache is enough without a network."""
     repository = tmp_path / "hub" / "models--org--tiny"

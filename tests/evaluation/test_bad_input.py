@@ -54,6 +54,7 @@ def test_a_split_without_documents(static_student_path: Path, tmp_path: Path) ->
         evaluate(static_student_path, folder, show_progress=False)
 
 
+@pytest.mark.slow
 def test_a_task_that_does_not_exist(tmp_path: Path) -> None:
     """A typo must be an answer with the names that are near, not a traceback, and old results must stay."""
     output = tmp_path / "results.json"

@@ -25,6 +25,7 @@ def documented(call: str) -> dict[str, float]:
     return dict(zip(COLUMNS, map(float, re.findall(r" (\.\d+) ", row)), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reference"), [("cranfield", 0.385), ("scifact", 0.667)])
 @pytest.mark.filterwarnings("ignore:.*documents of 'cranfield' have no text")
 def test_the_weak_and_the_strong_baseline(name: str, reference: float, shared_data: Path) -> None:

@@ -159,6 +159,7 @@ def test_a_task_by_name(student: Any, monkeypatch: Any) -> None:
     assert ours.ndcg_at_10 == evaluate(student, collection(), show_progress=False).ndcg_at_10
 
 
+@pytest.mark.slow
 def test_names_resolve_to_tasks() -> None:
     """Benchmarks stand for their tasks and aggregated tasks for their parts, each with the asked split."""
     names = [task.metadata.name for task in resolve_tasks(["NanoBEIR", "CQADupstackRetrieval"])]
@@ -191,6 +192,7 @@ def test_a_name_like_a_hub_id_works(student: Any) -> None:
     assert evaluate(student, collection("mteb/tiny"), show_progress=False).tasks[0].task == "mteb/tiny"
 
 
+@pytest.mark.slow
 def test_cranfield(static_student_path: Path, shared_data: Path) -> None:
     """A real model on a real collection has the number that is known for it."""
     with pytest.warns(UserWarning, match="documents of 'cranfield' have no text"):

@@ -146,6 +146,7 @@ def test_a_cache_of_our_own_never_returns_an_old_number(student: Any, tmp_path: 
     assert evaluate(folder, swapped, cache=cache, show_progress=False).task().per_query == fresh.task().per_query
 
 
+@pytest.mark.slow
 def test_two_stages_keep_first_stage_and_depth_apart(student: Any, tiny_bert: Any, tmp_path: Path) -> None:
     """Trap, once more with our own cache: other candidates under one name would give each other's numbers."""
     model = CrossEncoder(str(tiny_bert(BertForSequenceClassification, seed=1)), device="cpu")

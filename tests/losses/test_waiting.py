@@ -88,6 +88,7 @@ def test_a_step_waits_for_nothing(name: str, layout: str, tiny_bert_path: Path) 
     assert count(loss, batch) == count(DistillKLDivLoss(model), columns)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("device")
 def test_coherence_waits_for_nothing(tiny_bert_path: Path) -> None:
     """Missing paraphrases are left out by their label, not by the size of a selection."""

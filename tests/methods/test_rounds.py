@@ -22,6 +22,7 @@ def options(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     return {"output_dir": tmp_path / "rounds", **made, **changes}
 
 
+@pytest.mark.slow
 def test_the_second_round_mines_with_the_first_rounds_student(static_student_path: Path, tmp_path: Path) -> None:
     """Two rounds over the same candidates would only be more epochs; and what is known must not be scored again."""
     teacher = WordOverlap()

@@ -133,6 +133,7 @@ def test_any_dataset_of_lists_or_columns(static_student_path: Path, tmp_path: Pa
     assert distill(student, iterable, args=args, output_dir=tmp_path / "second").record.dataset == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 7, 10])
 def test_a_stopped_run_ends_with_the_same_weights(
     step: int, dataset: DistillationDataset, tiny_bert_path: Path, tmp_path: Path
@@ -167,6 +168,7 @@ def test_a_stopped_run_ends_with_the_same_weights(
     assert model_revision(again.student) == model_revision(resumed.student)
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_saving_is_saved_again(
     dataset: DistillationDataset, tiny_bert_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +188,7 @@ def _killed(*_: Any, **__: Any) -> None:
     raise Killed
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_by_the_dev_split_is_kept(
     dataset: DistillationDataset, tiny_bert_path: Path, tmp_path: Path
 ) -> None:

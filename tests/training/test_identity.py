@@ -238,6 +238,7 @@ def test_another_version_with_a_new_option_knows_its_runs(
     assert told(differences(there, now)) == "arguments: gone_and_set 1 there, null now"
 
 
+@pytest.mark.slow
 def test_a_run_is_not_another_ones_student(
     dataset: DistillationDataset, static_student_path: Path, tmp_path: Path
 ) -> None:

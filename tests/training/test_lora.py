@@ -81,6 +81,7 @@ def test_targets_are_the_linear_layers_of_the_blocks(tiny_bert_path: Path, tmp_p
         assert not any("pooler" in name for name in names)
 
 
+@pytest.mark.slow
 def test_every_hand_over_keeps_the_embeddings(
     base: Path,
     dataset: DistillationDataset,

@@ -55,6 +55,7 @@ def test_a_folder_in_half_precision_is_trained_in_float32(
     assert all((value == weights(made.student)[name]).all() for name, value in weights(again).items())
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_a_complete_one_is_known(
     tiny_bert_path: Path, dataset: DistillationDataset, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_killed_run_goes_on_and_a_complete_one_is_known(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_on_half_precision(tiny_bert_path: Path, dataset: DistillationDataset, tmp_path: Path) -> None:
     """Loading rounds an adapter to its base model's type: resuming, going on and merging must not."""
     base = saved(make_student("dense", tiny_bert_path).to(HALF), tmp_path / "base")
