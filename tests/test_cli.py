@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from st_wkl import demo as demo_module
+from st_wkl.cli._answers import _json
 from st_wkl.data.builder import DistillationDatasetBuilder
 from tests.helpers.animals import WordOverlap, small_collection, write_beir
 from tests.helpers.command import st_wkl
@@ -259,3 +261,11 @@ def test_ctrl_c_promises_what_the_command_keeps(
     for command, again in ((build, "goes on from here"), (cached, "goes on from here"), (cached[:3], "starts anew")):
         code, _, err = st_wkl(*command)
         assert (code, err.splitlines()[-1]) == (130, f"stopped; the same command {again}")
+
+
+def test_an_interval_that_there_is_not_is_null() -> None:
+    """A single query has no interval, and JSON no infinity: what reads the answer would stop at the word."""
+    assert _json({"difference": [0.1, -math.inf, (math.inf, 2)], "p": None}) == {
+        "difference": [0.1, None, [None, 2]],
+        "p": None,
+    }

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -81,7 +82,7 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
         finally:
             _processes.leave()
         if _processes.is_first():
-            print(json.dumps(value, ensure_ascii=False) if as_json else text)
+            print(json.dumps(_json(value), ensure_ascii=False, allow_nan=False) if as_json else text)
 
     run.__signature__ = flags.signature  # type: ignore[attr-defined]
     run.__annotations__ = {key: one.annotation for key, one in flags.signature.parameters.items()}
@@ -128,3 +129,12 @@ def _log_to_stderr(quiet: bool) -> None:
             print(message, file=sys.stderr)
 
     warnings.showwarning = show  # type: ignore[assignment]
+
+
+def _json(value: Any) -> Any:
+    """Return values as JSON has them: it knows no infinity, which is the end of an interval that there is not."""
+    if isinstance(value, dict):
+        return {key: _json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
