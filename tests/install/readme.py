@@ -44,7 +44,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-I", "-m", "st_wkl", *words[1:]], check=True)
         config = Path("config.yaml").read_text(encoding="utf-8")
         for hub_id, path in models.items():
-            config = config.replace(f": {hub_id} ", f": {path} ")
+            config = config.replace(f": {hub_id}\n", f": {path}\n")
         Path("config.yaml").write_text(config, encoding="utf-8")
     assert "nDCG@10" in Path("run/student/README.md").read_text(encoding="utf-8")
 
