@@ -17,7 +17,6 @@ from sentence_transformers import CrossEncoder
 from st_wkl._versions import check_adapters
 from st_wkl.data.candidates import Candidates, find_candidates
 from st_wkl.data.collection import Collection
-from st_wkl.data.dataset import DistillationDataset
 from st_wkl.data.pools import check_lists
 from st_wkl.data.runs import check_id, read_run
 from st_wkl.data.selection import Selection
@@ -297,7 +296,7 @@ def _train_inputs(parts: Parts) -> dict[str, Any]:
 def _train(parts: Parts) -> None:
     config = parts.config
     steps.train(
-        DistillationDataset.load(parts.dataset),
+        parts.dataset,
         parts.student,
         student=config.student,
         loss=config.loss,
