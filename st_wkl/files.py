@@ -268,6 +268,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{path} holds no JSON: {error}") from error
 
 
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the object that a JSON file holds, None where it is missing, damaged, or holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def set_aside(path: str | Path) -> Path:
     """Rename a damaged file to `<name>.damaged-<n>`, which no reader takes for a file of ours, and return its new path.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from st_wkl.files import read_object
 
 # Whatever in a folder decides a score: weights, and what turns text into ids. Not cards, logs, optimizer states.
 _TORCH_WEIGHTS = ("**/model*.safetensors", "**/pytorch_model*.bin", "**/adapter_model*.safetensors")
@@ -91,14 +92,14 @@ def _told_by(file: Path) -> dict[str, Any] | None:
     """Return what a settings file says that is not said elsewhere, None where only all of it will do."""
     if file.name not in (*_TOLD_ELSEWHERE, "special_tokens_map.json", "added_tokens.json"):
         return None
-    entries = _json(file)
+    entries = read_object(file)
     if entries is None:
         return None
     if file.name == "special_tokens_map.json":
-        known = _json(file.with_name("tokenizer_config.json")) or {}
+        known = read_object(file.with_name("tokenizer_config.json")) or {}
         return {name: token for name, token in entries.items() if _content(token) != _content(known.get(name))}
     if file.name == "added_tokens.json":
-        tokens = (_json(file.with_name("tokenizer.json")) or {}).get("added_tokens") or []
+        tokens = (read_object(file.with_name("tokenizer.json")) or {}).get("added_tokens") or []
         ids = {token["content"]: token["id"] for token in tokens}
         return {token: number for token, number in entries.items() if ids.get(token) != number}
     neutral = _TOLD_ELSEWHERE[file.name]
@@ -109,11 +110,3 @@ def _content(token: Any) -> Any:
     if isinstance(token, list):
         return [_content(one) for one in token]
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -37,6 +37,8 @@ __all__ = [
     "model_state",
     "own_hooks",
     "own_prompt",
+    "saved_class",
+    "saved_settings",
     "prompts_of",
     "set_prompts",
 ]
@@ -48,8 +50,9 @@ def load_model(
 ) -> tuple[AnyModel, str]:
     """Return a sentence-transformers model and its name.
 
-    A folder or Hub id is loaded with the class that its `config_sentence_transformers.json` names; without that file, a
-    sequence classifier is loaded as a `CrossEncoder` and everything else as a `SentenceTransformer`.
+    A folder or Hub id is loaded with the class that its `config_sentence_transformers.json` names; where it names none
+    and there is no `modules.json`, a sequence classifier is loaded as a `CrossEncoder`; the rest as a
+    `SentenceTransformer`.
 
     Args:
         model: One of the four model classes, a folder, a Hub id or a `packaged:` name.
@@ -65,7 +68,7 @@ def load_model(
         source, name = named(str(model))
         check_adapters(load_file_path(source, "adapter_config.json"))
         options: Any = {} if dtype is None else {"model_kwargs": {"dtype": dtype}}
-        loaded = CLASSES[_saved_class(source)](source, trust_remote_code=trust_remote_code, **options)
+        loaded = CLASSES[saved_class(source)](source, trust_remote_code=trust_remote_code, **options)
         return loaded if dtype is None else loaded.to(dtype), name
     if isinstance(model, tuple(CLASSES.values())):
         return model, model_name(model)
@@ -167,18 +170,24 @@ def _prompt_name(model: AnyModel, side: str, otherwise: Any) -> Any:
 
 def is_retriever(source: str | os.PathLike[str]) -> bool:
     """Return whether a folder or Hub repository holds modules of sentence-transformers that are no cross-encoder's."""
-    return load_file_path(str(source), "modules.json") is not None and _saved_class(str(source)) != "CrossEncoder"
+    return load_file_path(str(source), "modules.json") is not None and saved_class(source) != "CrossEncoder"
 
 
-def _saved_class(source: str) -> str:
-    """Return the name of the class that a folder or Hub repository was saved from."""
+def saved_class(source: str | os.PathLike[str]) -> str:
+    """Return the name of the class that a folder or Hub repository was saved from.
 
-    def read(file: str) -> dict[str, Any]:
-        path = load_file_path(source, file)
-        return read_json(path) if path else {}
-
-    if settings := read("config_sentence_transformers.json"):
-        saved = settings.get("model_type")
-        return saved if saved in CLASSES else "SentenceTransformer"
-    architectures = read("config.json").get("architectures") or []
+    Raises:
+        ValueError: A file of settings holds no JSON; the message names it.
+    """
+    if stated := saved_settings(source, "config_sentence_transformers.json").get("model_type"):
+        return str(stated) if stated in CLASSES else "SentenceTransformer"
+    if load_file_path(str(source), "modules.json"):  # a cross-encoder with modules states its class
+        return "SentenceTransformer"
+    architectures = saved_settings(source, "config.json").get("architectures") or []
     return "CrossEncoder" if any("SequenceClassification" in a for a in architectures) else "SentenceTransformer"
+
+
+def saved_settings(source: str | os.PathLike[str], file: str) -> dict[str, Any]:
+    """Return what a JSON file of a folder or Hub repository holds, nothing where it has none of this name."""
+    path = load_file_path(str(source), file)
+    return read_json(path) if path else {}

@@ -20,7 +20,7 @@ from torch import accelerator
 from st_wkl._processes import launched
 from st_wkl._versions import installed_versions
 from st_wkl.evaluation import Comparison, Results
-from st_wkl.files import content_hash, holds_nothing, owned, write_text
+from st_wkl.files import content_hash, holds_nothing, owned, read_object, write_text
 from st_wkl.packaged import named
 from st_wkl.pipeline.options import RunConfig
 from st_wkl.pipeline.stages import ALL, CONFIG_FILE, STAGES, TRAIN, Parts, Stage, changed, digest, source_digest
@@ -98,7 +98,7 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
     with _claimed(parts.output, who):
         result = RunResult(parts.student)
         complete = parts.output / ".complete.json"
-        if together is None and (there := _read_json(complete)) and there == _state(parts, asked):
+        if together is None and (there := read_object(complete)) and there == _state(parts, asked):
             logger.info("%s is complete: nothing to do", parts.output)
             result.skipped, asked = [stage.name for stage in asked], []
         else:
@@ -153,7 +153,7 @@ def _pending(stage: Stage, parts: Parts) -> dict[str, Any] | None:
     """Make room for a stage and return its inputs, None if it is complete."""
     made = stage.made(parts)
     inputs: dict[str, Any] = json.loads(json.dumps(stage.inputs(parts), sort_keys=True))
-    found = _read_json(_marker(stage, parts))
+    found = read_object(_marker(stage, parts)) or {}
     others = changed(found.get("inputs", {}), inputs)
     if found and not others and found.get("complete") and made.exists():
         logger.info("%s: complete, nothing to do", stage.name)
@@ -214,7 +214,7 @@ def _claimed(output: Path, who: Mapping[str, Any]) -> Iterator[None]:
     """
     path = output / _RUN_FILE
     with owned(output):
-        found = _read_json(path)
+        found = read_object(path) or {}
         if not found and not holds_nothing(output):
             raise FileExistsError(f"{output} holds something that is no run of st-wkl. Set another output.")
         if found and (other := {key: found.get(key) for key in who if found.get(key) != who[key]}):
@@ -233,15 +233,6 @@ def _claimed(output: Path, who: Mapping[str, Any]) -> Iterator[None]:
             if not found and {file.name for file in output.iterdir()} <= {_RUN_FILE}:  # it has done nothing
                 shutil.rmtree(output)
             raise
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return an object that a JSON file holds, an empty one if there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _set_aside(made: Path, output: Path) -> Path | None:

@@ -27,8 +27,9 @@ from st_wkl.evaluation.results import Results, TaskScores
 from st_wkl.files import file_name, write_text
 from st_wkl.markdown import is_hub_id, markdown_text
 from st_wkl.metrics import METRIC_LABELS
+from st_wkl.models import saved_class
 from st_wkl.publish.licences import Licence
-from st_wkl.publish.saved import CLASSES, model_class
+from st_wkl.publish.saved import CLASSES
 from st_wkl.reading import check_keys
 from st_wkl.record import TrainingRecord
 
@@ -81,7 +82,7 @@ def fill_front_matter(
     if not is_hub_id(data.base_model):
         data.base_model = None
     if data.pipeline_tag is None and (folder / "config_sentence_transformers.json").is_file():
-        data.pipeline_tag = CLASSES[model_class(folder)][1]
+        data.pipeline_tag = CLASSES[saved_class(folder)][1]
     if record is not None:
         data.tags = more(data.tags, "knowledge-distillation", f"loss:{record.loss}")
         if data.base_model is None and is_hub_id(record.student):

@@ -15,14 +15,13 @@ from st_wkl.evaluation.results import SHARED, UNSEEN, Results, TaskScores
 from st_wkl.files import write_text
 from st_wkl.markdown import listed, markdown_code, markdown_table, markdown_text, without_local_paths
 from st_wkl.metrics import METRIC_LABELS
+from st_wkl.models import saved_class, saved_settings
 from st_wkl.publish.front_matter import SOURCE, fill_front_matter, read_card, with_changes, write_eval_results
 from st_wkl.publish.licences import licence_of
 from st_wkl.publish.saved import (
     check_results,
     marker,
     max_length,
-    model_class,
-    read_json,
     usage,
     without_training_texts,
 )
@@ -152,7 +151,7 @@ def _block(folder: Path, rest: str, record: TrainingRecord | None, values: Mappi
         citation=record.loss_citation if record is not None and not cited else "",
         measured_on=list({t["task"]: (t["task"], t["few"], t["shared"]) for t in values["tables"]}.values()),
         max_length=max_length(folder),
-        reranks=model_class(folder) == "CrossEncoder",
+        reranks=saved_class(folder) == "CrossEncoder",
         **values,
     ).text
     # A name that holds the marker would end the block, and no card could be written over it.
@@ -313,7 +312,7 @@ def _interval(values: list[float]) -> str:
 
 def _about_training(record: TrainingRecord, folder: Path) -> dict[str, Any]:
     """Return what the template tells of training beyond the record itself."""
-    data, lora, config = record.dataset, record.lora, read_json(folder / "adapter_config.json")
+    data, lora, config = record.dataset, record.lora, saved_settings(folder, "adapter_config.json")
     adapter = listed(None, {name: config.get(key) for key, name in _ADAPTER.items()})
     if lora:
         adapter = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from st_wkl._versions import package_versions
 from st_wkl.evaluation.results import FILE_NAME, Results
-from st_wkl.models import hash_weights, identity, load_model, prompts_of
+from st_wkl.models import hash_weights, identity, load_model, prompts_of, saved_class, saved_settings
 from st_wkl.publish import TEMPLATES
 
 logger = logging.getLogger(__name__)
@@ -32,28 +31,10 @@ _UPSTREAM_EXAMPLE = re.compile(
 _MARKER = re.compile(r"<!-- st-wkl:weights ([0-9a-f]{32}) -->")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return what a file of settings holds, nothing where it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def model_class(folder: Path) -> str:
-    """Return the sentence-transformers class of a saved model."""
-    if stated := read_json(folder / "config_sentence_transformers.json").get("model_type"):
-        return str(stated) if stated in CLASSES else "SentenceTransformer"
-    architectures = read_json(folder / "config.json").get("architectures") or []
-    ranks = any(str(name).endswith("ForSequenceClassification") for name in architectures)
-    return "CrossEncoder" if ranks and not (folder / "modules.json").is_file() else "SentenceTransformer"
-
-
 def max_length(folder: Path) -> int | None:
     """Return how many tokens of a text a saved model reads, None where it does not say or has no limit."""
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        length = read_json(folder / name).get(key)
+        length = saved_settings(folder, name).get(key)
         if isinstance(length, int) and 0 < length < 10**6:  # transformers writes 1e30 for "no limit"
             return length
     return None
@@ -61,7 +42,7 @@ def max_length(folder: Path) -> int | None:
 
 def usage(folder: Path) -> str:
     """Return the example of a saved model, as a code block: queries against documents, by its class."""
-    name = model_class(folder)
+    name = saved_class(folder)
     adapter = (folder / "adapter_config.json").is_file()
     template = TEMPLATES.get_template("usage.md.jinja")
     return template.render(name=name, stand_in=CLASSES[name][0], adapter=adapter).rstrip()
