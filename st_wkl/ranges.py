@@ -65,7 +65,7 @@ class Range:
 # A count below 1 would be a slice from the end.
 _COUNTS = """
     limit top_k num_negatives pool_size max_positives pairs_per_query chunk_size batch_size batch_tokens workers
-    mini_batch_size max_queries max_documents patience rounds every gradient_accumulation_steps
+    negatives_per_step mini_batch_size max_queries max_documents patience rounds every gradient_accumulation_steps
     per_device_train_batch_size per_device_eval_batch_size
 """.split()  # noqa: SIM905
 RANGES = {

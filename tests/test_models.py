@@ -9,15 +9,19 @@ import pytest
 
 from st_wkl.models import is_retriever, saved_class
 
+_SETTINGS = "config_sentence_transformers.json"
 _RANKS = {"architectures": ["BertForSequenceClassification"]}
 
 
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"config_sentence_transformers.json": {"model_type": "SparseEncoder"}}, "SparseEncoder"),
-        ({"config_sentence_transformers.json": {"model_type": "Unheard"}, "config.json": _RANKS}, "SentenceTransformer"),
-        ({"config_sentence_transformers.json": {"prompts": {}}, "config.json": _RANKS}, "CrossEncoder"),
+        ({_SETTINGS: {"model_type": "SparseEncoder"}}, "SparseEncoder"),
+        (
+            {_SETTINGS: {"model_type": "Unheard"}, "config.json": _RANKS},
+            "SentenceTransformer",
+        ),
+        ({_SETTINGS: {"prompts": {}}, "config.json": _RANKS}, "CrossEncoder"),
         ({"modules.json": [], "config.json": _RANKS}, "SentenceTransformer"),
         ({"config.json": _RANKS}, "CrossEncoder"),
         ({}, "SentenceTransformer"),
@@ -33,6 +37,6 @@ def test_class_of_a_saved_model(files: dict[str, object], expected: str, tmp_pat
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:
     # Half a file was "no settings" to a card, and the model another one than it says.
-    (tmp_path / "config_sentence_transformers.json").write_text('{"model_ty')
-    with pytest.raises(ValueError, match="config_sentence_transformers.json holds no JSON"):
+    (tmp_path / _SETTINGS).write_text('{"model_ty')
+    with pytest.raises(ValueError, match=r"config_sentence_transformers\.json holds no JSON"):
         saved_class(tmp_path)

@@ -8,16 +8,17 @@ import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.data_collator import BaseDataCollator
 
-from st_wkl.data.selection import no_negatives
+from st_wkl.data.selection import Choice, choose, no_negatives
 from st_wkl.functional._scores import LARGEST_SCORE, MASK_VALUES
 from st_wkl.losses.lists import pack
 from st_wkl.model_checks import check_fits
 from st_wkl.models import own_prompt
+from st_wkl.ranges import check_options
 
 if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
@@ -54,6 +55,12 @@ class ListwiseCollator(BaseDataCollator):
         args: Training arguments, whose `prompts` and `max_length` count where these are not given. Default: those of
             the trainer that trains the model, which are known from its first training batch on; give them to a trainer
             that evaluates before it trains. A prompt or length that is not the model's own is said once.
+        negatives_per_step: Negatives of a row that a step sees at most, beside all its positives; drawn anew in each
+            epoch, so that long lists cost no more than short ones. Needs `DrawAnewCallback(collator)` among the
+            trainer's callbacks, which tells the epoch; `distill` puts it there. Default: all.
+        draw: How: `"random"`, `"quantiles"` of the teacher's scores, or `"top"`, those that the teacher (where
+            there is none, the list) has first, the same in each epoch. See `Selection`.
+        seed: Of the draws, which depend on it, the epoch and the row's query alone.
 
     Raises:
         ValueError: When a batch is made, if a row lacks a column, holds a null or empty query, a null document, or
@@ -74,11 +81,19 @@ class ListwiseCollator(BaseDataCollator):
         prompts: str | dict[str, str] | dict[str, dict[str, str]] | None = None,
         max_length: int | dict[str, int] | None = None,
         args: BaseTrainingArguments | None = None,
+        negatives_per_step: int | None = None,
+        draw: Choice = "random",
+        seed: int = 0,
     ) -> None:
+        check_options(negatives_per_step=negatives_per_step, seed=seed)
+        if draw not in get_args(Choice):
+            raise ValueError(f"draw must be one of {', '.join(map(repr, get_args(Choice)))}, got {draw!r}.")
         prompts = getattr(args, "prompts", None) if prompts is None else prompts
         max_length = getattr(args, "max_length", None) if max_length is None else max_length
         super().__init__(preprocess_fn=model.preprocess, prompts=prompts, max_length=max_length)
         self.model = model
+        self.negatives_per_step, self.draw, self.seed = negatives_per_step, draw, seed
+        self.epoch: int | None = None
         self.texts_only = isinstance(model, CrossEncoder)
         self._asks = [name for name in ("prompts", "max_length") if args is None and getattr(self, name) is None]
         self._former = model.model_card_data.all_hyperparameters  # of a training before this one
@@ -94,6 +109,8 @@ class ListwiseCollator(BaseDataCollator):
             batch["dataset_name"] = features[0]["dataset_name"]
         for row in features:
             _check(row)
+        if self.negatives_per_step is not None:
+            features = [self._drawn(row, self.negatives_per_step) for row in features]
         queries = [row[QUERY] for row in features]
         scores = [row[SCORES] for row in features] if SCORES in features[0] else None
         gains = [row[LABELS] for row in features]
@@ -120,6 +137,32 @@ class ListwiseCollator(BaseDataCollator):
             others = no_negatives([(row[QUERY], row[DOCUMENTS], row[LABELS], row.get(OWN)) for row in features], unique)
         batch["label"] = pack(indices, texts, scores, gains, pairs, ranks, others)
         return batch
+
+    def _drawn(self, row: dict[str, Any], most: int) -> dict[str, Any]:
+        """Return a row with its positives and some of its negatives, in the order that they had."""
+        if self.epoch is None:
+            raise ValueError(
+                "ListwiseCollator(negatives_per_step=…) has not been told the epoch, without which each would see the "
+                "same negatives: give the trainer callbacks=[DrawAnewCallback(collator)], from st_wkl.training."
+            )
+        negatives = [place for place, gain in enumerate(row[LABELS]) if not gain > 0]
+        if len(negatives) <= most:
+            return row
+        scores = None
+        if row.get(SCORES) is not None:
+            scores = [row[SCORES][place] for place in negatives]
+            if self.draw == "top":
+                negatives.sort(key=lambda place: -row[SCORES][place])
+        key = f"{self.epoch} {row[QUERY]}"
+        chosen = choose(len(negatives), most, self.draw, scores=scores, seed=self.seed, key=key)
+        left_out = {*negatives} - {negatives[place] for place in chosen}
+        kept = [place for place in range(len(row[DOCUMENTS])) if place not in left_out]
+        new = {place: number for number, place in enumerate(kept)}
+        lists = {name: row[name] for name in (DOCUMENTS, SCORES, LABELS, RANKS) if row.get(name) is not None}
+        drawn = {**row, **{name: [values[place] for place in kept] for name, values in lists.items()}}
+        if row.get(PAIRS):
+            drawn[PAIRS] = [[new[int(i)], new[int(j)], p] for i, j, p in row[PAIRS] if {int(i), int(j)} <= new.keys()]
+        return drawn
 
     def _take_arguments(self) -> None:
         """Ask the model's card what its trainer was told; a trainer tells its arguments to its own collator only."""

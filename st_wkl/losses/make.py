@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.base.losses import has_static_embedding_input
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, SpladeLoss
 from torch import nn
 
@@ -78,6 +79,7 @@ def make_loss(
     *,
     in_batch: float | None = None,
     mini_batch_size: int | None = None,
+    matryoshka: Sequence[int] | None = None,
     report: Mapping[str, Any] | None = None,
     **parameters: Any,
 ) -> nn.Module:
@@ -94,6 +96,8 @@ def make_loss(
         in_batch: Weight of the in-batch term, at the loss's own student temperature; 0 for none. Default: what the name
             says.
         mini_batch_size: Texts that are embedded at once. Default: 32 for transformers, all for static students.
+        matryoshka: Dimensions to which the student's embeddings can be cut, such as `[256, 128, 64]`: the mean of the
+            loss over these and the full one, by upstream's `MatryoshkaLoss`, so that each of them ranks.
         report: The teacher report in a dataset's provenance. If it says that the teacher's softmax over a list is
             nearly one-hot or nearly flat (less than 5 % or more than 90 % of the largest entropy), the teacher's
             temperature is the one that the report suggests; otherwise 1, which suits a cross-encoder's logits.
@@ -125,12 +129,31 @@ def make_loss(
             loss = ours.WeightedSumLoss(student, [(1.0, loss), (weight, term)], mini_batch_size=size)
     except TypeError as error:
         raise ValueError(f"The loss {name!r} on a {type(student).__name__}: {error}.") from error
+    if matryoshka is not None:
+        return _at_dimensions(student, loss, matryoshka)
     if not isinstance(student, SparseEncoder):
         return loss
     weights = (DOCUMENT_REGULARIZER, QUERY_REGULARIZER)
     if mini_batch_size is None:
         return SpladeLoss(student, loss, *weights)
     return CachedSpladeLoss(student, loss, *weights, mini_batch_size=mini_batch_size)
+
+
+def _at_dimensions(student: Student, loss: nn.Module, dimensions: Sequence[int]) -> nn.Module:
+    """Put `MatryoshkaLoss` around a loss, over some dimensions and the full one."""
+    if not isinstance(student, SentenceTransformer):
+        raise ValueError(
+            f"matryoshka cuts the one embedding of a text, and a {type(student).__name__} has none. Leave it out."
+        )
+    full: Any = student.get_embedding_dimension()
+    wrong = [size for size in dimensions if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= full]
+    if wrong or not dimensions or len({*dimensions}) < len(dimensions):
+        raise ValueError(
+            f"matryoshka must be different dimensions from 1 to the student's {full}, got {list(dimensions)!r}."
+        )
+    sizes = sorted({*dimensions, full}, reverse=True)
+    # A mean, so that learning rates and the weights of other terms mean what they do without it.
+    return MatryoshkaLoss(student, loss, sizes, [1 / len(sizes)] * len(sizes))
 
 
 def _check_parameters(name: str, student: Student, parameters: Mapping[str, Any]) -> dict[str, Any]:

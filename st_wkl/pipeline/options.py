@@ -156,13 +156,24 @@ class LossConfig:
             Default: that, or `kl` alone where a student has no single embedding for a text.
         in_batch: Weight of an in-batch contrastive term beside it. Default: 1 if no loss is named, otherwise 0.
         mini_batch_size: Texts that are embedded at once, which bounds memory. Default: 32 for transformers.
+        matryoshka: Dimensions to which embeddings can be cut after training, such as `[256, 128, 64]`. Default: none.
+        negatives_per_step: Negatives of a list that a step sees, drawn anew for each epoch. Default: all.
+        draw: How they are drawn: `random`, by `quantiles` of the teacher's scores, or its `top`.
         parameters: Parameters of the loss by name, such as `gamma: 2` or `student_temperature: 0.02`.
     """
 
     name: str | None = None
     in_batch: float | None = None
     mini_batch_size: int | None = None
+    matryoshka: list[int] | None = None
+    negatives_per_step: int | None = None
+    draw: Literal["top", "random", "quantiles"] = "random"
     parameters: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what would be ignored."""
+        if self.draw != "random" and self.negatives_per_step is None:
+            raise OptionError("draw", f"is {self.draw}, and a step sees all negatives: set negatives_per_step.")
 
 
 @dataclass(frozen=True)

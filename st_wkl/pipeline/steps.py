@@ -184,6 +184,8 @@ def train(
         make_arguments(model, folder, arguments, lora is not False, show_progress),
         output_dir=folder,
         lora=make_lora(lora),
+        negatives_per_step=loss.negatives_per_step,
+        draw=loss.draw,
         evaluator=None if dev is None else make_evaluator(model, dev, collection, candidates),
         callbacks=[] if dev is None or dev.patience is None else [EarlyStoppingCallback(dev.patience)],
         resume=True,

@@ -2,7 +2,18 @@
 
 from st_wkl.losses.make import LOSSES, make_loss
 from st_wkl.record import RECORD_FILE, TrainingRecord
-from st_wkl.training.distillation import Distilled, distill
+from st_wkl.training.data import DrawAnewCallback
+from st_wkl.training.distillation import distill
+from st_wkl.training.run import Distilled
 from st_wkl.training.students import default_arguments
 
-__all__ = ["LOSSES", "RECORD_FILE", "Distilled", "TrainingRecord", "default_arguments", "distill", "make_loss"]
+__all__ = [
+    "LOSSES",
+    "RECORD_FILE",
+    "Distilled",
+    "DrawAnewCallback",
+    "TrainingRecord",
+    "default_arguments",
+    "distill",
+    "make_loss",
+]

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
 from sentence_transformers.base.modules import Router
 from sentence_transformers.util import batch_to_device
 from torch import nn
+from transformers import TrainerCallback
 
 from st_wkl.data.collator import DOCUMENTS, OWN, ListwiseCollator
 from st_wkl.data.selection import shared_judgements, twin_queries
@@ -51,14 +53,25 @@ class TrainingData:
     prompts: str | dict[str, str] | None = None
     routes: dict[str, str] | None = None
 
+    @property
+    def callbacks(self) -> list[TrainerCallback]:
+        """What its collator needs among a trainer's callbacks."""
+        if isinstance(self.collator, ListwiseCollator) and self.collator.negatives_per_step is not None:
+            return [DrawAnewCallback(self.collator)]
+        return []
+
 
 def training_data(
     dataset: DistillationDataset | Dataset | IterableDataset,
     loss: nn.Module,
     student: Student,
     args: BaseTrainingArguments,
+    draws: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainingData:
-    """Lay a dataset out for a loss; one of pairs gets the teacher's own where no pairwise teacher was asked."""
+    """Lay a dataset out for a loss; one of pairs gets the teacher's own where no pairwise teacher was asked.
+
+    `draws` are those options of `ListwiseCollator` that say which negatives a step sees.
+    """
     check_dataset(dataset)
     lists = takes_lists(loss)
     rows: Any = dataset
@@ -85,8 +98,14 @@ def training_data(
     _take_prompts(student, args.prompts, columns)
     provenance = getattr(dataset, "provenance", {})
     if DOCUMENTS in columns or (lists and hasattr(dataset, "to_lists")):
-        collator = ListwiseCollator(student, max_length=getattr(args, "max_length", None))
+        collator = ListwiseCollator(student, max_length=getattr(args, "max_length", None), **draws)
+        collator.seed = args.seed if args.data_seed is None else args.data_seed
         return TrainingData(rows, collator, count, provenance)
+    if draws.get("negatives_per_step") is not None:
+        raise ValueError(
+            f"negatives_per_step draws from lists, and {type(loss).__name__} is trained on columns, which hold one "
+            "document each: take a loss of st_wkl.losses, or fewer columns: DistillationDataset.to_columns(n=…)."
+        )
     if isinstance(student, CrossEncoder):
         return TrainingData(rows, None, count, provenance, own_prompt(student))
     sides = {name: "document" if place else "query" for place, name in enumerate(columns)}
@@ -95,6 +114,41 @@ def training_data(
     apart = any(getattr(first, name, None) for name in ("query_length", "document_length", "query_expansion"))
     apart = apart or any(isinstance(module, Router) for module in student.children())
     return TrainingData(rows, None, count, provenance, prompts or None, sides if apart else None)
+
+
+class DrawAnewCallback(TrainerCallback):
+    """Tells a `ListwiseCollator` with `negatives_per_step` which epoch it is, so that each has other negatives.
+
+    A run that is resumed draws what it would have drawn.
+
+    Args:
+        collator: The trainer's.
+
+    Raises:
+        ValueError: When training starts, if its rows are read by workers that outlive an epoch.
+
+    Example:
+        >>> collator = ListwiseCollator(student, negatives_per_step=7)  # doctest: +SKIP
+        >>> trainer = SentenceTransformerTrainer(
+        ...     student, train_dataset=lists, loss=loss, data_collator=collator, callbacks=[DrawAnewCallback(collator)]
+        ... )  # doctest: +SKIP
+    """
+
+    def __init__(self, collator: ListwiseCollator) -> None:
+        self.collator, self._next = collator, 0
+        collator.epoch = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find the epoch that training begins or goes on with."""
+        if args.dataloader_num_workers and args.dataloader_persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers=True: such workers keep the first epoch's negatives. Set it to False."
+            )
+        self._next = int(round(state.epoch or 0, 6))  # what is left of dividing by the steps of an epoch
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell it, before the rows of the epoch are read."""
+        self.collator.epoch, self._next = self._next, self._next + 1
 
 
 def _check_batch(args: BaseTrainingArguments, count: int | None) -> None:

@@ -1,89 +1,44 @@
-"""From a student and a distillation dataset to a trained student and the record of how it was made."""
+"""From a student and a distillation dataset to a trained student: what is asked for, and the checks of each part."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import logging
-import shutil
-import time
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from sentence_transformers.base.evaluation import BaseEvaluator
-from sentence_transformers.util import get_rank
 from torch import nn
 
-import st_wkl.training.checkpoints as checkpoints
-import st_wkl.training.dev as dev
 from st_wkl._compat import card_text
 from st_wkl._processes import is_first
-from st_wkl._versions import check_adapters, package_versions
+from st_wkl._versions import check_adapters
 from st_wkl.data.provenance import license_in, stated_license
-from st_wkl.files import content_hash, owned, sync_tree
+from st_wkl.files import owned
 from st_wkl.losses.make import make_loss
-from st_wkl.model_checks import check_student
-from st_wkl.models import check_reloads, hash_weights, is_trusted, load_model, prompts_of
-from st_wkl.publish.model_card import write_model_card
+from st_wkl.models import is_trusted, load_model
 from st_wkl.ranges import check_arguments, check_options
-from st_wkl.record import RECORD_FILE, Exposure, TrainingRecord
-from st_wkl.training.data import TrainingData, check_dataset, training_data, try_loss, whole_batches
-from st_wkl.training.guard import (
-    FiniteWeightsCallback,
-    check_loss_values,
-    check_weights,
-    say_few_steps,
-    say_unchanged,
-    watch,
-)
-from st_wkl.training.identity import Describer, run_identity, told_arguments, told_options
-from st_wkl.training.lora import check_base, check_config, has_adapter, prepare, save
-from st_wkl.training.students import HALF, check_loss, kind_of, name_of, named_dtype, own_arguments, to_master
+from st_wkl.record import RECORD_FILE, TrainingRecord
+from st_wkl.training.data import check_dataset
+from st_wkl.training.lora import check_base, has_adapter
+from st_wkl.training.run import Distilled, Run
+from st_wkl.training.students import HALF, name_of, named_dtype, own_arguments, to_master
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from peft import LoraConfig
-    from sentence_transformers.base.trainer import BaseTrainer
     from sentence_transformers.base.training_args import BaseTrainingArguments
     from transformers import TrainerCallback
 
     from st_wkl.data.dataset import DistillationDataset
+    from st_wkl.data.selection import Choice
     from st_wkl.losses.scoring import Student
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True, repr=False)
-class Distilled:
-    """What `distill` returns.
-
-    Args:
-        student: The trained student, as it is saved in `folder`.
-        results: `seconds` of training; its mean `train_loss`, unless the run was stopped after its last step; with a
-            dev split `dev_before` and `dev_after`, its main metric.
-        record: How it was made.
-        folder: Weights, card, `distillation.json` and hashes of the training texts.
-        history: The trainer's log, for a table or a picture: `pandas.DataFrame(made.history).plot("step", "loss")`.
-            Empty where the student was complete already.
-    """
-
-    student: Student
-    results: dict[str, float]
-    record: TrainingRecord
-    folder: Path
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    def __repr__(self) -> str:
-        """Show where it is, how it was made, and what the dev split says."""
-        dev = " → ".join(f"{value:.4f}" for value in self.record.dev.values())
-        return f"Distilled in {self.folder}\n{self.record!r}" + (f"\ndev split: {dev}" if dev else "")
 
 
 def distill(
@@ -98,6 +53,9 @@ def distill(
     resume: bool = False,
     callbacks: Iterable[TrainerCallback] = (),
     mini_batch_size: int | None = None,
+    matryoshka: Sequence[int] | None = None,
+    negatives_per_step: int | None = None,
+    draw: Choice = "random",
     base_name: str | None = None,
     trust_remote_code: bool = False,
     save_dtype: str | torch.dtype | None = None,
@@ -145,6 +103,10 @@ def distill(
             if there is none; return the student if it is complete.
         callbacks: Further callbacks of the trainer.
         mini_batch_size: Texts embedded at once by a loss that is made here; one that is given has its own.
+        matryoshka: Dimensions to which embeddings can be cut, for a loss that is made here; see `make_loss`.
+        negatives_per_step: Negatives of a list that a step sees at most, drawn anew for each epoch and list: 31 that
+            the teacher has scored cost 7 in a step. Default: all.
+        draw: How they are drawn, see `ListwiseCollator`.
         base_name: What the record calls the model that training started from. Default: its Hub id or folder name.
         trust_remote_code: Run code of the student's repository, whenever it is loaded. Only for repositories that you
             have read. A student that was loaded with it stays so.
@@ -153,7 +115,7 @@ def distill(
         eval: The former name of `evaluator`, for one release.
 
     Returns:
-        The student with its record and folder. `st_wkl.publish.model_card.write_model_card` adds results to its card.
+        The student with its record and folder.
 
     Raises:
         FileExistsError: If `output_dir` holds something already, and it is not this run to be resumed, or another
@@ -174,13 +136,13 @@ def distill(
         evaluator = eval if evaluator is None else evaluator
     _check_given(evaluator, args, resume=resume, trust_remote_code=trust_remote_code)
     check_adapters(lora)
-    check_options(mini_batch_size=mini_batch_size)
+    check_options(mini_batch_size=mini_batch_size, negatives_per_step=negatives_per_step)
     check_dataset(dataset)
     folder = Path(output_dir).expanduser()
     # One run at a time trains into a folder; under `torchrun` the first process speaks for all.
     with owned(folder) if is_first() else contextlib.nullcontext():
         loaded, name, given = _load(student, trust_remote_code)
-        run = _Run(
+        run = Run(
             student=loaded,
             name=base_name or name,
             licence=_licence_of(student, loaded),
@@ -193,7 +155,8 @@ def distill(
             evaluator=evaluator,
             callbacks=list(callbacks),
             dataset=dataset,
-            loss=_make_loss(loss, loaded, dataset, mini_batch_size),
+            loss=_make_loss(loss, loaded, dataset, mini_batch_size=mini_batch_size, matryoshka=matryoshka),
+            draws=_draws(negatives_per_step, draw),
         )
         identity, data = run.prepare(resume=resume)
         if resume and (finished := run.finished(identity)) is not None:
@@ -214,176 +177,6 @@ def _check_given(evaluator: Any, args: Any, **switches: Any) -> None:
         )
     if dataclasses.is_dataclass(args):
         check_arguments(args, evaluator is not None)
-
-
-@dataclass
-class _Run:
-    """What a run was given, each part checked for itself; nothing is written yet."""
-
-    student: Student
-    name: str
-    licence: str
-    precision: dict[str, str]
-    trusted: bool
-    lora: bool | LoraConfig
-    rounded: torch.dtype | None
-    folder: Path
-    args: BaseTrainingArguments
-    evaluator: BaseEvaluator | None
-    callbacks: list[TrainerCallback]
-    dataset: Any
-    loss: nn.Module
-
-    @property
-    def work(self) -> Path:
-        """Where checkpoints go."""
-        return self.folder / CHECKPOINTS
-
-    def prepare(self, *, resume: bool) -> tuple[dict[str, Any], TrainingData]:
-        """Check what has to fit together; return the run's identity and its rows."""
-        args, student = self.args, self.student
-        check_student(student)
-        if self.lora and not has_adapter(student):
-            check_config(student, self.lora)
-        check_loss(self.loss, student)
-        data = training_data(self.dataset, self.loss, student, args)
-        say_few_steps(args, data.count)
-        if data.count is None:
-            args.accelerator_config = whole_batches(args)
-        if self.evaluator is not None:
-            dev.set_up(args, self.evaluator, student)
-            dev.say_seen(self.evaluator, self.dataset)
-        args.output_dir = str(self.work)
-        args.restore_callback_states_from_checkpoint = True  # a resumed run has to be as patient as it was
-        describe = Describer(student)
-        identity = run_identity(self, data, describe)
-        if not (resume and (self.folder / RECORD_FILE).is_file()):
-            checkpoints.check_resumable(args, self.loss, describe, self.dataset, resume=resume)
-        return identity, data
-
-    def finished(self, identity: dict[str, Any]) -> Distilled | None:
-        """Return the complete student of this very run, None if there is none yet."""
-        if (record := checkpoints.finished_record(self.folder, identity)) is None:
-            return None
-        if is_first():
-            shutil.rmtree(self.work, ignore_errors=True)  # of a process that was killed while it did
-        # An adapter would be rounded to what its base model is stored in.
-        dtype = named_dtype(record.precision["saved"]) if record.precision else None
-        student: Any = load_model(self.folder, trust_remote_code=self.trusted, dtype=dtype)[0]
-        return Distilled(student, _results([], record), record, self.folder)
-
-    def train(self, identity: dict[str, Any], data: TrainingData, *, resume: bool) -> Distilled:
-        """Train, or do what is left of it, and save."""
-        checkpoints.check_folder(self.folder, self.work)
-        if is_first():
-            check_reloads(self.student, self.trusted)
-        checkpoint = checkpoints.start_run(self.work, identity, resume=resume)
-        _wait()  # the trainer of a quicker process would make the folder that this one has yet to look at
-        start = time.perf_counter()
-        transformers.set_seed(self.args.seed)  # an adapter starts at random
-        adapter = self._adapt()
-        trainer = self._trainer(data, checkpoint)
-        _wait()  # every process has looked before one of them writes
-        if get_rank() == 0:
-            checkpoints.write_identity(self.work, identity)
-        if adapter:
-            checkpoints.keep_exactly(trainer, trust_remote_code=self.trusted)
-        student, history, scores = self._fit(trainer, checkpoint)
-        record = TrainingRecord(
-            student=self.name,
-            loss=type(self.loss).__name__,
-            loss_config=told_options(self.loss),
-            loss_citation=str(getattr(self.loss, "citation", "")),
-            teacher=data.provenance.get("teacher", {}),
-            dataset={**data.provenance, **({} if data.count is None else {"rows_trained": data.count})},
-            arguments=told_arguments(self.args, identity),
-            seconds=round(time.perf_counter() - start, 1),
-            versions=package_versions(("sentence-transformers", "transformers", "torch", "peft")),
-            lora=adapter,
-            dev=scores,
-            student_license=self.licence,
-            prompts=prompts_of(student),
-            run=content_hash(identity, size=16),
-            identity=identity,
-            precision={**self.precision, "saved": name_of(student.dtype)},
-        )
-        if get_rank() == 0:
-            self._save(student, record)
-            shutil.rmtree(self.work, ignore_errors=True)
-        _wait()
-        return Distilled(student, _results(history, record), record, self.folder, history)
-
-    def _adapt(self) -> dict[str, Any]:
-        """Put an adapter on, if there is to be one, and try whether it can be kept."""
-        if not self.lora and not has_adapter(self.student):
-            return {}
-        adapter = prepare(self.student, self.lora or True)
-        if is_first():  # the others have the same adapter, and transformers lets one process save
-            checkpoints.rehearse(self.student, trust_remote_code=self.trusted)
-        return adapter
-
-    def _trainer(self, data: TrainingData, checkpoint: checkpoints.Checkpoint | None) -> BaseTrainer:
-        """Return a trainer, and find what only the trainer knows before it starts."""
-        args = self.args
-        args.prompts = data.prompts  # those of lists are their collator's
-        args.router_mapping = args.router_mapping or data.routes
-        trainer = kind_of(self.student).trainer(
-            model=self.student,
-            args=args,
-            train_dataset=data.rows,
-            loss=self.loss,
-            data_collator=data.collator,
-            evaluator=self.evaluator,
-            callbacks=self.callbacks or None,
-        )
-        try:
-            if trainer.is_fsdp_enabled:
-                checkpoints.check_sharded(args, self.loss, resuming=checkpoint is not None)
-            elif args.fsdp:
-                logger.warning("accelerate leaves FSDP out on this device: every process holds the whole student.")
-            try_loss(trainer, self.loss, data.rows)
-        except Exception:
-            for made in (self.work, self.folder):  # the trainer makes its folder at once
-                if made.is_dir() and not any(made.iterdir()):
-                    made.rmdir()
-            raise
-        return trainer
-
-    def _fit(
-        self, trainer: BaseTrainer, checkpoint: checkpoints.Checkpoint | None
-    ) -> tuple[Any, list[dict[str, Any]], dict[str, float]]:
-        """Return the trained student, whole on the first process; the log; its dev scores before and after."""
-        student: Any = trainer.model
-        whole = checkpoints.WholeCopy(trainer, main=get_rank() == 0) if trainer.is_fsdp_enabled else None
-        watch(trainer, self.loss)
-        trainer.add_callback(FiniteWeightsCallback())
-        trainer.add_callback(checkpoints.DurableCheckpoints())
-        watched = self.loss.register_forward_hook(check_loss_values)
-        before = None if whole is not None else hash_weights(student)
-        scores = {} if self.evaluator is None else {"before": dev.score(self.evaluator, student)}
-        try:
-            history = checkpoints.train(trainer, checkpoint)
-        finally:
-            watched.remove()
-        if before is not None and before == hash_weights(student):
-            say_unchanged(self.args, trainer.state.global_step)
-        if self.rounded is not None and whole is None:
-            student.to(self.rounded)  # what is measured is what is saved
-            check_weights(student, self.args, trainer.state.global_step)
-        if self.evaluator is not None:
-            scores["after"] = dev.score(self.evaluator, student)
-        return (student if whole is None else whole.gathered(self.rounded) or student), history, scores
-
-    def _save(self, student: Student, record: TrainingRecord) -> None:
-        """Write the student and all that belongs to it; the record comes last, so a folder with it is complete."""
-        for left in self.folder.glob(".tmp*"):  # safetensors gives weights their name when they are whole
-            left.unlink()
-        save(student, self.folder)
-        write_model_card(self.folder, record=record, results={})
-        if hasattr(self.dataset, "provenance"):
-            Exposure.of(self.dataset).save(self.folder)
-        sync_tree(self.folder)
-        record.save(self.folder)
 
 
 def _load(student: str | Path | Student, trust_remote_code: bool) -> tuple[Student, str, torch.dtype | None]:
@@ -415,24 +208,20 @@ def _rounding(save_dtype: str | torch.dtype | None, *, adapted: bool) -> torch.d
     return None if save_dtype is None else named_dtype(save_dtype)
 
 
-def _make_loss(loss: Any, student: Student, dataset: Any, mini_batch_size: int | None) -> nn.Module:
+def _draws(negatives_per_step: int | None, draw: str) -> dict[str, Any]:
+    if negatives_per_step is None and draw != "random":
+        raise ValueError(f"draw={draw!r} means nothing without negatives_per_step.")
+    return {} if negatives_per_step is None else {"negatives_per_step": negatives_per_step, "draw": draw}
+
+
+def _make_loss(loss: Any, student: Student, dataset: Any, **options: Any) -> nn.Module:
     if loss is None or isinstance(loss, str):
         report = getattr(dataset, "provenance", {}).get("report")
-        return make_loss(student, loss, mini_batch_size=mini_batch_size, report=report)
-    if mini_batch_size is not None:
-        raise ValueError("mini_batch_size is for a loss that is made here: give it to your own loss instead.")
+        return make_loss(student, loss, report=report, **options)
+    if given := [name for name in options if options[name] is not None]:
+        own = "give it to your own" if given[0] == "mini_batch_size" else "put MatryoshkaLoss around your own"
+        raise ValueError(f"{given[0]} is for a loss that is made here: {own} loss instead.")
     made = loss if isinstance(loss, nn.Module) else loss(student)
     if not isinstance(made, nn.Module):
         raise TypeError(f"loss has to be a name, a loss or a function that returns one; this gave {made!r}.")
     return made
-
-
-def _results(history: list[dict[str, Any]], record: TrainingRecord) -> dict[str, float]:
-    losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
-    scores = {f"dev_{when}": value for when, value in record.dev.items()}
-    return {"seconds": record.seconds, **({"train_loss": losses[-1]} if losses else {}), **scores}
-
-
-def _wait() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()

@@ -95,6 +95,8 @@ def run_identity(run: Any, data: TrainingData, describe: Describer) -> dict[str,
         "save_dtype": None if run.rounded is None else name_of(run.rounded),
         "callbacks": _callbacks(run.callbacks, describe),
     }
+    if run.draws:  # runs of before know none
+        found["draws"] = run.draws
     if data.count is None:  # worker processes share an iterable dataset out among them
         found["workers"] = args.dataloader_num_workers
     plain: dict[str, Any] = json.loads(json.dumps(found))

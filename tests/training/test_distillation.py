@@ -176,7 +176,7 @@ def test_a_run_killed_while_saving_is_saved_again(
     student, again = (make_student("dense", tiny_bert_path) for _ in range(2))
     whole = distill(make_student("dense", tiny_bert_path), dataset, output_dir=tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("st_wkl.training.distillation.write_model_card", _killed)
+        patch.setattr("st_wkl.training.run.write_model_card", _killed)
         with pytest.raises(Killed):
             distill(student, dataset, output_dir=tmp_path / "cut")
     monkeypatch.setattr("transformers.Trainer.train", _killed)

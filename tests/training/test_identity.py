@@ -177,7 +177,7 @@ def identity(args: Any, student: Any, dataset: DistillationDataset, **changes: A
     from st_wkl.training.data import training_data
 
     loss = changes.pop("loss", None) or MarginKL(student)
-    parts: dict[str, Any] = {"lora": False, "evaluator": None, "callbacks": [], "rounded": None, **changes}
+    parts: dict[str, Any] = {"lora": False, "evaluator": None, "callbacks": [], "rounded": None, "draws": {}, **changes}
     data = training_data(dataset, loss, student, args)
     run = SimpleNamespace(student=student, dataset=dataset, loss=loss, args=args, **parts)
     return run_identity(run, data, Describer(student))
