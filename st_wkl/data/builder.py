@@ -18,13 +18,14 @@ from st_wkl.data.arrow import as_dataset, lists_of
 from st_wkl.data.candidates import Candidates, Source, check_candidates, find_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.cross_encoder import CrossEncoderTeacher
-from st_wkl.data.dataset import IGNORES, DistillationDataset, features
+from st_wkl.data.dataset import DistillationDataset
+from st_wkl.data.dataset_files import IGNORES, features
 from st_wkl.data.ensemble import EnsembleTeacher
 from st_wkl.data.leaks import document_disjoint, find_leaks
 from st_wkl.data.pairwise import dataset_preferences
 from st_wkl.data.pools import DROPPED, Pools, check_lists, correct_labels, make_lists, make_pools
 from st_wkl.data.provenance import python_call
-from st_wkl.data.report import TeacherReport, report_on_lists
+from st_wkl.data.report import report_on_lists
 from st_wkl.data.score_store import ScoreStore, default_store_path
 from st_wkl.data.scoring import ScoringEstimate, estimate_scoring, score_candidates
 from st_wkl.data.selection import Selection, shared_judgements
@@ -161,7 +162,9 @@ class DistillationDatasetBuilder:
         rows = make_lists(pools, self.selection, self.num_negatives, dropped)
         self._say_dropped(len(rows), dropped)
         report = report_on_lists(rows.scores, rows.gains, lengths=rows.lengths)
-        _warn_of_useless(report)
+        if useless := report.warning():
+            warnings.warn(useless, stacklevel=2)
+        logger.info("%s", report)
         preferences, asked = self._preferences(rows, show_progress)
         counts: dict[str, int | None] = {"queries": len(rows), "pairs": len(pools.documents)}
         counts |= {"different_pairs": scored.different, "cut_pairs": scored.cut}
@@ -376,20 +379,3 @@ class DistillationDatasetBuilder:
 def _as_teacher(teacher: Any) -> Any:
     is_teacher = hasattr(teacher, "identity") and (hasattr(teacher, "score") or hasattr(teacher, "score_lists"))
     return teacher if is_teacher else CrossEncoderTeacher(teacher)
-
-
-def _warn_of_useless(report: TeacherReport) -> None:
-    """Say in time that there is little to learn from these scores."""
-    if report.constant_lists:
-        warnings.warn(
-            f"The teacher gives all documents of {report.constant_lists:,} of {report.lists:,} queries one score. Such "
-            "lists teach nothing. Check that it is a reranker and that the texts are not cut to nothing.",
-            stacklevel=3,
-        )
-    elif report.lowest_score >= 0 and report.highest_score <= 1:
-        warnings.warn(
-            "All teacher scores lie between 0 and 1, as after a sigmoid, which flattens the differences between good "
-            "documents. Use raw logits, or a low teacher temperature.",
-            stacklevel=3,
-        )
-    logger.info("%s", report)

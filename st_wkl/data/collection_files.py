@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -272,6 +273,14 @@ def _columns(names: list[str]) -> dict[str, int]:
     plain = ["".join(filter(str.isalnum, name.lower())) for name in names]
     places = {role: [place for place, name in enumerate(plain) if name in known] for role, known in _COLUMNS.items()}
     return {role: found[0] for role, found in places.items() if found}
+
+
+def fetched(source: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Return the path that a source is, or where a dataset of the Hub of that id was put."""
+    path = Path(source).expanduser()
+    if not path.exists() and str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
+        return download(str(source), revision)
+    return path
 
 
 def download(repo_id: str, revision: str | None) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
-import json
 import os
+import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,38 +15,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet
 from datasets import Dataset, Features, List, Value
 
 from st_wkl.data.arrow import Ragged, SharedTexts, as_dataset, columns, lists_of, places_of
-from st_wkl.data.collection_files import download
-from st_wkl.data.dataset_card import dataset_card
+from st_wkl.data.collection import Collection, Missing
+from st_wkl.data.collection_files import fetched
+from st_wkl.data.dataset_files import (
+    IGNORES,
+    PREFERENCES,
+    TABLES,
+    check_free,
+    describe,
+    features,
+    is_saved,
+    read_tables,
+)
+from st_wkl.data.exporters import LAYOUTS
 from st_wkl.data.pairwise import pointwise_preferences
 from st_wkl.data.settled import Lists, fit, settled
 from st_wkl.files import replacing_folder
 
-_TABLES = ("train", "queries", "documents")
 _LISTS = ("document_ids", "scores", "labels")
-_PROVENANCE = "provenance.json"
-_PREFERENCES = "preferences"
-# Where the provenance keeps what the collection was told about documents of a query's id; absent if nothing.
-IGNORES = "ignore_identical_ids"
-
-
-def features(table: str, *, preferences: bool = False) -> Features:
-    """Return the `datasets.Features` of one of the three tables, `"train"`, `"queries"` or `"documents"`.
-
-    Args:
-        table: Name of the table.
-        preferences: With the column of a pairwise teacher, which only `"train"` may have.
-    """
-    text = Value("string")
-    if table != "train":
-        return Features({"query_id" if table == "queries" else "document_id": text, "text": text})
-    lists = Features(query_id=text, document_ids=List(text), scores=List(Value("float32")), labels=List(Value("int32")))
-    place = Value("int32")
-    pair = {"first": place, "second": place, "probability": Value("float32")}
-    return Features({**lists, _PREFERENCES: List(pair)}) if preferences else lists
 
 
 @dataclass(repr=False)
@@ -89,9 +78,9 @@ class DistillationDataset:
 
     def __post_init__(self) -> None:
         """Validate."""
-        for name in _TABLES:
+        for name in TABLES:
             found = getattr(self, name).column_names
-            expected = list(features(name, preferences=_PREFERENCES in found))
+            expected = list(features(name, preferences=PREFERENCES in found))
             if sorted(expected) != sorted(found):
                 raise ValueError(f"The table {name!r} has the columns {found}, expected {expected}.")
         for kind, table in (("query", self.queries), ("document", self.documents)):
@@ -120,8 +109,8 @@ class DistillationDataset:
             raise ValueError(
                 f"{where(row)} has a score that is not finite: {train['scores'][row].as_py()}. Score it again."
             )
-        if _PREFERENCES in train.column_names:
-            pairs = Ragged(train[_PREFERENCES])
+        if PREFERENCES in train.column_names:
+            pairs = Ragged(train[PREFERENCES])
             for place in np.flatnonzero(~fit(pairs, lengths[0]))[:1].tolist():
                 row = pairs.row_of(place)
                 raise ValueError(
@@ -260,8 +249,8 @@ class DistillationDataset:
         if len(preferences) != len(self.train):
             raise ValueError(f"Got preferences for {len(preferences):,} rows, but there are {len(self.train):,}.")
         schema = features("train", preferences=True)
-        column = pa.array(preferences, schema.arrow_schema.field(_PREFERENCES).type)
-        train = columns(self.train).select(list(features("train"))).append_column(_PREFERENCES, column)
+        column = pa.array(preferences, schema.arrow_schema.field(PREFERENCES).type)
+        train = columns(self.train).select(list(features("train"))).append_column(PREFERENCES, column)
         return dataclasses.replace(self, train=as_dataset(train, schema))
 
     def with_pointwise_preferences(self, window: int = 5) -> DistillationDataset:
@@ -274,7 +263,7 @@ class DistillationDataset:
         said = {"teacher": "the dataset's own scores", "window": window, "pairs": sum(map(len, column))}
         return dataclasses.replace(self.with_preferences(column), provenance={**self.provenance, "preferences": said})
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str], *, layout: str | None = None) -> Path:
         """Write three parquet files, provenance.json and a README.md that makes the folder a dataset of the Hub.
 
         Everything is written to a temporary folder that is renamed at the end, so the folder is complete or absent.
@@ -283,70 +272,97 @@ class DistillationDataset:
 
         Args:
             folder: New or empty folder, or one that holds such a dataset, which is replaced.
+            layout: `"flagembedding"` or `"pylate"` for the files that these train on, from which `load` makes the same
+                lists; they have no place for preferences and provenance.
 
         Raises:
             FileExistsError: The folder holds something else.
+            ValueError: There is no such layout.
         """
         folder = Path(folder).expanduser()
-        if folder.exists() and not (folder / _PROVENANCE).is_file() and (folder.is_file() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder} holds something other than a distillation dataset. Give another folder.")
+        check_free(folder)
+        if layout is not None:
+            return self._export(folder, layout)
         with replacing_folder(folder) as new:
-            for name in _TABLES:
+            for name in TABLES:
                 table = getattr(self, name).with_format(None)
-                schema = features(name, preferences=_PREFERENCES in table.column_names)
+                schema = features(name, preferences=PREFERENCES in table.column_names)
                 table = table.select_columns(list(schema))
                 table = table if table.features == schema else table.cast(schema)
                 table.to_parquet(new / f"{name}.parquet")
-            if absent := [name for name in _TABLES if not (new / f"{name}.parquet").is_file()]:
+            if absent := [name for name in TABLES if not (new / f"{name}.parquet").is_file()]:
                 raise FileNotFoundError(f"{new} lacks {', '.join(absent)} after all was written. Give another folder.")
-            text = json.dumps(self.provenance, indent=2, ensure_ascii=False, allow_nan=False)
-            (new / _PROVENANCE).write_text(text + "\n", encoding="utf-8")
-            contents = hashlib.blake2b(b"".join(map(_file_digest, sorted(new.iterdir()))), digest_size=16).hexdigest()
-            card = dataset_card(
-                self.provenance,
-                rows=len(self.train),
-                documents=len(self.documents),
-                preferences=_PREFERENCES in self.train.column_names,
-                contents=contents,
-            )
-            (new / "README.md").write_text(card, encoding="utf-8")
+            describe(new, self.provenance)
+        return folder
+
+    def _export(self, folder: Path, layout: str) -> Path:
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout is {layout!r}; it has to be one of {', '.join(LAYOUTS)}.")
+        if PREFERENCES in self.train.column_names:
+            warnings.warn(f"{layout} has no place for preferences, which are left out.", stacklevel=3)
+        with replacing_folder(folder) as new:
+            LAYOUTS[layout](new, *(columns(getattr(self, name)) for name in TABLES))
         return folder
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str], *, revision: str | None = None) -> DistillationDataset:
-        """Read a distillation dataset from a folder that `save` wrote, or from the Hub. The collection is not needed.
+    def load(
+        cls,
+        source: Any,
+        *,
+        revision: str | None = None,
+        columns: Mapping[str, str | None] | None = None,
+        collection: Collection | str | os.PathLike[str] | None = None,
+        split: str = "train",
+        scores: Any = None,
+        teacher: str | None = None,
+        missing: Missing = "raise",
+    ) -> DistillationDataset:
+        """Read a distillation dataset from a folder that `save` wrote, from the Hub, or scores that others have made.
+
+        Read are, by the names of their columns: FlagEmbedding's lines (`query, pos, neg, pos_scores, neg_scores`),
+        PyLate's tables (train, queries, documents), Tevatron's lines, rows of `query, positive, negative_1, …` with a
+        list of scores, lists and pairs of `query, document, score`, hard negatives by id, and runs of TREC; as JSON
+        lines, CSV, TSV, Parquet, a folder of these, a data frame, a `datasets.Dataset` or an iterable one. Rows of one
+        query become one list, positives first. Ids of any type become text, texts without ids get a hash for one.
+
+        What is not there is said, not made up: a gain that nobody gives stays 0, a list without scores is refused. Of
+        a pair that comes twice the first score and the higher gain count, scores that differ by more than rounding are
+        an error. `st_wkl.data.importers.convert` does the same from disk to disk.
 
         Args:
-            source: Folder, or id of a dataset on the Hub, such as `"me/nfcorpus-distillation"`.
+            source: Folder, file, frame or dataset; or id of a dataset on the Hub, such as `"me/nfcorpus-distillation"`.
             revision: Branch, tag or commit on the Hub.
+            columns: Names of columns that are not recognised, by role: `query`, `query_id`, `text` and `title` (of the
+                document), `id` (its id), `score`, `label` (the gain).
+            collection: Collection whose texts and judgements belong to ids; see `Collection.load`.
+            split: Split of its judgements.
+            scores: Scores of lists that have none: pairs or lists by the same ids, anything that `source` can be.
+            teacher: Name of the model that made the scores, for the card.
+            missing: `"raise"` an error for a pair without a text or a finite score, or `"drop"` it, counted.
 
         Raises:
             FileNotFoundError: There is no such folder or dataset, the Hub cannot be reached, or a file is missing.
-            ValueError: A file is damaged, or the tables do not belong together.
+            ValueError: A file is damaged, the tables do not belong together, or a value cannot be used; the message
+                names file, row and value.
 
         Example:
-            >>> dataset = DistillationDataset.load("nfcorpus-distillation")  # doctest: +SKIP
+            >>> rows = {"query": ["who purrs"] * 2, "document": ["Cats purr.", "Dogs bark."], "score": [4.5, -2.0]}
+            >>> import warnings
+            >>> with warnings.catch_warnings():
+            ...     warnings.simplefilter("ignore")
+            ...     DistillationDataset.load(Dataset.from_dict(rows), teacher="my-reranker").train[0]["scores"]
+            [4.5, -2.0]
         """
-        folder = Path(source).expanduser()
-        if not folder.is_dir() and str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
-            folder = download(str(source), revision)
-        for name in (*(f"{table}.parquet" for table in _TABLES), _PROVENANCE):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"{folder} has no {name}, so it is no complete distillation dataset. Copy or build it again."
-                )
-        tables = {}
-        for name in _TABLES:
-            try:
-                # Read directly: `datasets` would first copy the file to its cache.
-                table = pyarrow.parquet.read_table(folder / f"{name}.parquet")
-                tables[name] = Dataset(table, fingerprint=_file_digest(folder / f"{name}.parquet")[:8].hex())
-            except (OSError, pa.ArrowException) as error:
-                raise ValueError(f"{folder / name}.parquet is damaged ({error}). Copy or build it again.") from error
-        try:
-            provenance = json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{folder / _PROVENANCE} is damaged ({error}). Copy or build it again.") from error
+        folder = fetched(source, revision) if isinstance(source, str | os.PathLike) else None
+        told = {"columns": columns, "collection": collection, "scores": scores, "teacher": teacher}
+        if folder is None or (folder.exists() and not is_saved(folder)):
+            with tempfile.TemporaryDirectory() as place:
+                importers: Any = importlib.import_module("st_wkl.data.importers")  # polars, for them alone
+                importers.convert(source if folder is None else folder, place, split=split, missing=missing, **told)
+                return cls.load(place)
+        if given := [name for name, value in told.items() if value is not None]:
+            raise ValueError(f"{folder} is a distillation dataset already, for which {given[0]}= means nothing.")
+        tables, provenance = read_tables(folder)
         return cls(**tables, provenance=provenance)
 
     def save_to_disk(self, folder: str | os.PathLike[str]) -> Path:
@@ -395,8 +411,3 @@ def _texts_dataset(found: dict[str, pa.Array], copied: bool) -> Dataset:
 
 def _say_renamed(old: str, new: str) -> None:
     warnings.warn(f"DistillationDataset.{old} is {new} now, and goes in the next release.", DeprecationWarning, 3)
-
-
-def _file_digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()

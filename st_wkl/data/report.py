@@ -64,6 +64,20 @@ class TeacherReport:
         """Return the values as JSON has them."""
         return dataclasses.asdict(self)
 
+    def warning(self) -> str | None:
+        """Return why there is little to learn from these scores, None where there is no such reason."""
+        if self.constant_lists:
+            return (
+                f"The teacher gives all documents of {self.constant_lists:,} of {self.lists:,} queries one score. Such "
+                "lists teach nothing. Check that it is a reranker and that the texts are not cut to nothing."
+            )
+        if self.lowest_score >= 0 and self.highest_score <= 1:
+            return (
+                "All teacher scores lie between 0 and 1, as after a sigmoid, which flattens the differences between "
+                "good documents. Use raw logits, or a low teacher temperature."
+            )
+        return None
+
     def __repr__(self) -> str:
         """Return the report in sentences."""
         text = [
