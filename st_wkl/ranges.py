@@ -66,7 +66,7 @@ class Range:
 _COUNTS = """
     limit top_k num_negatives pool_size max_positives pairs_per_query chunk_size batch_size batch_tokens workers
     negatives_per_step mini_batch_size max_queries max_documents patience rounds every gradient_accumulation_steps
-    per_device_train_batch_size per_device_eval_batch_size
+    per_device_train_batch_size per_device_eval_batch_size concurrency requests_per_minute
 """.split()  # noqa: SIM905
 RANGES = {
     **dict.fromkeys(_COUNTS, Range(1, whole=True)),
@@ -80,6 +80,8 @@ RANGES = {
     **dict.fromkeys(("b", "warmup_ratio"), Range(0, 1)),
     "learning_rate": Range(0, 10**6),
     "positive_threshold": Range(None),
+    "timeout": Range(0, above=True),
+    **dict.fromkeys(("give_up_after", "price_per_1000_requests", "price_per_million_tokens"), Range(0)),
 }
 
 

@@ -24,7 +24,7 @@ def python(code: str) -> str:
 
 def test_import_is_light() -> None:
     """Importing torch takes seconds; a tool that pays them for `--help` feels broken."""
-    heavy = "torch|transformers|datasets|sentence_transformers|mteb|numba|peft|onnxruntime"
+    heavy = "torch|transformers|datasets|sentence_transformers|mteb|numba|peft|onnxruntime|httpx|tenacity"
     assert python(f"import sys, st_wkl; print([m for m in sys.modules if m in '{heavy}'.split('|')])") == "[]"
     assert python(f"import sys, st_wkl.cli; print([m for m in sys.modules if m in '{heavy}'.split('|')])") == "[]"
 

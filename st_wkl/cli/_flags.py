@@ -27,7 +27,7 @@ _NAMES: dict[str, str | None] = {
     "collection.source": "collection",
     "candidates.sources": None,
     "teacher.model": "--teacher",
-    "teacher.revision": "--teacher-revision",
+    **{f"teacher.{name}": f"--teacher-{name}" for name in ("revision", "url", "api", "activation", "timeout")},
     "student.model": "--student",
     "student.prompts": None,
     "loss.name": "--loss",

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from st_wkl.data.teachers import (
         CallablePairwiseTeacher,
         CallableTeacher,
+        ChatListTeacher,
+        ChatPairwiseTeacher,
         CrossEncoderPairwiseTeacher,
         CrossEncoderTeacher,
         EnsembleTeacher,
         FeedbackTeacher,
+        RemoteTeacher,
         Teacher,
         score_lists,
     )
@@ -52,7 +55,7 @@ _FILES = {
     "scoring": "estimate_scoring score_pairs",
     "selection": "Selection",
     "teachers": "CallablePairwiseTeacher CallableTeacher CrossEncoderPairwiseTeacher CrossEncoderTeacher "
-    "EnsembleTeacher FeedbackTeacher Teacher score_lists",
+    "ChatListTeacher ChatPairwiseTeacher EnsembleTeacher FeedbackTeacher RemoteTeacher Teacher score_lists",
 }
 
 __all__ = [
@@ -73,6 +76,9 @@ __all__ = [
     "CallableTeacher",
     "EnsembleTeacher",
     "FeedbackTeacher",
+    "RemoteTeacher",
+    "ChatListTeacher",
+    "ChatPairwiseTeacher",
     "CallablePairwiseTeacher",
     "CrossEncoderPairwiseTeacher",
     "sample_pairs",

@@ -78,12 +78,17 @@ def _parts(teacher: Any, chunk: list[Pair]) -> Iterator[tuple[np.ndarray | slice
     places: list[np.ndarray] = []
     found: list[np.ndarray] = []
     last = time.monotonic()
-    for part, scores in split(chunk):
-        places.append(part)
-        found.append(scores)
-        if time.monotonic() - last >= _SECONDS_AT_ONCE:
+    try:
+        for part, scores in split(chunk):
+            places.append(part)
+            found.append(scores)
+            if time.monotonic() - last >= _SECONDS_AT_ONCE:
+                yield np.concatenate(places), np.concatenate(found)
+                places, found, last = [], [], time.monotonic()
+    except (Exception, KeyboardInterrupt):
+        if places:  # what was finished before is kept
             yield np.concatenate(places), np.concatenate(found)
-            places, found, last = [], [], time.monotonic()
+        raise
     if places:
         yield np.concatenate(places), np.concatenate(found)
 

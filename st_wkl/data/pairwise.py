@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -224,6 +224,20 @@ class _Judge:
         self.documents[key] = first, second
         return query, key
 
+    def score_parts(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the places of questions and the answers to them, as a teacher with `prefer_parts` gives them."""
+        if not hasattr(self.teacher, "prefer_parts"):
+            yield np.arange(len(pairs)), self.score(pairs)
+            return
+        documents = [self.documents[key] for _, key in pairs]
+        query, first, second = [text for text, _ in pairs], [one for one, _ in documents], [two for _, two in documents]
+        yield from self.teacher.prefer_parts(query, first, second)
+
+    @property
+    def progress(self) -> str:
+        """What the teacher says of its work."""
+        return getattr(self.teacher, "progress", "")
+
     def score(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Ask about the two documents of each question."""
         query, keys = (list(texts) for texts in zip(*pairs, strict=True))
@@ -276,4 +290,6 @@ def dataset_preferences(
     for (row, first, second), answer in zip(pairs.tolist(), answers.tolist(), strict=True):
         column[row].append({"first": first, "second": second, "probability": answer})
     said = {"teacher": teacher.identity, "window": 5, "pairs_per_query": count, "seed": seed, "pairs": len(pairs)}
+    if asked := getattr(teacher, "order_bias", None):
+        said["order_bias"] = asked  # of those that were not in the store
     return column, {**said, "rows_without_pairs": sum(not row for row in column)}

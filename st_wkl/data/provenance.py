@@ -53,5 +53,7 @@ def python_call(collection: str, identity: Mapping[str, Any], options: Mapping[s
     teacher = repr(str(identity.get("model") or identity.get("kind") or "teacher"))
     if identity.get("kind") == "cross-encoder":
         teacher = f"CrossEncoderTeacher({teacher}, max_length={identity.get('max_length')})"
+    if identity.get("kind") == "remote":
+        teacher = f"RemoteTeacher(url, {teacher}, api={identity.get('api')!r})"
     given = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
     return f"DistillationDatasetBuilder({', '.join([repr(collection), teacher, *given])}).build()"

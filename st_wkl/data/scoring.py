@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -13,7 +14,18 @@ from tqdm.auto import tqdm
 
 from st_wkl.data.engines import score_chunks
 from st_wkl.data.score_store import ScoreStore, former_identity
-from st_wkl.data.teacher import Engine, Lists, ListTeacher, Mixture, Pair, Teacher, TextPairs, as_scores, check_bounds
+from st_wkl.data.teacher import (
+    Engine,
+    Lists,
+    ListTeacher,
+    Mixture,
+    Pair,
+    Teacher,
+    TextPairs,
+    as_scores,
+    check_bounds,
+    text_key,
+)
 from st_wkl.ranges import check_options
 
 logger = logging.getLogger(__name__)
@@ -48,7 +60,7 @@ def score_pairs(
     *,
     store: ScoreStore | None = None,
     show_progress: bool = True,
-    chunk_size: int = 512,
+    chunk_size: int | None = None,
     engine: Engine = "process",
     workers: int | None = None,
 ) -> np.ndarray:
@@ -66,8 +78,8 @@ def score_pairs(
         pairs: n `(query, document)` texts, in any order, repeated or not.
         store: Where scores are looked up and kept; `None` keeps nothing.
         show_progress: Show a bar in tokens (characters where the teacher counts none), with rate and remaining time.
-        chunk_size: Pairs in one call of the teacher and one commit. 512 are about 15 s of a small cross-encoder on a
-            CPU: little to lose, and enough for sorted batches.
+        chunk_size: Pairs in one call of the teacher and one commit. `None` takes 512, about 15 s of a small
+            cross-encoder on a CPU: little to lose, and enough for sorted batches; or the teacher's own `chunk_pairs`.
         engine: `"process"` (here), `"pool"` (processes on this machine) or `"ray"` (Ray Data, extra `ray`); see
             `st_wkl.data.engines.score_chunks`. This process alone writes to the store.
         workers: Workers of the pool or of Ray; `None` takes 2, on a Ray cluster with GPUs one for each GPU.
@@ -168,19 +180,54 @@ def score_candidates(
         mixed = [teacher.mix(scores) for scores in zip(*(split(part.scores, sizes) for part in parts), strict=True)]
         scores = np.concatenate([np.empty(0, dtype=np.float32), *mixed])
         return Scored(scores, parts[0].different, parts[0].cut if len(parts) == 1 else None)
-    return _score_whole_lists(cast("ListTeacher", teacher), pairs, np.asarray(sizes, dtype=int), show_progress)
+    store = options.get("store")
+    return _score_whole_lists(cast("ListTeacher", teacher), pairs, np.asarray(sizes, dtype=int), show_progress, store)
 
 
-def _score_whole_lists(teacher: ListTeacher, pairs: TextPairs, sizes: np.ndarray, show_progress: bool) -> Scored:
+def _score_whole_lists(
+    teacher: ListTeacher, pairs: TextPairs, sizes: np.ndarray, show_progress: bool, store: ScoreStore | None
+) -> Scored:
     ends = np.cumsum(sizes)
     asked = [pairs[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True) if size]
     lists = [(part[0][0], [document for _, document in part]) for part in asked]
-    found = teacher.score_lists(lists, show_progress=show_progress) if lists else []
+    found: Sequence[np.ndarray] = []
+    if lists and hasattr(teacher, "list_parts"):
+        found = _score_kept_lists(teacher, lists, show_progress, store)
+    elif lists:
+        found = teacher.score_lists(lists, show_progress=show_progress)
     if len(found) != len(lists):
         raise ValueError(f"The teacher returned {len(found)} lists of scores for {len(lists)} lists of documents.")
     scores = [as_scores(output, part) for output, part in zip(found, asked, strict=True)]
     flat = np.concatenate([np.empty(0, dtype=np.float32), *scores])
     return Scored(flat, len(TextPairs.different(pairs)[0]), None)
+
+
+def _score_kept_lists(teacher: Any, lists: Lists, show_progress: bool, store: ScoreStore | None) -> list[np.ndarray]:
+    """Score lists that are finished one by one; a store keeps each as pairs of the query and a key of list and place.
+
+    A key's text is no document, and its teacher none of pairs: such scores meet no others.
+    """
+    identity = {"kind": "lists", "teacher": teacher.identity}
+    keys = [text_key(json.dumps(list(documents))).hex() for _, documents in lists]
+    pairs = [
+        [(query, f"{key} {place}") for place in range(len(documents))]
+        for key, (query, documents) in zip(keys, lists, strict=True)
+    ]
+    found = [np.full(len(part), np.nan, dtype=np.float32) for part in pairs]
+    if store is not None:
+        flat = store.get(identity, [pair for part in pairs for pair in part])
+        found = split(flat, [len(part) for part in pairs])
+    missing = [place for place, scores in enumerate(found) if np.isnan(scores).any()]
+    done = len(lists) - len(missing)
+    with tqdm(total=len(lists), initial=done, desc="Ranking", unit=" lists", disable=not show_progress) as bar:
+        for at, scores in teacher.list_parts([lists[place] for place in missing]):
+            query, documents = lists[missing[at]]
+            found[missing[at]] = as_scores(scores, [(query, document) for document in documents])
+            if store is not None:
+                store.put(identity, pairs[missing[at]], found[missing[at]])
+            bar.set_postfix_str(getattr(teacher, "progress", ""), refresh=False)
+            bar.update()
+    return found
 
 
 def _score(
@@ -190,13 +237,14 @@ def _score(
     show_progress: bool,
     *,
     store: ScoreStore | None = None,
-    chunk_size: int = 512,
+    chunk_size: int | None = None,
     engine: Engine = "process",
     workers: int | None = None,
 ) -> Scored:
     plan = _Plan.make(teacher, pairs, store, count_all=count_cut)
     unique, scores, missing = plan.pairs, plan.scores, np.isnan(plan.scores)
-    chunks = _Chunks(unique, missing.copy(), chunk_size)
+    together = getattr(teacher, "chunk_pairs", None)
+    chunks = _Chunks(unique, missing.copy(), chunk_size or together or 512, whole_queries=together is not None)
     cut_before, left = getattr(teacher, "truncated_pairs", 0), int(missing.sum())
     pending: list[np.ndarray] = []
     waiting, since = 0, time.monotonic()
@@ -226,7 +274,8 @@ def _score(
                     keep()
                     waiting, since = 0, time.monotonic()
                 left -= len(places)
-                bar.set_postfix_str(f"{len(unique) - left:,} of {len(unique):,} pairs", refresh=False)
+                told = [f"{len(unique) - left:,} of {len(unique):,} pairs", getattr(teacher, "progress", "")]
+                bar.set_postfix_str(", ".join(filter(None, told)), refresh=False)
                 bar.update(int(plan.work[places].sum()))
         finally:
             keep()
@@ -252,6 +301,8 @@ class ScoringEstimate:
     truncated: int | None  # different pairs, known ones included, that are longer than the teacher reads; None likewise
     sampled: int  # pairs that were scored to measure the rate; they are not kept
     seconds: float | None  # expected time of one process on this machine; None if nothing was sampled
+    requests: int | None = None  # to a teacher on a server
+    cost: float | None = None  # where a price was told
 
     @property
     def hours(self) -> float | None:
@@ -264,7 +315,10 @@ class ScoringEstimate:
             f"{self.known:,} have a score already, {self.to_score:,} to score",
         ]
         if self.tokens is not None:
-            lines.append(f"{self.tokens:,} tokens; {self.truncated:,} pairs are longer than the teacher reads")
+            cut = "" if self.truncated is None else f"; {self.truncated:,} pairs are longer than the teacher reads"
+            lines.append(f"{self.tokens:,} tokens{cut}")
+        if self.requests is not None:
+            lines.append(f"{self.requests:,} requests" + ("" if self.cost is None else f", cost {self.cost:,.2f}"))
         if self.seconds is not None:
             rate = self.to_score / self.seconds if self.seconds else 0.0
             lines.append(f"about {self.seconds / 3600:.2f} hours ({rate:,.1f} pairs/s, timed on {self.sampled} pairs)")
@@ -304,41 +358,60 @@ def estimate_scoring(
         raise ValueError(f"sample_size must be 0 or more, got {sample_size}.")
     plan = _Plan.make(teacher, pairs, store, count_all=True, keep=False)
     missing = np.flatnonzero(np.isnan(plan.scores))
+    tokens: int | None = int(plan.work[missing].sum()) if plan.in_tokens else None
+    remote: Any = teacher if hasattr(teacher, "requests_for") else None
+    if remote is not None and sample_size:  # as many as are under way together, or it would look slow
+        sample_size = max(sample_size, remote.pairs_at_once)
     sampled, seconds = min(sample_size, len(missing)), None if len(missing) else 0.0
     if sampled > 0:
         places = missing[np.linspace(0, len(missing) - 1, sampled).astype(int)]
-        sample = list(plan.pairs.take(places))
+        if remote is not None:  # whole queries
+            places = missing[(len(missing) - sampled) // 2 :][:sampled]
+        sample, counted = list(plan.pairs.take(places)), getattr(remote, "tokens", 0)
         # The first call pays for buffers and compilation, which a long run does not notice.
         as_scores(teacher.score(sample[-1:]), sample[-1:])
         start = time.perf_counter()
         as_scores(teacher.score(sample), sample)
         passed = time.perf_counter() - start
-        seconds = passed * float(plan.work[missing].sum() / max(1.0, plan.work[places].sum()))
+        share = float(plan.work[missing].sum() / max(1.0, plan.work[places].sum()))
+        seconds = passed * share
+        if remote is not None and remote.tokens > counted:
+            first = int(plan.work[places[-1:]].sum())  # the last pair was asked about twice
+            whole = float(plan.work[places].sum())
+            tokens = int((remote.tokens - counted) * whole / max(1.0, whole + first) * share)
+    requests = None if remote is None else remote.requests_for(plan.pairs.take(missing))
     return ScoringEstimate(
         pairs=len(pairs),
         different_pairs=len(plan.pairs),
         known=plan.known,
         to_score=len(missing),
-        tokens=int(plan.work[missing].sum()) if plan.in_tokens else None,
+        tokens=tokens,
         truncated=plan.cut,
         sampled=sampled,
         seconds=seconds,
+        requests=requests,
+        cost=None if requests is None else remote.cost_of(requests, tokens or 0),
     )
 
 
 class _Chunks(Sequence[list[Pair]]):
     """The missing pairs of each chunk that has any, made when they are asked for."""
 
-    def __init__(self, pairs: TextPairs, missing: np.ndarray, size: int) -> None:
-        self.pairs, self.missing, self.size = pairs, missing, size
-        self.starts = np.flatnonzero(np.add.reduceat(missing, np.arange(0, len(missing), size))).tolist()
+    def __init__(self, pairs: TextPairs, missing: np.ndarray, size: int, *, whole_queries: bool = False) -> None:
+        self.pairs, self.missing = pairs, missing
+        starts = np.arange(0, len(missing), size)
+        if whole_queries:  # sorted by query: those of one are not torn apart, which would cost a request
+            rows, _ = pairs.places()
+            starts = np.unique(np.searchsorted(rows, rows[starts], side="left"))
+        self.bounds = [*starts.tolist(), len(missing)]
+        self.starts = np.flatnonzero(np.add.reduceat(missing, starts)).tolist() if len(missing) else []
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def places(self, number: int) -> np.ndarray:
-        start = self.starts[number] * self.size
-        return start + np.flatnonzero(self.missing[start : start + self.size])
+        start, end = self.bounds[self.starts[number] : self.starts[number] + 2]
+        return start + np.flatnonzero(self.missing[start:end])
 
     def __getitem__(self, number: Any) -> Any:
         return list(self.pairs.take(self.places(number)))
@@ -394,6 +467,8 @@ class _Plan:
         if store is not None and in_tokens and limit is not None:
             known += _uncut_elsewhere(identity, unique, lengths, scores, store, keep=keep)
         order = np.argsort(-lengths, kind="stable")
+        if hasattr(teacher, "chunk_pairs"):
+            order = np.arange(len(unique))  # by query, as they are
         places = np.empty_like(order)
         places[order] = np.arange(len(order))
         work = np.minimum(lengths, float(limit)) if in_tokens and limit is not None else lengths

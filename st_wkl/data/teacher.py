@@ -19,12 +19,27 @@ Engine = Literal["process", "pool", "ray"]
 _AT_ONCE = 4_096
 
 
+class RemoteError(RuntimeError):
+    """A server that was asked for scores gives none; the message says what it said, and which pair it was about.
+
+    Attributes:
+        status: HTTP status, None where there was no answer.
+        answered: Whether it answered, with what is no answer.
+    """
+
+    def __init__(self, told: str, *, status: int | None = None, answered: bool = False) -> None:
+        super().__init__(told)
+        self.status, self.answered = status, answered
+
+
 class Teacher(Protocol):
     """What the builder needs of a teacher. Any object with these two members is one.
 
     A third is welcome: `token_lengths(pairs)`, the tokens of each pair before anything is cut, int64 of shape (n,), by
-    which `score_pairs` sorts and counts cut pairs (those above `identity["max_length"]`). Where a score depends on the
-    other candidates of the query, `score` is replaced by `score_lists`, see `ListTeacher`.
+    which `score_pairs` sorts and counts cut pairs (those above `identity["max_length"]`). So is `chunk_pairs`, a
+    number: the teacher is then given about so many pairs at once, not by length, but a query's together, as one request
+    to a server takes them. Where a score depends on the other candidates of the query, `score` is replaced by
+    `score_lists`, see `ListTeacher`.
     """
 
     @property
@@ -39,7 +54,9 @@ class ListTeacher(Protocol):
     """A teacher whose score of a document depends on the other candidates of the query.
 
     Its scores are not kept, since a store holds scores of pairs. Those of a teacher that only mixes the scores of other
-    ones are: it has `teachers` and `mix(scores)` besides, which gets one list's scores, an array for each teacher.
+    ones are: it has `teachers` and `mix(scores)` besides, which gets one list's scores, an array for each teacher. So
+    are those of one with `list_parts(lists)`, which yields the place of a list and its scores as they are finished: a
+    list's scores stand in the store under keys of the whole list.
     """
 
     @property

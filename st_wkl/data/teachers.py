@@ -23,11 +23,21 @@ __all__ = [
     "PairwiseTeacher",
     "CallablePairwiseTeacher",
     "CrossEncoderPairwiseTeacher",
+    "RemoteTeacher",  # noqa: F822 - with what it needs to speak HTTP
+    "ChatPairwiseTeacher",  # noqa: F822
+    "ChatListTeacher",  # noqa: F822
     "score_lists",
 ]
+_LATER = {
+    "FeedbackTeacher": "st_wkl.methods.collective",
+    "TokenFeedbackTeacher": "st_wkl.methods.collective",
+    "RemoteTeacher": "st_wkl.data.remote",
+    "ChatPairwiseTeacher": "st_wkl.data.judge",
+    "ChatListTeacher": "st_wkl.data.judge",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("FeedbackTeacher", "TokenFeedbackTeacher"):
-        return getattr(import_module("st_wkl.methods.collective"), name)
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

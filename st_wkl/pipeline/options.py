@@ -67,12 +67,22 @@ class CandidatesConfig:
     trust_remote_code: bool = False
 
 
+# Options of a teacher that is loaded here, and of requests to one that is not.
+_HERE = frozenset("backend dtype batch_tokens device prompt engine workers trust_remote_code".split())  # noqa: SIM905
+REQUESTS = (
+    *("timeout", "give_up_after", "concurrency", "requests_per_minute"),
+    *("price_per_1000_requests", "price_per_million_tokens"),
+)
+_THERE = frozenset(("api", "activation", "api_key_env", *REQUESTS))
+
+
 @dataclass(frozen=True)
 class TeacherConfig:
     """The reranker that is distilled.
 
     Args:
         model: Cross-encoder: Hub id, folder (torch or ONNX), or `packaged:` name. Several are calibrated and mixed.
+            With a url what the server calls it, which one that has a single model says itself.
         calibration: How the scores of several teachers become comparable, in each list: by `z-score`, since logits of
             two models share no scale, `min-max`, `rank` or `none`.
         weights: One for each of several teachers. Default: all alike.
@@ -82,7 +92,7 @@ class TeacherConfig:
         batch_tokens: Tokens of one forward pass. Default: what suits the device; lower it when memory ends.
         device: `cpu`, `cuda`, … Default: the fastest.
         revision: Branch, tag or commit of a Hub id. Default: the newest.
-        prompt: Instruction for rerankers that take one. Default: the model's.
+        prompt: Instruction for rerankers that take one, or what a chat model is asked. Default: the model's own.
         pairwise: Cross-encoder whose scores say which of two neighbours is better, for `pair-distill`; packaged and
             others, or the teacher's own name. Default: no preferences.
         pairs_per_query: Pairs that it is asked about. Default: all within 5 ranks, about 5 for each document.
@@ -90,9 +100,22 @@ class TeacherConfig:
         engine: Where pairs are scored: in this `process`, a `pool` of processes, or on `ray`.
         workers: Processes of the pool, or actors on Ray. Default: by cores and devices.
         trust_remote_code: Run code of the model's repository. Only for those that you have read.
+        url: Server that scores, such as http://127.0.0.1:8000, in place of this machine.
+        api: What it speaks: `vllm` (/score), `tei`, the /v1/rerank of others (`openai-rerank`), `cohere`, `jina`,
+            `voyage`, or a chat model that ranks lists (`chat`). Default: what it says of itself.
+        activation: What the server does to logits: `identity`, `sigmoid`, or `auto`, which finds out, asks for raw ones
+            where it can, and turns others back.
+        api_key_env: Environment variable with the key. Default: the usual one, for that company's own servers.
+        timeout: Seconds of one request.
+        give_up_after: Seconds in which requests are made again to a server that is away or asks to wait.
+        concurrency: Requests at once.
+        requests_per_minute: At most. Default: no limit.
+        price_per_1000_requests: For estimates and progress. Default: not told.
+        price_per_million_tokens: The same, where the server counts tokens.
+        pairwise_url: Server with a chat API, whose model `pairwise` is asked which of two neighbours is better.
     """
 
-    model: str | list[str]
+    model: str | list[str] | None = None
     calibration: Literal["z-score", "min-max", "rank", "none"] = "z-score"
     weights: list[float] | None = None
     max_length: int | None = None
@@ -108,20 +131,49 @@ class TeacherConfig:
     engine: Literal["process", "pool", "ray"] = "process"
     workers: int | None = None
     trust_remote_code: bool = False
+    url: str | None = None
+    api: Literal["auto", "vllm", "tei", "openai-rerank", "cohere", "jina", "voyage", "chat"] = "auto"
+    activation: Literal["auto", "identity", "sigmoid"] = "auto"
+    api_key_env: str | None = None
+    timeout: float = 60.0
+    give_up_after: float = 300.0
+    concurrency: int = 8
+    requests_per_minute: int | None = None
+    price_per_1000_requests: float | None = None
+    price_per_million_tokens: float | None = None
+    pairwise_url: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would be ignored."""
+        defaults = {entry.name: entry.default for entry in dataclasses.fields(self)}
+        told = {name for name, default in defaults.items() if getattr(self, name) != default}
+        if self.url is None and self.model is None:
+            raise OptionError("model", "is missing.")
+        if isinstance(self.model, list) and self.url is not None:
+            raise OptionError("model", "is a list, and a url has one model.")
+        refused = _THERE if self.url is None else _HERE - ({"prompt"} if self.api == "chat" else set())
+        for name in sorted(told & refused):
+            if self.url is not None:
+                raise OptionError(name, "means nothing for a teacher with a url: its server decides that.")
+            if self.pairwise_url is None or name in ("api", "activation"):
+                raise OptionError(name, "means nothing without a url: name the server that scores.")
+        if self.api == "chat" and told & {"activation", "max_length"}:
+            raise OptionError(min(told & {"activation", "max_length"}), "means nothing for a chat model.")
+        if self.pairwise_url is not None and self.pairwise is None:
+            raise OptionError("pairwise_url", "means nothing without the model that is asked: name it as pairwise.")
         if self.workers is not None and self.engine == "process":
             raise OptionError("workers", f"is {self.workers}, and one process scores: set the engine to pool or ray.")
         if self.pairs_per_query is not None and self.pairwise is None:
             raise OptionError("pairs_per_query", "means nothing without a pairwise teacher: name one as pairwise.")
-        if len(self.models) == 1 and (self.weights is not None or self.calibration != "z-score"):
+        if len(self.models) <= 1 and (self.weights is not None or self.calibration != "z-score"):
             option = "calibration" if self.weights is None else "weights"
             raise OptionError(option, "means nothing for one teacher: name several, or leave it out.")
 
     @property
     def models(self) -> list[str]:
-        """The names of all teachers."""
+        """The names of all teachers that are loaded here."""
+        if self.model is None or self.url is not None:
+            return []
         return [self.model] if isinstance(self.model, str) else list(self.model)
 
 
@@ -317,7 +369,8 @@ class RunConfig:
         return RunConfig.from_dict(overridden(self.to_dict(), settings))
 
     def __repr__(self) -> str:
-        way = " → ".join(map(str, (self.collection.source, self.teacher.model, self.student.model)))
+        teacher = self.teacher.model or self.teacher.url
+        way = " → ".join(map(str, (self.collection.source, teacher, self.student.model)))
         return f"RunConfig: {way}, in {self.output}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
     parts = Parts(config, show_progress=show_progress)
     who = {
         "collection": config.collection.source,
-        "teacher": config.teacher.model,
+        "teacher": config.teacher.model or config.teacher.url,
         "student": config.student.model,
     }
     asked = [stage for stage in ALL if config.evaluation is not None or stage.name not in ("before", "after")]
@@ -174,7 +174,7 @@ def _pending(stage: Stage, parts: Parts) -> dict[str, Any] | None:
 def _state(parts: Parts, asked: list[Stage]) -> dict[str, Any] | None:
     """Return hashes of all that a run reads and has made, by which a complete one is known without loading anything.
 
-    None where the Hub would have to be asked whether its collection or teacher has changed.
+    None where the Hub, or a server, would have to be asked whether its collection or teacher has changed.
     """
     config = parts.config
     sources = [config.collection.source, *config.teacher.models, config.student.model, *config.candidates.sources]
@@ -182,7 +182,8 @@ def _state(parts: Parts, asked: list[Stage]) -> dict[str, Any] | None:
     if config.evaluation is not None:
         sources += [*config.evaluation.tasks, *filter(None, [config.evaluation.first_stage])]
     found = [named(source)[0] for source in sources]
-    if not all(Path(source).exists() for source in found[: 1 + len(config.teacher.models)]):
+    here = all(Path(source).exists() for source in found[: 1 + len(config.teacher.models)])
+    if not here or config.teacher.url is not None:
         return None
     made = {stage.name: stage.made(parts) for stage in asked}
     return {

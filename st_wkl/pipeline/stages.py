@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -20,13 +21,14 @@ from st_wkl.data.collection import Collection
 from st_wkl.data.pools import check_lists
 from st_wkl.data.runs import check_id, read_run
 from st_wkl.data.selection import Selection
+from st_wkl.data.teacher import RemoteError
 from st_wkl.evaluation import Comparison, Results, compare
 from st_wkl.evaluation.tasks import resolve_tasks
 from st_wkl.files import is_part
 from st_wkl.losses.make import split_name
 from st_wkl.packaged import named
 from st_wkl.pipeline import steps
-from st_wkl.pipeline.options import DevConfig, LossConfig, RunConfig
+from st_wkl.pipeline.options import DevConfig, LossConfig, RunConfig, TeacherConfig
 from st_wkl.publish.model_card import write_model_card
 from st_wkl.ranges import OptionError
 from st_wkl.record import TrainingRecord
@@ -256,13 +258,33 @@ def _dataset_inputs(parts: Parts) -> dict[str, Any]:
         "split": data.split,
         "queries": parts.query_ids,
         "num_negatives": parts.config.candidates.num_negatives,
-        "teacher": parts.teacher.identity,
+        "teacher": _teacher_identity(parts),
         "selection": dataclasses.asdict(parts.config.selection),
         "against": data.against if data.against != "test" else None,
         "drop_leaks": data.drop_leaks or None,
-        "pairwise": None if asked.pairwise is None else source_digest(named(asked.pairwise)[0]),
+        "pairwise": _pairwise(asked),
         "pairs_per_query": asked.pairs_per_query,
     }
+
+
+def _pairwise(asked: TeacherConfig) -> str | None:
+    if asked.pairwise is None or asked.pairwise_url is not None:
+        return asked.pairwise
+    return source_digest(named(asked.pairwise)[0])
+
+
+def _teacher_identity(parts: Parts) -> dict[str, Any]:
+    """Return who teaches; of a server that is gone, who has taught the dataset that is there."""
+    try:
+        identity: dict[str, Any] = parts.teacher.identity
+        return identity
+    except RemoteError as error:
+        made = parts.dataset / "provenance.json"
+        if error.status is not None or not made.is_file():
+            raise
+        logger.warning("%s The dataset that is there is taken for its work.", error)
+        there: dict[str, Any] = json.loads(made.read_text(encoding="utf-8"))["teacher"]
+        return there
 
 
 def _build(parts: Parts) -> None:

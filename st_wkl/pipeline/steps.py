@@ -22,6 +22,7 @@ from st_wkl.data.dataset import DistillationDataset
 from st_wkl.models import load_model, set_prompts
 from st_wkl.packaged import named
 from st_wkl.pipeline.options import (
+    REQUESTS,
     CollectionConfig,
     DevConfig,
     EvaluationConfig,
@@ -55,7 +56,16 @@ def load_collection(options: CollectionConfig | DevConfig) -> Collection:
 
 
 def load_teacher(options: TeacherConfig) -> Any:
-    """Load who teaches: one cross-encoder, or several as one."""
+    """Load who teaches: one cross-encoder, several as one, or what a server has."""
+    if options.url is not None:
+        given = {"url": options.url, "model": options.model, **{name: getattr(options, name) for name in REQUESTS}}
+        if options.api == "chat":
+            from st_wkl.data.judge import ChatListTeacher
+
+            return call(ChatListTeacher, options, **given)
+        from st_wkl.data.remote import RemoteTeacher
+
+        return call(RemoteTeacher, options, **given)
     teachers = [call(CrossEncoderTeacher, options, model=named(model)[0]) for model in options.models]
     return teachers[0] if len(teachers) == 1 else call(EnsembleTeacher, options, teachers=teachers)
 
@@ -72,9 +82,14 @@ def make_builder(
         teacher: Who scores it.
         *options: Those of the collection, the candidates, the teacher and the selection.
     """
-    pairwise = None
+    pairwise: Any = None
     for part in options:
-        if isinstance(part, TeacherConfig) and part.pairwise is not None:
+        if isinstance(part, TeacherConfig) and part.pairwise_url is not None:
+            from st_wkl.data.judge import ChatPairwiseTeacher
+
+            given = {name: getattr(part, name) for name in ("api_key_env", *REQUESTS)}
+            pairwise = ChatPairwiseTeacher(part.pairwise_url, part.pairwise, **given)
+        elif isinstance(part, TeacherConfig) and part.pairwise is not None:
             judge = call(CrossEncoderTeacher, part, model=named(part.pairwise)[0], revision=None, prompt=None)
             pairwise = CrossEncoderPairwiseTeacher(judge)
     given = {"collection": collection, "teacher": teacher, "query_ids": query_ids, "candidates": candidates}

@@ -449,3 +449,11 @@ def test_many_queries_with_one_document_each_are_read_together(tmp_path: Path) -
         store._connection.execute("UPDATE checks SET checksum = checksum + 1 WHERE query = ?", (text_key(pairs[0][0]),))
         with pytest.warns(UserWarning, match="1 of 2,345 pairs"):
             assert np.isnan(store.get(TEACHER, pairs)).sum() == 1
+
+
+def test_minus_zero_is_a_zero(tmp_path: Path) -> None:
+    """SQLite keeps it as 0.0: its checksum differed at every start, and a teacher of whole lists was asked for ever."""
+    with ScoreStore(tmp_path / "scores.db") as store, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.put({"model": "m"}, [("q", "d")], np.array([-0.0], dtype=np.float32))
+        assert store.get({"model": "m"}, [("q", "d")]).tolist() == [0.0]
