@@ -92,7 +92,8 @@ def write_scores(connection: sqlite3.Connection, teacher: int, pairs: TextPairs,
         part = order[ends[0] : ends[-1]]
         rows, columns = np.divmod(pairs.keys[part], len(documents))
         asked = [queries[row] for row in rows[np.array(ends[:-1]) - ends[0]].tolist()]
-        hashes, values = [documents[column] for column in columns.tolist()], scores[part].tolist()
+        # SQLite keeps -0.0 as 0.0: a checksum of it would differ for ever.
+        hashes, values = [documents[column] for column in columns.tolist()], (scores[part] + 0.0).tolist()
         stored: dict[bytes, dict[bytes, float]] = {}
         for query, found, known, sound in () if is_new else list(read_scores(connection, teacher, asked, checked=True)):
             if sound:

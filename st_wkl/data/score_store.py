@@ -227,7 +227,6 @@ class ScoreStore:
             ScoreStoreError: The disk is full, the file is read-only, damaged, or stays locked.
         """
         values = scores if isinstance(scores, np.ndarray) else np.asarray(scores, dtype=np.float64)
-        values = values + 0.0  # SQLite keeps -0.0 as 0.0, and the checksum would differ for ever
         if len(values) != len(pairs):
             raise ValueError(f"Got {len(values)} scores for {len(pairs)} pairs.")
         if (wrong := np.flatnonzero(~np.isfinite(values))).size:

@@ -69,10 +69,8 @@ class CandidatesConfig:
 
 # Options of a teacher that is loaded here, and of requests to one that is not.
 _HERE = frozenset("backend dtype batch_tokens device prompt engine workers trust_remote_code".split())  # noqa: SIM905
-REQUESTS = (
-    *("timeout", "give_up_after", "concurrency", "requests_per_minute"),
-    *("price_per_1000_requests", "price_per_million_tokens"),
-)
+_LIMITS, _PRICES = "timeout give_up_after concurrency requests_per_minute", "1000_requests million_tokens"
+REQUESTS = (*_LIMITS.split(), *(f"price_per_{what}" for what in _PRICES.split()))
 _THERE = frozenset(("api", "activation", "api_key_env", *REQUESTS))
 
 
@@ -103,8 +101,7 @@ class TeacherConfig:
         url: Server that scores, such as http://127.0.0.1:8000, in place of this machine.
         api: What it speaks: `vllm` (/score), `tei`, the /v1/rerank of others (`openai-rerank`), `cohere`, `jina`,
             `voyage`, or a chat model that ranks lists (`chat`). Default: what it says of itself.
-        activation: What the server does to logits: `identity`, `sigmoid`, or `auto`, which finds out, asks for raw ones
-            where it can, and turns others back.
+        activation: What the server does to logits: `identity`, `sigmoid` (turned back), or `auto`, which finds out.
         api_key_env: Environment variable with the key. Default: the usual one, for that company's own servers.
         timeout: Seconds of one request.
         give_up_after: Seconds in which requests are made again to a server that is away or asks to wait.
@@ -145,20 +142,15 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would be ignored."""
-        defaults = {entry.name: entry.default for entry in dataclasses.fields(self)}
-        told = {name for name, default in defaults.items() if getattr(self, name) != default}
+        told = {entry.name for entry in dataclasses.fields(self) if getattr(self, entry.name) != entry.default}
         if self.url is None and self.model is None:
             raise OptionError("model", "is missing.")
-        if isinstance(self.model, list) and self.url is not None:
-            raise OptionError("model", "is a list, and a url has one model.")
-        refused = _THERE if self.url is None else _HERE - ({"prompt"} if self.api == "chat" else set())
+        refused = _THERE - (set(REQUESTS) | {"api_key_env"} if self.pairwise_url else set())
+        if self.url is not None:
+            refused = _HERE ^ {"prompt", "activation", "max_length"} if self.api == "chat" else _HERE
+            refused |= {"model"} if isinstance(self.model, list) else set()
         for name in sorted(told & refused):
-            if self.url is not None:
-                raise OptionError(name, "means nothing for a teacher with a url: its server decides that.")
-            if self.pairwise_url is None or name in ("api", "activation"):
-                raise OptionError(name, "means nothing without a url: name the server that scores.")
-        if self.api == "chat" and told & {"activation", "max_length"}:
-            raise OptionError(min(told & {"activation", "max_length"}), "means nothing for a chat model.")
+            raise OptionError(name, f"means nothing {'for a teacher with a url' if self.url else 'without a url'}.")
         if self.pairwise_url is not None and self.pairwise is None:
             raise OptionError("pairwise_url", "means nothing without the model that is asked: name it as pairwise.")
         if self.workers is not None and self.engine == "process":

@@ -19,6 +19,8 @@ from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.candidates import Candidates, find_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
+from st_wkl.data.judge import ChatListTeacher, ChatPairwiseTeacher
+from st_wkl.data.remote import RemoteTeacher
 from st_wkl.models import load_model, set_prompts
 from st_wkl.packaged import named
 from st_wkl.pipeline.options import (
@@ -60,11 +62,7 @@ def load_teacher(options: TeacherConfig) -> Any:
     if options.url is not None:
         given = {"url": options.url, "model": options.model, **{name: getattr(options, name) for name in REQUESTS}}
         if options.api == "chat":
-            from st_wkl.data.judge import ChatListTeacher
-
             return call(ChatListTeacher, options, **given)
-        from st_wkl.data.remote import RemoteTeacher
-
         return call(RemoteTeacher, options, **given)
     teachers = [call(CrossEncoderTeacher, options, model=named(model)[0]) for model in options.models]
     return teachers[0] if len(teachers) == 1 else call(EnsembleTeacher, options, teachers=teachers)
@@ -85,8 +83,6 @@ def make_builder(
     pairwise: Any = None
     for part in options:
         if isinstance(part, TeacherConfig) and part.pairwise_url is not None:
-            from st_wkl.data.judge import ChatPairwiseTeacher
-
             given = {name: getattr(part, name) for name in ("api_key_env", *REQUESTS)}
             pairwise = ChatPairwiseTeacher(part.pairwise_url, part.pairwise, **given)
         elif isinstance(part, TeacherConfig) and part.pairwise is not None:
