@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from st_wkl.publish.hub import push, push_dataset, push_student
     from st_wkl.publish.model_card import write_model_card
     from st_wkl.training import distill
+    from st_wkl.training.cut import cut_layers
     from st_wkl.training.lora import merge
 
 # Where each public name lives. Importing torch and sentence-transformers takes seconds, so a name is only imported
@@ -62,6 +63,7 @@ _HOMES = {
     "BM25": "st_wkl.data.candidates",
     "distill": "st_wkl.training",
     "make_loss": "st_wkl.losses.make",
+    "cut_layers": "st_wkl.training.cut",
     "merge": "st_wkl.training.lora",
     "evaluate": "st_wkl.evaluation",
     "compare": "st_wkl.evaluation",
@@ -96,6 +98,7 @@ __all__ = [
     "BM25",
     "distill",
     "make_loss",
+    "cut_layers",
     "merge",
     "evaluate",
     "compare",

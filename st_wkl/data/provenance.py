@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from st_wkl._compat import card_text
+
 
 def stated_license(model: str | os.PathLike[str]) -> str | None:
     """Return the licence that the card of a model states; None where there is no card or it states none.
@@ -29,6 +31,12 @@ def stated_license(model: str | os.PathLike[str]) -> str | None:
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
             return None  # a licence that nobody can look up is an unknown one, and no reason to lose the dataset
     return license_in(card.read_text(encoding="utf-8")) if card.is_file() else None
+
+
+def licence_of(given: Any, loaded: Any) -> str:
+    """Return what the card of a model states, `""` if nothing: of a folder or Hub id, or of one that is in memory."""
+    source = given if isinstance(given, str | os.PathLike) else getattr(loaded.config, "name_or_path", None)
+    return license_in(card_text(loaded)) or (stated_license(source) if source else None) or ""
 
 
 def license_in(card: str) -> str | None:

@@ -175,6 +175,8 @@ class StudentConfig:
 
     Args:
         model: Student: Hub id, folder, or packaged:potion-base-8M, packaged:all-MiniLM-L6-v2.
+        layers: Layers of a transformer that stay, evenly from the first to the last: 3 of 6 take half of its time, and
+            are taught what was lost. Default: all.
         name: What cards and results call it. Default: its Hub id or folder name.
         trust_remote_code: Run code of the model's repository, whenever it is loaded. Only for those that you have read.
         prompts: What stands before its texts, by `query` and `document` (a cross-encoder: `pair`), in training, dev
@@ -184,6 +186,7 @@ class StudentConfig:
     """
 
     model: str
+    layers: int | None = None
     name: str | None = None
     trust_remote_code: bool = False
     prompts: dict[str, str] = field(default_factory=dict)

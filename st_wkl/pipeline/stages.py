@@ -78,8 +78,7 @@ class Parts:
     @cached_property
     def start(self) -> tuple[str, str]:
         """Folder or Hub id of the untrained student, and what it is called."""
-        found, name = named(self.config.student.model)
-        return found, self.config.student.name or name
+        return steps.start_of(self.config.student)
 
     @property
     def queries(self) -> list[str]:

@@ -35,6 +35,7 @@ from st_wkl.pipeline.options import (
 from st_wkl.ranges import nearest
 from st_wkl.reading import check_training_arguments
 from st_wkl.record import RECORD_FILE, TrainingRecord
+from st_wkl.training.cut import cut_layers
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.lora import merge as merge_adapter
 from st_wkl.training.students import kind_of
@@ -98,13 +99,22 @@ def make_builder(
 
 def load_student(options: StudentConfig) -> tuple[Any, str]:
     """Load who learns, with the prompts that it is given, and say what it is called."""
-    source, name = named(options.model)
+    source, name = start_of(options)
     student: Any = load_model(source, trust_remote_code=options.trust_remote_code)[0]
     try:
         set_prompts(student, options.prompts)
     except ValueError as error:
         raise ValueError(f"student.prompts: {error}") from error
-    return student, options.name or name
+    return student, name
+
+
+def start_of(options: StudentConfig) -> tuple[str, str]:
+    """Return folder or Hub id of who learns, as it is before it does, and what it is called."""
+    source, name = named(options.model)
+    if options.layers is not None:
+        source = str(cut_layers(source, options.layers, trust_remote_code=options.trust_remote_code))
+        name = f"{name}, {options.layers} layers"
+    return source, options.name or name
 
 
 def make_loss(student: Any, options: LossConfig, dataset: DistillationDataset | None = None) -> Any:

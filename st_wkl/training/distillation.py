@@ -14,10 +14,9 @@ import torch
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import nn
 
-from st_wkl._compat import card_text
 from st_wkl._processes import is_first
 from st_wkl._versions import check_adapters
-from st_wkl.data.provenance import license_in, stated_license
+from st_wkl.data.provenance import licence_of
 from st_wkl.files import owned
 from st_wkl.losses.make import make_loss
 from st_wkl.models import is_trusted, load_model
@@ -145,7 +144,7 @@ def distill(
         run = Run(
             student=loaded,
             name=base_name or name,
-            licence=_licence_of(student, loaded),
+            licence=licence_of(student, loaded),
             precision={"loaded": name_of(given), "trained": name_of(loaded.dtype)},
             trusted=is_trusted(loaded, trust_remote_code),
             lora=lora,
@@ -191,12 +190,6 @@ def _load(student: str | Path | Student, trust_remote_code: bool) -> tuple[Stude
         if (Path(student) / RECORD_FILE).is_file():
             check_base(loaded, TrainingRecord.load(student).lora)
     return loaded, name, given
-
-
-def _licence_of(given: Any, loaded: Student) -> str:
-    """Return what the card of the model that training starts from states, `""` if nothing."""
-    source = getattr(loaded.config, "name_or_path", None) if isinstance(given, nn.Module) else given
-    return license_in(card_text(loaded)) or (stated_license(source) if source else None) or ""
 
 
 def _rounding(save_dtype: str | torch.dtype | None, *, adapted: bool) -> torch.dtype | None:

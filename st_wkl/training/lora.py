@@ -331,7 +331,7 @@ def outputs(model: Any) -> list[np.ndarray]:
         if hasattr(model, "predict"):
             found = [model.predict([tuple(_SAMPLE)], activation_fn=nn.Identity(), show_progress_bar=False)]
         else:
-            found = [model.encode([text], show_progress_bar=False, convert_to_tensor=False)[0] for text in _SAMPLE]
+            found = [model.encode([text], show_progress_bar=False)[0] for text in _SAMPLE]
     model.train(training)
     return [np.asarray(value.to_dense().cpu() if hasattr(value, "to_dense") else value, dtype=float) for value in found]
 

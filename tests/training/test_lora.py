@@ -22,7 +22,7 @@ from st_wkl.packaged import MINILM
 from st_wkl.record import TrainingRecord
 from st_wkl.training.lora import base_hash, check_config, default_targets, has_adapter, merge, prepare
 from tests.helpers.fake_hub import FakeHub
-from tests.helpers.students import make_student
+from tests.helpers.students import CLASSES, make_student
 from tests.helpers.training import KillAt, Killed, arguments
 
 TEXTS = ["do cats like water", "dogs like meat and water", "frogs"]
@@ -321,3 +321,15 @@ def test_the_whole_way_on_minilm_ends_on_the_hub(
         )
     assert done.returncode == 0, done.stderr[-3000:]
     assert np.abs(np.load(tmp_path / "found.npy") - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_adapter_goes_on_every_class(
+    kind: str, dataset: DistillationDataset, tiny_bert_path: Path, tmp_path: Path
+) -> None:
+    """Whether an adapter can be kept is tried first, and late interaction has no tensor to try it with."""
+    make_student(kind, tiny_bert_path).save_pretrained(str(tmp_path / "base"))  # an adapter carries no new heads
+    student: Any = CLASSES[kind](str(tmp_path / "base"))
+    args = arguments(student, tmp_path, max_steps=1)
+    made = distill(student, dataset, args=args, output_dir=tmp_path / "student", lora=True)
+    assert (made.folder / "adapter_config.json").is_file()
