@@ -6,7 +6,9 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 # What is finished is kept after five seconds, or sooner where a pair costs a teacher more than a commit does: a teacher
 # that costs nothing would wait for the disk most of its time.
 _SECONDS_OPEN, _SECONDS_A_PAIR = 5.0, 2e-5
+# A pair that took longer is on the disk before the next one is begun; others are written while the teacher goes on, in
+# commits that take at most a fifth of the time.
+_SECONDS_KEPT, _PAUSE = 1e-3, 5
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,10 @@ def score_pairs(
     """Score text pairs, each different pair once, and keep every score as soon as it is there.
 
     Pairs are sorted by length across all queries, longest first (little padding; a lack of memory shows at once), and
-    handed to the teacher in chunks. A chunk is committed to the store when it is finished (of one of 50,000 pairs a
-    second and more, what five seconds bring), and a teacher with `score_parts` (a cross-encoder) commits what it has
-    every 15 seconds: that is what a killed run loses at most, with workers a chunk of each, and the next run scores
+    handed to the teacher in chunks. A chunk is committed to the store when it is finished, and a teacher with
+    `score_parts` (a cross-encoder) commits what it has every 15 seconds: that is what a killed run loses at most, with
+    workers a chunk of each. A teacher of 1,000 pairs a second and more does not wait for the disk: its scores are
+    written while it goes on, and a killed run may lose those of ten seconds. The next run scores
     nothing twice. A score that was made with another maximum length is taken where neither cuts the pair. The length is
     in tokens where the teacher has `token_lengths`, else in characters.
 
@@ -80,9 +86,9 @@ def score_pairs(
         show_progress: Show a bar in tokens (characters where the teacher counts none), with rate and remaining time.
         chunk_size: Pairs in one call of the teacher and one commit. `None` takes 512, about 15 s of a small
             cross-encoder on a CPU: little to lose, and enough for sorted batches; or the teacher's own `chunk_pairs`.
-        engine: `"process"` (here), `"pool"` (processes on this machine) or `"ray"` (Ray Data, extra `ray`); see
+        engine: `"process"` (here), `"pool"` (processes on this machine) or `"ray"` (actors of Ray, extra `ray`); see
             `st_wkl.data.engines.score_chunks`. This process alone writes to the store.
-        workers: Workers of the pool or of Ray; `None` takes 2, on a Ray cluster with GPUs one for each GPU.
+        workers: Workers of the pool or of Ray; `None` takes one for each GPU, 2 where there is none.
 
     Returns:
         Raw scores, float32 of shape (n,), in the order of `pairs`.
@@ -246,15 +252,7 @@ def _score(
     together = getattr(teacher, "chunk_pairs", None)
     chunks = Chunks(unique, missing.copy(), chunk_size or together or 512, whole_queries=together is not None)
     cut_before, left = getattr(teacher, "truncated_pairs", 0), int(missing.sum())
-    pending: list[np.ndarray] = []
-    waiting, since = 0, time.monotonic()
-
-    def keep() -> None:
-        if store is not None and pending:
-            places = np.concatenate(pending)
-            pending.clear()
-            store.put(plan.identity, unique.take(places), scores[places])
-
+    writer = _Writer(store, plan)
     # Longest first, a pair costs less and less: only tokens tell how long the rest will take.
     with tqdm(
         total=int(plan.work.sum()),
@@ -268,17 +266,13 @@ def _score(
             for number, part, output in score_chunks(teacher, chunks, engine=engine, workers=workers):
                 places = chunks.places(number)[part]
                 scores[places] = as_scores(output, unique.take(places))
-                pending.append(places)
-                waiting += len(places)
-                if time.monotonic() - since >= min(_SECONDS_OPEN, waiting * _SECONDS_A_PAIR):
-                    keep()
-                    waiting, since = 0, time.monotonic()
+                writer.add(places)
                 left -= len(places)
                 told = [f"{len(unique) - left:,} of {len(unique):,} pairs", getattr(teacher, "progress", "")]
                 bar.set_postfix_str(", ".join(filter(None, told)), refresh=False)
                 bar.update(int(plan.work[places].sum()))
         finally:
-            keep()
+            writer.close()
     cut, of = plan.cut, len(unique)
     if cut is None:
         cut, of = getattr(teacher, "truncated_pairs", 0) - cut_before, len(unique) - plan.known
@@ -287,6 +281,63 @@ def _score(
             "%s of %s pairs were longer than the teacher's maximum length and were cut.", f"{cut:,}", f"{of:,}"
         )
     return Scored(scores[plan.places], len(unique), plan.cut)
+
+
+class _Writer:
+    """Keeps what is finished while the teacher goes on: a commit waits for the disk, and the teacher should not."""
+
+    def __init__(self, store: ScoreStore | None, plan: Plan) -> None:
+        self._store, self._plan = store, plan
+        self._path = None if store is None or store.path == ":memory:" else str(Path(store.path).absolute())
+        self._places: list[np.ndarray] = []
+        self._since = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, "st_wkl-store")
+        self._writing: Future[float] | None = None
+        self._took = 0.0
+
+    def add(self, places: np.ndarray) -> None:
+        """Take what is finished, and write it if it is worth a commit."""
+        if self._store is None:
+            return
+        self._places.append(places)
+        waiting, passed = sum(map(len, self._places)), time.monotonic() - self._since
+        if passed < min(_SECONDS_OPEN, waiting * _SECONDS_A_PAIR):
+            return
+        aside = self._path is not None and passed < waiting * _SECONDS_KEPT
+        if self._writing is not None and self._writing.done():
+            self._took = self._finish(self._writing)
+        if not aside or passed >= _SECONDS_OPEN or (self._writing is None and passed >= _PAUSE * self._took):
+            self._write(aside)
+
+    def close(self) -> None:
+        """Write the rest."""
+        try:
+            self._write(aside=False)
+        finally:
+            self._thread.shutdown()
+
+    def _write(self, aside: bool) -> None:
+        if self._writing is not None:
+            self._took = self._finish(self._writing)
+        if self._store is not None and self._places:
+            places, self._places = np.concatenate(self._places), []
+            given = self._plan.identity, self._plan.pairs.take(places), self._plan.scores[places]
+            if aside and self._path is not None:
+                self._writing = self._thread.submit(_put, self._path, *given)
+            else:
+                self._store.put(*given)
+            self._since = time.monotonic()
+
+    def _finish(self, writing: Future[float]) -> float:
+        self._writing = None
+        return writing.result()  # an error of the last commit is one of this run
+
+
+def _put(path: str, identity: dict[str, Any], pairs: TextPairs, scores: np.ndarray) -> float:
+    start = time.monotonic()
+    with ScoreStore(path) as store:  # a connection of this thread
+        store.put(identity, pairs, scores)
+    return time.monotonic() - start
 
 
 @dataclass(frozen=True)

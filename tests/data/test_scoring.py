@@ -6,8 +6,10 @@ import logging
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ import pytest
 import torch
 
 from st_wkl.data import engines, scoring
-from st_wkl.data.score_store import ScoreStore
+from st_wkl.data.score_store import ScoreStore, ScoreStoreError
 from st_wkl.data.scoring import estimate_scoring, score_candidates, score_pairs
 from st_wkl.data.teachers import CallableTeacher, CrossEncoderTeacher, EnsembleTeacher, score_lists
 
@@ -344,6 +346,28 @@ def test_a_fast_teacher_waits_for_few_commits(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(scoring, "_SECONDS_A_PAIR", 0.0)
         score_pairs(teacher, make_pairs(80, seed=1), store=store, show_progress=False, chunk_size=8)
         assert commits == [80] + [8] * 10
+
+
+def test_a_quick_teacher_goes_on_while_its_scores_are_written(tmp_path: Path) -> None:
+    """The disk cost a GPU a tenth of its time; all is there in the end, and an error of the disk is one of the run."""
+    pairs, seen = make_pairs(400), []
+
+    class Quick(BatchTeacher):
+        def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+            time.sleep(4e-4 * len(pairs))
+            seen.append({thread.name for thread in threading.enumerate()})
+            if len(self.calls) == 6:
+                with sqlite3.connect(tmp_path / "scores") as other:
+                    other.execute("DROP TABLE scores")
+            return super().score(pairs)
+
+    with ScoreStore(tmp_path / "scores") as store:
+        expected = score_pairs(Quick(), pairs[:200], store=store, show_progress=False, chunk_size=40)
+        assert store.get(Quick().identity, pairs[:200]).tobytes() == expected.tobytes()
+        assert any("st_wkl-store" in name for names in seen for name in names), "written in between"
+        with pytest.raises(ScoreStoreError, match="no such table"):
+            score_pairs(Quick(), pairs, store=store, show_progress=False, chunk_size=8)
+        assert len(seen) < 20, "the run went on without its store"
 
 
 def test_lists_of_a_teacher_must_be_as_many() -> None:
