@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from st_wkl.data import engines
 from st_wkl.data.score_store import ScoreStore
 from st_wkl.data.scoring import estimate_scoring, score_pairs
 from st_wkl.data.teacher import Engine
 from st_wkl.data.teachers import CrossEncoderTeacher
 from tests.data.test_scoring import BatchTeacher, make_pairs
+from tests.data.test_teachers import tiny_cross_encoder
+from tests.helpers.workers import CULPRIT, ProcessTeacher
 
-CULPRIT = ("query 3", "red cat 45")
 WORKERS: tuple[Engine, ...] = ("pool", "ray")
-
-
-class ProcessTeacher:
-    """A teacher that can be sent to workers, says in which process it ran, and fails at one pair in a chosen way."""
-
-    def __init__(self, fault: str = "") -> None:
-        self.fault = fault
-
-    @property
-    def identity(self) -> dict[str, str | int | float | None]:
-        """Name it."""
-        return {"model": "process-teacher"}
-
-    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Score by length, or by process."""
-        if self.fault == "pid":
-            return np.full(len(pairs), os.getpid(), dtype=np.float32)
-        scores = np.array([len(query) + 2 * len(document) for query, document in pairs], dtype=np.float32)
-        if CULPRIT in pairs:
-            if self.fault == "raise":
-                raise OverflowError("too hot")
-            if self.fault == "die":
-                os._exit(3)
-            if self.fault == "short":
-                return scores[:-1]
-            if self.fault == "nan":
-                scores[list(pairs).index(CULPRIT)] = np.nan
-        return scores
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +31,6 @@ def ray_cluster() -> Iterator[None]:
     """Start a Ray of two processor cores, or skip."""
     pytest.importorskip("ray")
     import ray
-    import ray.data
 
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     ray.init(
@@ -65,7 +41,6 @@ def ray_cluster() -> Iterator[None]:
         object_store_memory=100_000_000,
         runtime_env={"env_vars": {"PYTHONPATH": paths}},
     )
-    ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
 
@@ -115,18 +90,71 @@ def test_errors_of_workers_name_the_pair(engine: Engine, fault: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_dead_worker_is_an_error_and_loses_nothing() -> None:
+@each_engine
+def test_a_killed_workers_pairs_go_to_another(engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One of eight workers that the system kills at night must not end the week's run, nor cost a pair."""
+    pairs = [*make_pairs(60), CULPRIT]
+    teacher = ProcessTeacher(f"once:{tmp_path / 'killed'}")
+    found = score_pairs(teacher, pairs, engine=engine, workers=2, chunk_size=4, show_progress=False)
+    assert (tmp_path / "killed").exists()
+    assert found.tobytes() == score_pairs(ProcessTeacher(), pairs, show_progress=False).tobytes()
+    assert "A worker died at or near" in caplog.text
+    assert "another one takes them" in caplog.text
+
+
+@pytest.mark.slow
+def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight workers on the first of eight GPUs are slower than one; a device with a number is the user's word."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    teacher, options = ProcessTeacher("device"), {"engine": "pool", "chunk_size": 1, "show_progress": False}
+    assert {*score_pairs(teacher, make_pairs(40), **options).tolist()} == {0, 1}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5")
+    assert {*score_pairs(teacher, make_pairs(60), workers=3, **options).tolist()} == {7, 5}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    for device in ("cpu", "cuda:1", torch.device("cuda", 0)):
+        teacher.device = device  # type: ignore[attr-defined]
+        assert engines._devices(teacher) == []
+
+
+@pytest.mark.slow
+@each_engine
+def test_a_worker_that_dies_again_and_again_is_an_error_and_loses_nothing(engine: Engine) -> None:
     """Out of memory kills a process without a word; waiting for it for ever would be worse than the loss."""
     pairs = [*make_pairs(60), CULPRIT]
     with ScoreStore(":memory:") as store:
-        with pytest.raises(RuntimeError, match=r"A worker died at or near .* pairs, the first of which is query"):
+        with pytest.raises(
+            RuntimeError, match=r"A worker died at or near .* pairs, the first of which is query"
+        ) as error:
             score_pairs(
-                ProcessTeacher("die"), pairs, store=store, engine="pool", workers=1, chunk_size=1, show_progress=False
+                ProcessTeacher("die"), pairs, store=store, engine=engine, workers=1, chunk_size=1, show_progress=False
             )
+        assert repr(CULPRIT[1]) in str(error.value), "another pair is blamed"
         kept = store.count()
         assert kept > 0
         score_pairs(ProcessTeacher(), pairs, store=store, chunk_size=1, show_progress=False)
         assert store.count() == 61
+
+
+@pytest.mark.slow
+def test_what_the_model_is_loaded_with_reaches_workers(cross_encoder_onnx_path: Path, tmp_path: Path) -> None:
+    """A worker with another attention, or that may not run the model's code, is another teacher, or none."""
+    tiny_cross_encoder(cross_encoder_onnx_path, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoModelForSequenceClassification": "own.Own"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    code = (
+        "from transformers import BertForSequenceClassification\nclass Own(BertForSequenceClassification):\n    pass\n"
+    )
+    (tmp_path / "own.py").write_text(code, encoding="utf-8")
+    eager: dict[str, Any] = {"model_kwargs": {"attn_implementation": "eager"}, "trust_remote_code": True}
+    teacher = CrossEncoderTeacher(tmp_path, device="cpu", max_length=32, **eager)
+    assert teacher._engine.model.transformers_model.config._attn_implementation == "eager"  # type: ignore[union-attr]
+    pairs = make_pairs(12)
+    here = score_pairs(teacher, pairs, show_progress=False, chunk_size=4)
+    there = score_pairs(teacher, pairs, show_progress=False, chunk_size=4, engine="pool", workers=1)
+    assert np.abs(here - there).max() < 1e-5
 
 
 @pytest.mark.slow
