@@ -108,6 +108,23 @@ def test_flags_that_would_be_ignored_are_refused_by_name() -> None:
         assert (code, message in err) == (1, True), err
 
 
+def test_what_a_model_is_loaded_with_is_said_everywhere() -> None:
+    """Attention and quantisation of a teacher of 8 billion parameters were out of reach of all but Python."""
+    told = {"attn_implementation": "eager", "quantization_config": {"load_in_4bit": True}}
+    config = RunConfig.from_dict(SMALLEST | {"teacher": {"model": "t", "model_kwargs": told}})
+    assert config.teacher.model_kwargs == told
+    changed_one = config.override(["teacher.model_kwargs.attn_implementation=sdpa"])
+    assert changed_one.teacher.model_kwargs == told | {"attn_implementation": "sdpa"}
+    flags = Flags(stages.build.__wrapped__, {})  # type: ignore[attr-defined]
+    line = ["attn_implementation=eager", "quantization_config={load_in_4bit: true}"]
+    given = {"collection": "c", "--teacher": ["t"], "--output": "o", "--model-kwarg": line}
+    named = {flag.name: name for name, flag in flags.all.items()}
+    read = flags.read({named.get(name, name): value for name, value in given.items() if name != "--output"})
+    assert read["teacher"].model_kwargs == told
+    code, _, err = st_wkl("build", "c", "--teacher", "t", "--output", "o", "--model-kwarg", "eager")
+    assert (code, "--model-kwarg takes name=value, got 'eager'" in err) == (1, True), err
+
+
 def test_a_flag_that_there_is_not_ends_with_2() -> None:
     """Scripts tell a mistyped line from work that failed; the nearest name is told."""
     for line, message in (("bulid", "build"), ("build c --teacher t --output o --choice tops", "Did you mean")):

@@ -28,6 +28,7 @@ _NAMES: dict[str, str | None] = {
     "candidates.sources": None,
     "teacher.model": "--teacher",
     **{f"teacher.{name}": f"--teacher-{name}" for name in ("revision", "url", "api", "activation", "timeout")},
+    "teacher.model_kwargs": "--model-kwarg",
     "student.model": "--student",
     "student.prompts": None,
     "loss.name": "--loss",
@@ -242,12 +243,12 @@ def _put(values: dict[str, Any], place: str, value: Any) -> None:
     *parents, name = place.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
-    if name == "parameters":
+    if name in ("parameters", "model_kwargs"):
         for setting in value:
             key, equals, text = setting.partition("=")
             if not equals:
-                raise ValueError(f"--parameter takes name=value, got {setting!r}.")
-            values.setdefault(name, {})[key.replace("-", "_")] = yaml.safe_load(text)
+                raise ValueError(f"--{name.removesuffix('s').replace('_', '-')} takes name=value, got {setting!r}.")
+            values[name] = {**(values.get(name) or {}), key.replace("-", "_"): yaml.safe_load(text)}
     else:
         values[name] = value[0] if name == "model" and isinstance(value, list) and len(value) == 1 else value
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -91,18 +92,27 @@ class PairEncoder:
 
     def encode(self, pairs: Sequence[Pair]) -> tuple[list[Row], int]:
         """Return token ids and segment ids of each pair, cut to `max_length`, and how many pairs were cut."""
+        lengths, cut, row = self.plan(pairs)
+        return [row(place) for place in range(len(lengths))], cut
+
+    def plan(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, int, Callable[[int], Row]]:
+        """Return how long each pair's row is, how many pairs are cut, and what makes a row when its turn comes."""
         if self._template is None:
             encodings = self._pairs.encode_batch(list(pairs))
             cut = sum(bool(encoding.overflowing) for encoding in encodings)
-            return [(encoding.ids, encoding.type_ids) for encoding in encodings], cut
-        texts = dict(self._tokenized((text for pair in pairs for text in pair), keep=False))
-        room, rows, cut = self.max_length - self._template.size, [], 0
-        for first, second in pairs:
-            (first_ids, first_size), (second_ids, second_size) = texts[first], texts[second]
-            cut += first_size + second_size > room
+            lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
+            return lengths, cut, lambda place: (encodings[place].ids, encodings[place].type_ids)
+        template, texts = self._template, dict(self._tokenized((text for pair in pairs for text in pair), keep=False))
+        room = self.max_length - template.size
+        sizes = np.array([(texts[first][1], texts[second][1]) for first, second in pairs]).reshape(-1, 2)
+        whole = sizes.sum(axis=1)
+
+        def row(place: int) -> Row:
+            (first_ids, first_size), (second_ids, second_size) = map(texts.__getitem__, pairs[place])
             first_room, second_room = _longest_first(first_size, second_size, room)
-            rows.append(self._template.fill(first_ids[:first_room].tolist(), second_ids[:second_room].tolist()))
-        return rows, cut
+            return template.fill(first_ids[:first_room].tolist(), second_ids[:second_room].tolist())
+
+        return np.minimum(whole, room) + template.size, int((whole > room).sum()), row
 
     def _tokenized(self, texts: Iterable[str], keep: bool) -> Iterator[tuple[str, tuple[np.ndarray, int]]]:
         cache, new = self._cache, []  # another thread may start its own
@@ -172,12 +182,11 @@ def _padded(rows: Sequence[Row], pad_id: int, pad_type: int = 0) -> dict[str, np
     shape = (len(rows), len(rows[0][0]))  # the first is the longest
     features = {
         "input_ids": np.full(shape, pad_id, dtype=np.int64),
-        "attention_mask": np.zeros(shape, dtype=np.int64),
+        "attention_mask": np.less.outer(np.arange(shape[1]), [len(ids) for ids, _ in rows]).T.astype(np.int64),
         "token_type_ids": np.full(shape, pad_type, dtype=np.int64),
     }
     for place, (ids, types) in enumerate(rows):
         features["input_ids"][place, : len(ids)] = ids
-        features["attention_mask"][place, : len(ids)] = 1
         features["token_type_ids"][place, : len(ids)] = types
     return features
 
@@ -188,6 +197,9 @@ class _BudgetEngine:
     encoder: PairEncoder | None
     batch_tokens: int
     batch_size: int | None
+    # Batches that are under way while the one before them is fetched and kept: a GPU computes, and need not wait for
+    # the next one to be tokenised and padded; on a CPU there is nothing to gain.
+    ahead = 0
 
     def lengths(self, pairs: Sequence[Pair]) -> np.ndarray | None:
         return None if self.encoder is None else self.encoder.lengths(pairs)
@@ -195,14 +207,30 @@ class _BudgetEngine:
     def parts(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Yield places and logits of each batch, and how many pairs of it were cut."""
         assert self.encoder is not None
-        rows, cut = self.encoder.encode(pairs)
-        order = np.array(sorted(range(len(rows)), key=lambda place: -len(rows[place][0])), dtype=np.int64)
-        for batch in token_batches([len(rows[place][0]) for place in order], self.batch_tokens, self.batch_size):
-            yield order[batch], self._forward([rows[place] for place in order[batch]]), cut
-            cut = 0  # all are counted with the first batch
+        lengths, cut, row = self.encoder.plan(pairs)
+        order = np.argsort(-lengths, kind="stable")
+        begun: deque[tuple[np.ndarray, Any]] = deque()
+        for batch in token_batches(lengths[order].tolist(), self.batch_tokens, self.batch_size):
+            places = order[batch]
+            begun.append((places, self._forward([row(place) for place in places.tolist()])))
+            if len(begun) > self.ahead:
+                done, output = begun.popleft()
+                yield done, _fetched(output), cut
+                cut = 0  # all are counted with the first batch
+        for done, output in begun:
+            yield done, _fetched(output), cut
+            cut = 0
 
-    def _forward(self, rows: list[Row]) -> np.ndarray:
+    def _forward(self, rows: list[Row]) -> Any:
         raise NotImplementedError
+
+
+def _fetched(output: Any) -> np.ndarray:
+    """Return what a batch has given, once it is there."""
+    if isinstance(output, torch.Tensor):
+        output = output.float().cpu().numpy()
+    found: np.ndarray = output.reshape(-1)
+    return found
 
 
 class TorchEngine(_BudgetEngine):
@@ -229,6 +257,7 @@ class TorchEngine(_BudgetEngine):
         self.model, self.batch_size = model, batch_size
         self.batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if parameter.device.type == "cpu" else GPU_BATCH_TOKENS)
         self.dtype = str(parameter.dtype).removeprefix("torch.")
+        self.ahead = int(parameter.device.type == "cuda")
         self.max_length = model.max_seq_length
         self.reason = why_predict(model, self.prompt)
         self.encoder = (
@@ -251,7 +280,7 @@ class TorchEngine(_BudgetEngine):
         )
         yield np.arange(len(pairs)), np.asarray(scores, dtype=np.float32), self._count_cut(pairs)
 
-    def _forward(self, rows: list[Row]) -> np.ndarray:
+    def _forward(self, rows: list[Row]) -> torch.Tensor:
         tokenizer: Any = self.model.tokenizer
         features: dict[str, Any] = {
             name: torch.from_numpy(values).to(self.model.device)
@@ -261,8 +290,8 @@ class TorchEngine(_BudgetEngine):
         self.model.eval()
         # Through the model's own call, as `predict` does, so that a compiled model stays compiled.
         with torch.inference_mode():
-            scores: np.ndarray = self.model({**features, "modality": "text"})["scores"].float().cpu().numpy()
-        return scores.reshape(-1)
+            scores: torch.Tensor = self.model({**features, "modality": "text"})["scores"]
+        return scores
 
     def _count_cut(self, pairs: Sequence[Pair]) -> int:
         """Count the pairs over `max_length`. `predict` does not tell, so those that may be are tokenised once more."""
@@ -359,7 +388,7 @@ class OnnxEngine(_BudgetEngine):
                 f"({str(error)[:200]})."
             ) from error
 
-    def _forward(self, rows: list[Row]) -> np.ndarray:
+    def _forward(self, rows: list[Row]) -> Any:
         features = _padded(rows, self.pad_id)
         output = self.session.run(None, {name: features[name] for name in self.inputs})[0]
         if output.size != len(rows):
@@ -367,8 +396,7 @@ class OnnxEngine(_BudgetEngine):
                 f"The exported model returns shape {output.shape} for {len(rows)} pairs. A teacher gives one number "
                 "for a pair: take a reranker with one label."
             )
-        found: np.ndarray = output.reshape(-1).astype(np.float32)
-        return found
+        return output.astype(np.float32)
 
 
 def cores() -> int:
@@ -386,14 +414,14 @@ def _session(model: Path, device: str | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cores()
     options.log_severity_level = 3
-    providers = ["CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
     if device not in (None, "cpu"):
-        known = {"cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
-        name = known.get(device.split(":")[0], device)
+        kind, _, number = device.partition(":")
+        name = {"cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}.get(kind, device)
         if name not in onnxruntime.get_available_providers():
             raise ValueError(
                 f"onnxruntime cannot use the device {device!r} here; it has {onnxruntime.get_available_providers()}. "
                 "Install its build for that device, or use device='cpu'."
             )
-        providers.insert(0, name)
+        providers.insert(0, (name, {"device_id": number}) if number and name != device else name)
     return onnxruntime.InferenceSession(model, options, providers=providers)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,12 +22,22 @@ from st_wkl.model_files import SETTINGS, exported_files, hash_files, onnx_file, 
 from st_wkl.models import identity as model_identity
 from st_wkl.models import is_retriever, model_state, own_hooks
 from st_wkl.packaged import named
-from st_wkl.ranges import NO_LIMIT, check_options
+from st_wkl.ranges import NO_LIMIT, OptionError, check_options
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 logger = logging.getLogger(__name__)
+
+# What `from_pretrained` could be told past an option that says more of it.
+_OWN_OPTIONS = {
+    **dict.fromkeys(("dtype", "torch_dtype"), "dtype is an option of its own"),
+    **dict.fromkeys(("revision", "trust_remote_code"), "it is an option of its own"),
+    **dict.fromkeys(("token", "use_auth_token"), "log in with `hf auth login`, or set HF_TOKEN"),
+    **dict.fromkeys(("config", "state_dict", "num_labels"), "it would be another model; give a folder of that"),
+}
+# What decides where weights lie, and no score.
+_NO_MATTER = "device_map max_memory offload_folder offload_buffers low_cpu_mem_usage cache_dir local_files_only".split()  # noqa: SIM905
 
 
 class CrossEncoderTeacher:
@@ -52,8 +63,12 @@ class CrossEncoderTeacher:
             float32), or `None` for the model's own. Torch only.
         revision: Branch, tag or commit of a Hub id. The commit it resolves to becomes part of the identity.
         device: `"cpu"`, `"cuda"`, ...; `None` lets sentence-transformers choose (ONNX: the CPU, with all its cores).
+            Workers of a pool or of Ray have a GPU each, unless it has a number, as in `"cuda:1"`.
         trust_remote_code: Run code of the model's repository. Only for repositories that you have read.
         prompt: Instruction for rerankers that take one; `None` takes the model's default.
+        model_kwargs: What `from_pretrained` of transformers is told besides, `{"attn_implementation": "eager"}` or
+            `{"quantization_config": {"load_in_4bit": True}}`. All of it is part of the identity, except where the
+            weights lie (`device_map` and the like). Torch only.
 
     Attributes:
         truncated_pairs: Number of pairs so far that were longer than `max_length` and lost their end.
@@ -82,6 +97,7 @@ class CrossEncoderTeacher:
         device: str | None = None,
         trust_remote_code: bool = False,
         prompt: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         options: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("self", "model")}
         if backend not in ("auto", "torch", "onnx"):
@@ -89,6 +105,7 @@ class CrossEncoderTeacher:
         if dtype not in (None, "auto", "float32", "bfloat16", "float16"):
             raise ValueError(f'dtype must be "auto", "float32", "bfloat16" or "float16", got {dtype!r}.')
         check_options(max_length=max_length, batch_size=batch_size, batch_tokens=batch_tokens)
+        told = _plain_kwargs(model_kwargs or {})
         self._made_from, self.truncated_pairs = (model, options), 0
         make: Any = _from_source if isinstance(model, (str, os.PathLike)) else _from_loaded
         self._engine, name, revision, settings = make(model, **options)
@@ -104,6 +121,8 @@ class CrossEncoderTeacher:
         }
         if settings is not None:
             self._identity["settings"] = f"blake2b:{settings}"
+        if told:
+            self._identity["model_kwargs"] = told
         self._state = self._state_of_loaded()
 
     def __repr__(self) -> str:
@@ -112,7 +131,7 @@ class CrossEncoderTeacher:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Model, revision (commit, or hash of the weights), backend, dtype, length, activation and prompt.
+        """Model, revision (commit, or hash of the weights), backend, dtype, length, activation, prompt, model_kwargs.
 
         `settings` is a hash of what else decides a score where the revision does not cover it: adapters, tokenizer,
         modules and configuration of a loaded model, settings files of a folder. The size of the batches is no part of
@@ -124,6 +143,11 @@ class CrossEncoderTeacher:
         """Return what shows at once that a loaded model, which its owner may train or switch, is another one now."""
         model = self._made_from[0]
         return None if isinstance(model, (str, os.PathLike)) else model_state(model)
+
+    @property
+    def device(self) -> str | None:
+        """The device that was asked for, by which workers decide whether each has its own."""
+        return self._made_from[1]["device"]
 
     @property
     def license(self) -> str | None:
@@ -189,9 +213,11 @@ _Made = tuple[TorchEngine | OnnxEngine, str, str, str | None]  # engine, name, r
 def _from_loaded(
     model: CrossEncoder, *, batch_tokens: int | None, batch_size: int | None, prompt: str | None, **options: Any
 ) -> _Made:
-    kept = ("max_length", "dtype", "revision", "device")
-    if options["backend"] == "onnx" or any(options[name] is not None for name in kept):
-        raise ValueError("A loaded CrossEncoder keeps its own backend, max_length, dtype, revision and device.")
+    kept = ("max_length", "dtype", "revision", "device", "model_kwargs")
+    if options["backend"] == "onnx" or any(options[name] for name in kept):
+        raise ValueError(
+            "A loaded CrossEncoder keeps its own backend, max_length, dtype, revision, device and model_kwargs."
+        )
     name = _loaded_name(model)
     check_complete(model, "teacher")  # which may lower its length, a part of the identity
     if hooks := own_hooks(model):
@@ -217,6 +243,7 @@ def _from_source(
     device: str | None,
     trust_remote_code: bool,
     prompt: str | None,
+    model_kwargs: Mapping[str, Any] | None,
 ) -> _Made:
     model = str(named(expanded(source))[0])
     folder = Path(model)
@@ -225,8 +252,8 @@ def _from_source(
         raise FileNotFoundError(f"There is no folder {model}. Give a folder with a cross-encoder or a Hub id.")
     name = folder.resolve().name if local else model
     if backend == "onnx" or (backend == "auto" and local and onnx_file(folder) and not torch_files(folder)):
-        if prompt is not None or dtype is not None:
-            raise ValueError("The onnx backend takes no prompt and no dtype. Use the torch backend.")
+        if prompt is not None or dtype is not None or model_kwargs:
+            raise ValueError("The onnx backend takes no prompt, no dtype and no model_kwargs. Use the torch backend.")
         if not local:  # the Hub's cache names the folder of a snapshot after its commit
             patterns = ["model.onnx*", "onnx/model.onnx*", *SETTINGS]
             folder = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
@@ -239,7 +266,9 @@ def _from_source(
         commit = _hash(folder, [*weights, *settings_files(folder)])
     else:  # the commit that a branch stands for, from the cache where there is no network
         commit = Path(hf_hub_download(model, "config.json", revision=revision)).parent.name
-    loaded = _load_cross_encoder(model, max_length, commit, device, trust_remote_code, dtype)
+    if dtype is not None:
+        model_kwargs = {**(model_kwargs or {}), "dtype": _fast_dtype(device) if dtype == "auto" else dtype}
+    loaded = _load_cross_encoder(model, max_length, commit, device, trust_remote_code, model_kwargs)
     check_complete(loaded, "teacher")
     settings = _settings_beyond(folder if local else None, loaded)
     return TorchEngine(loaded, batch_tokens, batch_size, prompt), name, commit, settings
@@ -255,12 +284,10 @@ def _load_cross_encoder(
     commit: str,
     device: str | None,
     trust_remote_code: bool,
-    dtype: str | None,
+    model_kwargs: Mapping[str, Any] | None,
 ) -> CrossEncoder:
     from sentence_transformers import CrossEncoder
 
-    if dtype == "auto":
-        dtype = _fast_dtype(device)
     try:
         loaded = CrossEncoder(
             str(model),
@@ -268,7 +295,7 @@ def _load_cross_encoder(
             max_length=max_length,
             device=device,
             trust_remote_code=trust_remote_code,
-            model_kwargs={} if dtype is None else {"dtype": dtype},
+            model_kwargs=dict(model_kwargs or {}),
         )
     except Exception as error:
         if not is_retriever(model):
@@ -282,6 +309,33 @@ def _load_cross_encoder(
     if loaded.max_seq_length is None or loaded.max_seq_length > NO_LIMIT:
         loaded.max_seq_length = FALLBACK_LENGTH
     return loaded
+
+
+def _plain_kwargs(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of the model's arguments can change a score, as JSON values.
+
+    Raises:
+        ValueError: One of them is an option of its own, or says nothing that could be compared.
+    """
+    for name in told:
+        if name in _OWN_OPTIONS:
+            raise OptionError(f"model_kwargs.{name}", f"is not for model_kwargs: {_OWN_OPTIONS[name]}.")
+    plain = {name: _as_json(name, value) for name, value in told.items() if name not in _NO_MATTER}
+    return dict(sorted(plain.items()))
+
+
+def _as_json(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(f"{name}.{key}", one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(name, one) for one in value]
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if hasattr(value, "to_dict"):  # a configuration of quantisation
+        return _as_json(name, value.to_dict())
+    raise OptionError(f"model_kwargs.{name}", f"is {value!r:.80}, which no identity can hold: give text or numbers.")
 
 
 def _fast_dtype(device: str | None) -> str:

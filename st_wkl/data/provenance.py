@@ -60,7 +60,8 @@ def python_call(collection: str, identity: Mapping[str, Any], options: Mapping[s
     """
     teacher = repr(str(identity.get("model") or identity.get("kind") or "teacher"))
     if identity.get("kind") == "cross-encoder":
-        teacher = f"CrossEncoderTeacher({teacher}, max_length={identity.get('max_length')})"
+        told = f", model_kwargs={identity['model_kwargs']!r}" if "model_kwargs" in identity else ""
+        teacher = f"CrossEncoderTeacher({teacher}, max_length={identity.get('max_length')}{told})"
     if identity.get("kind") == "remote":
         teacher = f"RemoteTeacher(url, {teacher}, api={identity.get('api')!r})"
     given = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]

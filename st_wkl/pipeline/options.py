@@ -68,7 +68,7 @@ class CandidatesConfig:
 
 
 # Options of a teacher that is loaded here, and of requests to one that is not.
-_HERE = frozenset("backend dtype batch_tokens device prompt engine workers trust_remote_code".split())  # noqa: SIM905
+_HERE = frozenset("backend dtype batch_tokens device prompt model_kwargs engine workers trust_remote_code".split())  # noqa: SIM905
 _LIMITS, _PRICES = "timeout give_up_after concurrency requests_per_minute", "1000_requests million_tokens"
 REQUESTS = (*_LIMITS.split(), *(f"price_per_{what}" for what in _PRICES.split()))
 _THERE = frozenset(("api", "activation", "api_key_env", *REQUESTS))
@@ -91,12 +91,14 @@ class TeacherConfig:
         device: `cpu`, `cuda`, … Default: the fastest.
         revision: Branch, tag or commit of a Hub id. Default: the newest.
         prompt: Instruction for rerankers that take one, or what a chat model is asked. Default: the model's own.
+        model_kwargs: What transformers is told besides when it loads the model: `{attn_implementation: eager}` or
+            `{quantization_config: {load_in_4bit: true}}`. Default: nothing.
         pairwise: Cross-encoder whose scores say which of two neighbours is better, for `pair-distill`; packaged and
             others, or the teacher's own name. Default: no preferences.
         pairs_per_query: Pairs that it is asked about. Default: all within 5 ranks, about 5 for each document.
         store: SQLite file of scores, which outlives the run. Default: the user's cache, shared by all runs.
         engine: Where pairs are scored: in this `process`, a `pool` of processes, or on `ray`.
-        workers: Processes of the pool, or actors on Ray. Default: by cores and devices.
+        workers: Processes of the pool, or actors on Ray. Default: one for each GPU, 2 where there is none.
         trust_remote_code: Run code of the model's repository. Only for those that you have read.
         url: Server that scores, such as http://127.0.0.1:8000, in place of this machine.
         api: What it speaks: `vllm` (/score), `tei`, the /v1/rerank of others (`openai-rerank`), `cohere`, `jina`,
@@ -122,6 +124,7 @@ class TeacherConfig:
     device: str | None = None
     revision: str | None = None
     prompt: str | None = None
+    model_kwargs: dict[str, Any] | None = None
     pairwise: str | None = None
     pairs_per_query: int | None = None
     store: str | None = None

@@ -231,6 +231,23 @@ def test_other_models_go_through_predict(tiny: CrossEncoder, monkeypatch: pytest
     assert "no plain CrossEncoder" in (why_predict(tiny, None) or "")
 
 
+def test_a_batch_ahead_is_the_same_batch(tiny: CrossEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the next batch is begun before the last one is fetched: each score stays with its pair."""
+    tiny.max_seq_length = 48
+    pairs = mixed_pairs(90)
+    teacher = CrossEncoderTeacher(tiny, batch_tokens=300)
+    one_by_one = [(places.tolist(), scores.tolist()) for places, scores in teacher.score_parts(pairs)]
+    cut, teacher.truncated_pairs = teacher.truncated_pairs, 0
+    forward, begun = teacher._engine._forward, []
+    monkeypatch.setattr(teacher._engine, "_forward", lambda rows: begun.append(len(rows)) or forward(rows))
+    monkeypatch.setattr(teacher._engine, "ahead", 1)
+    parts = teacher.score_parts(pairs)
+    first = next(parts)
+    assert len(begun) == 2
+    assert [(places.tolist(), scores.tolist()) for places, scores in (first, *parts)] == one_by_one
+    assert teacher.truncated_pairs == cut > 0
+
+
 def test_padding_is_masked() -> None:
     """Padded places carry the padding id and a mask of 0."""
     features = _padded([([1, 2, 3], [0, 0, 1]), ([4], [0])], pad_id=9)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, BitsAndBytesConfig
 
+from st_wkl.data.cross_encoder import _plain_kwargs
 from st_wkl.data.score_store import ScoreStore
 from st_wkl.data.scoring import score_pairs
 from st_wkl.data.teachers import CrossEncoderTeacher
@@ -166,6 +167,42 @@ def test_a_folders_other_settings_count(tmp_path: Path, file: str, text: str) ->
     changed = CrossEncoderTeacher(folder, device="cpu").identity
     assert changed.pop("settings")
     assert changed == bare, "the former key is in it, so that stored scores can be found"
+
+
+def test_what_the_model_is_loaded_with_counts(tmp_path: Path) -> None:
+    """Another attention or quantisation gives other scores; where the weights lie gives none, and old keys stay."""
+    folder = save_cross_encoder(tmp_path)
+    bare = CrossEncoderTeacher(folder, device="cpu").identity
+    assert "model_kwargs" not in bare
+    eager = CrossEncoderTeacher(folder, device="cpu", model_kwargs={"attn_implementation": "eager"}).identity
+    assert eager == bare | {"model_kwargs": {"attn_implementation": "eager"}}
+    assert CrossEncoderTeacher(folder, device="cpu", model_kwargs={"low_cpu_mem_usage": True}).identity == bare
+    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    told = _plain_kwargs({"quantization_config": quantised, "sizes": (1, 2.5)})
+    assert (told["quantization_config"]["bnb_4bit_compute_dtype"], told["sizes"]) == ("bfloat16", [1, 2.5])
+    json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            {"torch_dtype": "float16"},
+            r"model_kwargs.torch_dtype is not for model_kwargs: dtype is an option of its own",
+        ),
+        ({"token": "secret"}, r"model_kwargs.token is not for model_kwargs: log in with"),
+        ({"revision": "main"}, r"model_kwargs.revision is not for"),
+        ({"hook": print}, r"model_kwargs.hook is <built-in function print>, which no identity can hold"),
+        ({"scale": float("nan")}, r"model_kwargs.scale is nan"),
+    ],
+)
+def test_what_the_identity_could_not_hold_is_refused(tmp_path: Path, told: dict[str, Any], message: str) -> None:
+    """A revision past the option of that name would score under the name of another; a token would be in the store."""
+    with pytest.raises(ValueError, match=message) as error:
+        CrossEncoderTeacher(save_cross_encoder(tmp_path), device="cpu", model_kwargs=told)
+    assert "secret" not in str(error.value)
+    with pytest.raises(ValueError, match="A loaded CrossEncoder keeps its own"):
+        CrossEncoderTeacher(loaded(tmp_path), model_kwargs={"attn_implementation": "eager"})
 
 
 def test_an_adapters_folder_counts_its_base(tmp_path: Path) -> None:
