@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from st_wkl.cli._answers import Answer, Asked, answering
 from st_wkl.data.selection import Selection
 from st_wkl.files import holds_nothing, write_text
+from st_wkl.pipeline.init import template
 from st_wkl.pipeline.options import (
     CandidatesConfig,
     CollectionConfig,
@@ -21,7 +22,6 @@ from st_wkl.pipeline.options import (
     RunConfig,
     StudentConfig,
     TeacherConfig,
-    template,
 )
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from st_wkl.pipeline.init import template
 from st_wkl.pipeline.options import (
     CandidatesConfig,
     CollectionConfig,
@@ -13,7 +14,6 @@ from st_wkl.pipeline.options import (
     RunConfig,
     StudentConfig,
     TeacherConfig,
-    template,
 )
 
 if TYPE_CHECKING:
