@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import pairwise_dot_score
 
 from st_wkl import ListwiseCollator, losses
 from st_wkl.packaged import STATIC_STUDENT, fetch
@@ -63,6 +64,7 @@ def main() -> None:
         "WeightedKLDistillationLoss": lambda: losses.WeightedKLDistillationLoss(model),
         "MarginKL": lambda: losses.MarginKL(model),
         "MarginMSEDistillLoss": lambda: losses.MarginMSEDistillLoss(model),
+        "MSEDistillLoss": lambda: losses.MSEDistillLoss(model, similarity_fct=pairwise_dot_score),
         "RankNetDistillLoss": lambda: losses.RankNetDistillLoss(model),
         "RegularisedKLDistillLoss": lambda: losses.RegularisedKLDistillLoss(model),
         "PearsonDistillLoss": lambda: losses.PearsonDistillLoss(model),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from st_wkl.losses.listwise import (
         KLDistillLoss,
         ListContrastiveLoss,
+        MSEDistillLoss,
         PearsonDistillLoss,
         RankNetDistillLoss,
         RegularisedKLDistillLoss,
@@ -50,6 +51,7 @@ _HOMES = {
     "MarginMSEDistillLoss": "st_wkl.losses.margin_kl",
     "RankNetDistillLoss": "st_wkl.losses.listwise",
     "RegularisedKLDistillLoss": "st_wkl.losses.listwise",
+    "MSEDistillLoss": "st_wkl.losses.listwise",
     "ListContrastiveLoss": "st_wkl.losses.listwise",
     "CoherenceLoss": "st_wkl.losses.coherence",
     "InBatchContrastiveLoss": "st_wkl.losses.in_batch",
@@ -85,6 +87,7 @@ __all__ = [
     "MarginMSEDistillLoss",
     "RankNetDistillLoss",
     "RegularisedKLDistillLoss",
+    "MSEDistillLoss",
     "ListContrastiveLoss",
     "CoherenceLoss",
     "InBatchContrastiveLoss",

@@ -8,6 +8,7 @@ from st_wkl.losses.in_batch import InBatchContrastiveLoss
 from st_wkl.losses.listwise import (
     KLDistillLoss,
     ListContrastiveLoss,
+    MSEDistillLoss,
     PearsonDistillLoss,
     RankNetDistillLoss,
     RegularisedKLDistillLoss,
@@ -23,6 +24,7 @@ __all__ = [
     "InBatchContrastiveLoss",
     "KLDistillLoss",
     "ListContrastiveLoss",
+    "MSEDistillLoss",
     "MarginKL",
     "MarginMSEDistillLoss",
     "PairDistillLoss",

@@ -11,6 +11,7 @@ import st_wkl.functional as functional
 from st_wkl.losses.base import NOTHING_TO_COMPARE, CandidateListLoss
 from st_wkl.losses.lists import CandidateLists
 from st_wkl.losses.options import spelled_out
+from st_wkl.losses.scoring import is_bounded
 
 
 @spelled_out
@@ -119,6 +120,42 @@ class RankNetDistillLoss(CandidateListLoss):
     shown = ("similarity_fct", "student_temperature")
     function = staticmethod(functional.rank_net)
     paper = "burges2005ranknet"
+
+
+@spelled_out
+class MSEDistillLoss(CandidateListLoss):
+    """Mean squared error between the student's raw scores and the teacher's, for small rerankers.
+
+    Unlike upstream's `MSELoss` of cross-encoders it takes lists, and counts each list alike. A student of cosines
+    cannot take over logits: for retrievers there is `MarginMSEDistillLoss`.
+
+    Args:
+        model: The student: a `CrossEncoder`, or a retriever whose similarity has no bounds.
+
+    Raises:
+        ValueError: If the student's similarity lies within [-1, 1].
+
+    Source:
+        See `st_wkl.functional.pointwise_mse`.
+
+    Example:
+        >>> from sentence_transformers import CrossEncoder
+        >>> student = CrossEncoder("jhu-clsp/ettin-encoder-17m", num_labels=1)  # doctest: +SKIP
+        >>> loss = MSEDistillLoss(student, teacher_temperature=5.0)  # doctest: +SKIP
+    """
+
+    positive_threshold: float = field(default=1.0, init=False)
+    without_positive: str = field(default="all-negative", init=False)  # type: ignore[assignment]
+
+    function = staticmethod(functional.pointwise_mse)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if is_bounded(self.similarity_fct):
+            raise ValueError(
+                "MSEDistillLoss asks the student for the teacher's own scores, and this student's similarity lies "
+                "within [-1, 1]. Take MarginMSEDistillLoss, or similarity_fct=pairwise_dot_score."
+            )
 
 
 @spelled_out

@@ -30,6 +30,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "adaptive-margin": ours.AdaptiveRelevanceMarginLoss,
     "pearson": ours.PearsonDistillLoss,
     "margin-mse": ours.MarginMSEDistillLoss,
+    "mse": ours.MSEDistillLoss,
     "rank-net": ours.RankNetDistillLoss,
     "regularised-kl": ours.RegularisedKLDistillLoss,
     "list-contrastive": ours.ListContrastiveLoss,

@@ -200,9 +200,9 @@ class LossConfig:
     """What is minimised.
 
     Args:
-        name: `kl`, `weighted-kl`, `margin-kl`, `pair-distill`, `adaptive-margin`, `pearson`, `margin-mse`, `rank-net`,
-            `regularised-kl`, `list-contrastive` or `in-batch`, the last also added to another one, as in `kl+in-batch`.
-            Default: that, or `kl` alone where a student has no single embedding for a text.
+        name: `kl`, `weighted-kl`, `margin-kl`, `pair-distill`, `adaptive-margin`, `pearson`, `margin-mse`, `mse`,
+            `rank-net`, `regularised-kl`, `list-contrastive` or `in-batch`, the last also added to another one, as in
+            `kl+in-batch`. Default: that, or `kl` alone where a student has no single embedding for a text.
         in_batch: Weight of an in-batch contrastive term beside it. Default: 1 if no loss is named, otherwise 0.
         mini_batch_size: Texts that are embedded at once, which bounds memory. Default: 32 for transformers.
         matryoshka: Dimensions to which embeddings can be cut after training, such as `[256, 128, 64]`. Default: none.

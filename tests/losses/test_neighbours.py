@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers.base.data_collator import BaseDataCollator
+from sentence_transformers.cross_encoder.losses import MSELoss
 
 from st_wkl.data.collator import ListwiseCollator
 from st_wkl.functional import (
@@ -26,6 +27,7 @@ from st_wkl.losses import (
     InBatchContrastiveLoss,
     ListContrastiveLoss,
     MarginMSEDistillLoss,
+    MSEDistillLoss,
     PairDistillLoss,
     PearsonDistillLoss,
     RankNetDistillLoss,
@@ -56,6 +58,7 @@ NEIGHBOURS: dict[str, Any] = {
     "pearson": PearsonDistillLoss,
     "margin mse": MarginMSEDistillLoss,
     "rank net": RankNetDistillLoss,
+    "mse": MSEDistillLoss,
     "regularised kl": RegularisedKLDistillLoss,
     "contrast": ListContrastiveLoss,
 }
@@ -65,7 +68,9 @@ def make(name: str, model: Any, **options: Any) -> Any:
     return NEIGHBOURS[name](model, **options)
 
 
-COMBINATIONS = [(kind, name) for kind in CLASSES for name in NEIGHBOURS if name != "arm" or kind in ("dense", "sparse")]
+# Adaptive margins compare documents with each other; a cosine takes over no logit.
+FOR = {"arm": ("dense", "sparse"), "mse": ("sparse", "multi-vector", "cross-encoder")}
+COMBINATIONS = [(kind, name) for kind in CLASSES for name in NEIGHBOURS if kind in FOR.get(name, CLASSES)]
 
 
 @pytest.mark.parametrize(("kind", "name"), COMBINATIONS)
@@ -88,6 +93,20 @@ def test_every_class_trains(kind: str, name: str, tiny_bert_path: Path, tmp_path
     trainer = trained(kind, model, make(name, model), tmp_path, dataset, eval_dataset=dataset)
     assert moved(before, weights(model))
     assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+
+def test_pointwise_mse_is_upstreams(tiny_bert_path: Path) -> None:
+    """A recipe that is repeated with this loss has to be the published one, score by score."""
+    model = make_student("cross-encoder", tiny_bert_path).double()
+    rows = ragged_rows(4, shortest=5, longest=5)
+    value, found = gradients(MSEDistillLoss(model), model, *listwise_batch(model, "cross-encoder", rows))
+    pairs = [(row["query"], document) for row in rows for document in row["documents"]]
+    scores = torch.tensor([score for row in rows for score in row["scores"]]).double()
+    expected, wanted = gradients(MSELoss(model), model, [[*side] for side in zip(*pairs, strict=True)], scores)
+    assert value == pytest.approx(expected, abs=1e-9)
+    assert_same(found, wanted, 1e-9)
+    with pytest.raises(ValueError, match="Take MarginMSEDistillLoss"):
+        MSEDistillLoss(make_student("dense", tiny_bert_path))
 
 
 def test_pair_distill_is_the_sum_of_its_published_terms(tiny_bert_path: Path) -> None:
