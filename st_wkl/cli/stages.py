@@ -255,6 +255,7 @@ def evaluate(
     revision: str | None = None,
     against: Path | None = None,
     teacher: Path | None = None,
+    truncate_dim: int | None = None,
     trust_remote_code: bool = False,
 ) -> Answer:
     """Evaluate a model through MTEB, with nDCG@10 per query, and compare it with another by a paired test.
@@ -267,6 +268,7 @@ def evaluate(
         revision: Name of weights that cannot be hashed.
         against: Results file of another model to compare with.
         teacher: Results file of the teacher: how much of its lead?
+        truncate_dim: Dimensions to which embeddings are cut. Default: all that the model is used with.
         trust_remote_code: Run code of the models' repositories. Read it before.
     """
     from st_wkl.evaluation import Results, compare_all, effects_table
@@ -283,6 +285,7 @@ def evaluate(
         name=name,
         revision=revision,
         output=output,
+        truncate_dim=truncate_dim,
         show_progress=not asked.quiet,
         trust_remote_code=trust_remote_code,
     )

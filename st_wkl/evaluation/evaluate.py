@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import warnings
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
 from st_wkl.data.candidates import BM25
@@ -56,6 +58,7 @@ def evaluate(
     top_k: int = 100,
     cache: str | Path | None = None,
     efficiency: bool = False,
+    truncate_dim: int | None = None,
     batch_size: int = 32,
     ignore_identical_ids: bool | None = None,
     show_progress: bool = True,
@@ -90,6 +93,8 @@ def evaluate(
             revision. None to compute always.
         efficiency: Measure speed and size on the texts of the first task, too: `results.model["efficiency"]`, see
             `st_wkl.evaluation.efficiency.measure_efficiency`.
+        truncate_dim: Dimensions to which embeddings are cut, as those of a student that was trained with `matryoshka`
+            can be; the results' name says so. None for all that the model is used with.
         batch_size: Texts per forward pass.
         ignore_identical_ids: Whether the document of a query's own id is left out of its results; None for what the
             task says, and for collections see `Collection`.
@@ -138,7 +143,7 @@ def evaluate(
     scores: list[TaskScores] = []
     # That nothing can be written there is found out before the work.
     with _quiet(show_progress), nullcontext() if output is None else parents_of(results_file(output)):
-        runner, about = _runner(other or model, name, revision, trust_remote_code)
+        runner, about = _runner(other or model, name, revision, truncate_dim, trust_remote_code)
         for task in tqdm(resolved, desc="Tasks", disable=not show_progress or len(resolved) == 1):
             used, entries = _evaluate_task(runner, task, exposure, stage, {**speed, **kept})
             scores += entries
@@ -150,18 +155,24 @@ def evaluate(
     return saved(Results(model=about, tasks=scores), output)
 
 
-def _runner(model: Any, name: str | None, revision: str | None, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
+def _runner(
+    model: Any, name: str | None, revision: str | None, truncate_dim: int | None, trust_remote_code: bool
+) -> tuple[Any, dict[str, Any]]:
     """Return what MTEB runs, and what the results say about it."""
     from st_wkl.evaluation.identity import TeacherWrapper, identified
     from st_wkl.evaluation.two_stage import bm25_settings
     from st_wkl.model_checks import say_new
 
+    if truncate_dim is not None and isinstance(model, BM25 | TeacherWrapper):
+        raise ValueError("truncate_dim cuts embeddings, and this model has none. Leave it out.")
     if isinstance(model, BM25):
         return model, {"name": model.name, "class": "BM25", "settings": bm25_settings(model)}
     if isinstance(model, TeacherWrapper):
         return model, {**model.about, "revision": model.mteb_model_meta.revision or ""}
     model, found_name = load_model(model, trust_remote_code=trust_remote_code)
     say_new(model)
+    if truncate_dim is not None:
+        model, found_name = _cut(model, truncate_dim), f"{found_name}, {truncate_dim} dimensions"
     known = identity(model) if model.state_dict() else None
     length = model.get_max_seq_length()
     about = {
@@ -176,6 +187,18 @@ def _runner(model: Any, name: str | None, revision: str | None, trust_remote_cod
     }  # before wrapping: MTEB replaces half-precision heads
     runner: Any = identified(model, name=name or found_name, revision=revision)
     return runner, {**about, "revision": runner.mteb_model_meta.revision or ""}
+
+
+def _cut(model: Any, truncate_dim: int) -> Any:
+    """Return a model whose embeddings are cut; the one that is given stays as it is, and lends its weights."""
+    if not isinstance(model, SentenceTransformer):
+        raise ValueError(f"truncate_dim cuts the one embedding of a text, and a {type(model).__name__} has none.")
+    full = model.get_embedding_dimension()
+    if isinstance(truncate_dim, bool) or not 0 < truncate_dim <= (full or 0):
+        raise ValueError(f"truncate_dim must be from 1 to the model's {full}, got {truncate_dim!r}.")
+    cut = copy.copy(model)
+    cut.truncate_dim = truncate_dim
+    return cut
 
 
 def _evaluate_task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
@@ -39,6 +40,23 @@ def test_every_query_and_the_mean_are_mtebs(student: Any) -> None:
     assert {"map_at_1000", "mrr_at_10", "recall_at_10", "recall_at_100"} <= set(scores.metrics)
     assert not any("nauc" in metric for metric in scores.metrics)
     assert scores.dataset_revision == collection().fingerprint
+
+
+def test_cut_embeddings_are_mtebs_and_the_models_own_stay(student: Any) -> None:
+    """A student is deployed at some of its dimensions, and a number of all of them would promise too much."""
+    cut = evaluate(student, collection(), truncate_dim=8)
+    assert student.truncate_dim is None
+    whole = evaluate(student, collection())
+    assert (cut.name, cut.model["dimension"]) == (f"{whole.name}, 8 dimensions", 8)
+    assert cut.model["settings_hash"] != whole.model["settings_hash"]
+    student = copy.deepcopy(student)
+    student.truncate_dim = 8
+    assert evaluate(student, collection()).tasks[0].per_query == cut.tasks[0].per_query != whole.tasks[0].per_query
+    for wrong in (0, True, 10_000):
+        with pytest.raises(ValueError, match="truncate_dim must be from 1 to the model's 8, got"):
+            evaluate(student, collection(), truncate_dim=wrong)
+    with pytest.raises(ValueError, match="truncate_dim cuts embeddings, and this model has none"):
+        evaluate("bm25", collection(), truncate_dim=8)
 
 
 def test_graded_gains_count(student: Any) -> None:
