@@ -19,6 +19,7 @@ from st_wkl.pipeline import (
     CollectionConfig,
     DevConfig,
     EvaluationConfig,
+    ImportConfig,
     LossConfig,
     RunConfig,
     StudentConfig,
@@ -33,7 +34,7 @@ from tests.helpers.command import st_wkl
 
 PARTS = (
     *(CollectionConfig, CandidatesConfig, TeacherConfig, Selection, StudentConfig, LossConfig, DevConfig),
-    *(EvaluationConfig, RunConfig),
+    *(EvaluationConfig, ImportConfig, RunConfig),
 )
 SMALLEST: dict[str, Any] = {
     "output": "out",
@@ -56,6 +57,7 @@ def test_every_option_says_what_it_means(part: Any) -> None:
         (stages.build, (CollectionConfig, TeacherConfig, CandidatesConfig, Selection), {"candidates.sources"}),
         (stages.train, (StudentConfig, LossConfig, DevConfig), {"student.prompts"}),
         (stages.evaluate, (EvaluationConfig,), {"evaluation.tasks"}),
+        (stages.import_, (ImportConfig,), set()),
     ],
 )
 def test_what_a_stage_can_be_told_is_a_flag(command: Any, parts: tuple[Any, ...], elsewhere: set[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from st_wkl.data.collection import Collection
 from st_wkl.models import load_model
 from tests.helpers.animals import small_collection, write_beir
+from tests.helpers.command import st_wkl
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_LINE = "from st_wkl import Collection, DistillationDatasetBuilder, compare, distill, evaluate"
@@ -32,6 +33,20 @@ def test_the_newcomers_script_runs_as_it_stands(
     exec(compile(scripts[0], "README.md", "exec"), {})
     assert re.search(r"[+-]0\.\d+", capsys.readouterr().out), "it ends with the difference that training made"
     assert (tmp_path / "my-student" / "README.md").is_file()
+
+
+def test_own_tables_are_read_by_the_command_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has no BEIR folder copies this line."""
+    (line,) = re.findall(r"^st-wkl (import .+)$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{n},what is {n},It is {n}.\n" for n in range(10))
+    Path("faq.csv").write_text(f"nr,asked,answer\n{rows}", encoding="utf-8")
+    code, _, err = st_wkl(*line.split())
+    assert code == 0, err
+    assert {split: len(judged) for split, judged in Collection.load("my-collection").qrels.items()} == {
+        "test": 2,
+        "train": 8,
+    }
 
 
 def test_own_data_teacher_and_prompts_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

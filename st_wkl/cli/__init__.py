@@ -17,7 +17,7 @@ from st_wkl.cli._flags import help_formatter
 
 _GROUPS = {
     "scores": ("Look after the store of teacher scores.", {
-        "info": results.info, "verify": results.verify, "export": results.export, "import": results.import_,
+        "info": results.info, "verify": results.verify, "export": results.export, "import": results.import_scores,
     }),
     "leaderboard": ("Get a student onto MTEB's leaderboard.", {"prepare": results.prepare}),
 }  # fmt: skip
@@ -38,6 +38,7 @@ def _made() -> App:
     )
     for command in (results.demo, stages.init, stages.run, stages.build, stages.train, stages.evaluate):
         made.command(command)
+    made.command(stages.import_, name="import")
     for command in (results.report, results.card, results.push):
         made.command(command)
     for group, (told, commands) in _GROUPS.items():

@@ -29,7 +29,7 @@ _COMMON = {
 # The commands that several processes of `torchrun` do together.
 _TOGETHER = ("train", "run")
 # The commands that keep what they have done so far.
-_GOES_ON = ("build", "demo", "run", "train", "import_")
+_GOES_ON = ("build", "demo", "run", "train", "import_scores")
 # Where a command works, under whatever name it has that.
 _PLACES = ("path", "folder", "output")
 # What a command has to say: as an object for `--json`, and as text for people.
@@ -62,7 +62,7 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         given = {key: expanded_all(value) for key, value in flags.signature.bind(*args, **kwargs).arguments.items()}
-        asked = Asked(flags.invocation(name, given), flags.places(given), given.pop("quiet", False))
+        asked = Asked(flags.invocation(name.rstrip("_"), given), flags.places(given), given.pop("quiet", False))
         as_json = given.pop("as_json", False)
         _log_to_stderr(asked.quiet or not _processes.is_first())
         try:

@@ -36,6 +36,7 @@ _NAMES: dict[str, str | None] = {
     "dev.source": "--dev",
     **{f"dev.{name}": f"--dev-{name.replace('_', '-')}" for name in ("split", "seed", "batch_size")},
     "evaluation.tasks": None,
+    "tables.source": "source",
 }
 # Flags for what is an entry of a dictionary in the configuration: name, type and help.
 _ENTRIES: dict[str, tuple[str, Any, str]] = {

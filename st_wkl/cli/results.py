@@ -269,7 +269,7 @@ def export(asked: Asked, output: Path, *, store: _Store = None) -> Answer:
 
 
 @answering
-def import_(asked: Asked, source: Path, *, store: _Store = None) -> Answer:
+def import_scores(asked: Asked, source: Path, *, store: _Store = None) -> Answer:
     """Take the scores of a parquet file into the store, which is made if there is none; scores it has stay.
 
     Args:

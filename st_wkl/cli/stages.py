@@ -18,6 +18,7 @@ from st_wkl.pipeline.options import (
     CollectionConfig,
     DevConfig,
     EvaluationConfig,
+    ImportConfig,
     LossConfig,
     RunConfig,
     StudentConfig,
@@ -190,6 +191,22 @@ def _same_rows(first: DistillationDataset, second: DistillationDataset) -> bool:
     from st_wkl.training.identity import dataset_fingerprint
 
     return dataset_fingerprint(first) == dataset_fingerprint(second)
+
+
+@answering
+def import_(asked: Asked, *, tables: ImportConfig, output: Path) -> Answer:
+    """Make a distillation dataset of scores that others have made, or a BEIR folder of a corpus of your own.
+
+    The columns tell which of the two: scores make a dataset for `st-wkl train`, all else a collection for `build`.
+
+    Args:
+        output: Folder for the dataset or the collection.
+    """
+    from st_wkl.pipeline import steps
+
+    made = steps.import_tables(tables, output, asked.line)
+    told = ", ".join(f"{count:,} {what}" for what, count in made.items())
+    return {"path": str(output), **made}, f"{told} are in {output}."
 
 
 @answering

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from st_wkl.data.collection_files import (
     ABOUT_FILE,
+    By,
     Qrels,
     config_names,
     document_text,
@@ -178,27 +179,47 @@ class Collection:
     @classmethod
     def load(
         cls,
-        source: Collection | str | os.PathLike[str],
+        source: Any,
         *,
         name: str | None = None,
         revision: str | None = None,
         missing: Missing = "raise",
         ignore_identical_ids: bool | None = None,
+        queries: Any = None,
+        judgements: Any = None,
+        test_share: float = 0.0,
+        by: By = "query",
+        seed: int = 0,
+        **columns: str | None,
     ) -> Collection:
-        """Return the collection that `source` means: itself, or what a folder or a dataset of the Hub holds.
+        """Return the collection that `source` means: itself, a folder, a dataset of the Hub, or own tables.
 
         A BEIR folder has `corpus.jsonl`, `queries.jsonl` (either may end in `.gz`) and `qrels/<split>.tsv` (or `.csv`,
         `.txt`, `.jsonl`, `.parquet`), `query-id corpus-id score` with or without a header, or the four columns of TREC.
         A dataset in MTEB's layout has the configs `corpus` and `queries` (or `query`) with `_id`, `title`, `text`, and
         `default` (or `qrels`) with `query-id`, `corpus-id`, `score`. Numeric ids become text.
 
+        A table of your own is one of documents (`id`, `text`, `title`), where a column `query` is what each answers; of
+        queries (`query_id`, `query`); or of judgements (`query_id` or `query`, `id`, and a gain, such as clicks:
+        `label`). Names that are common are recognised, others are told, as in `Collection.load("faq.csv", id="nr",
+        text="answer", query="asked")`. It comes as JSON lines, CSV, TSV, Parquet, a folder of these, a data frame or a
+        `datasets.Dataset`. Ids of any type become text, a text without one gets a hash. `save` makes a BEIR folder.
+
         Args:
-            source: A collection, a folder, or a Hub id with its organisation, such as `"mteb/nfcorpus"`.
+            source: A collection, a folder, a Hub id with its organisation, such as `"mteb/nfcorpus"`, or tables.
             name: Name of the collection. Default: the id, what `save` wrote, or the folder's name.
             revision: Branch, tag or commit, for a Hub id.
             missing: See `Collection`; of no meaning for a collection.
             ignore_identical_ids: See `Collection`, a copy of which is returned if it says something else. `None` of a
                 dataset of the Hub, or of its copy in the Hub's cache, also asks whether an MTEB task on it says so.
+            queries: Table of queries, where they are not beside the documents.
+            judgements: Table of judgements; all judged documents are relevant where it has no gains.
+            test_share: Share of the queries of own tables that become the split `test`; all others are `train`.
+            by: Whether these are drawn one by one, or by `"document"`: no query of one side has a relevant document of
+                the other. The latter is for numbers that hold for new documents, too.
+            seed: Of the draw.
+            **columns: Names of columns of own tables that are not recognised: `id`, `text`, `title`, `query`,
+                `query_id`, `label`.
 
         Raises:
             FileNotFoundError: Neither a folder of either layout nor a dataset that can be fetched; a file is missing.
@@ -206,13 +227,22 @@ class Collection:
 
         Example:
             >>> collection = Collection.load("mteb/nfcorpus")  # doctest: +SKIP
+            >>> faq = {"nr": [1, 2], "answer": ["Cats purr.", "Dogs bark."], "asked": ["who purrs", "who barks"]}
+            >>> import pandas as pd
+            >>> Collection.load(pd.DataFrame(faq), id="nr", text="answer", query="asked").qrels
+            {'train': {'hash': {'1': 1}}}
         """
         if isinstance(source, Collection):
             if ignore_identical_ids in (None, source.ignore_identical_ids):
                 return source
             return replace(source, missing="raise", ignore_identical_ids=ignore_identical_ids)
         options: dict[str, Any] = {"name": name, "missing": missing, "ignore_identical_ids": ignore_identical_ids}
-        folder = Path(source).expanduser()
+        folder = Path(source).expanduser() if isinstance(source, str | os.PathLike) else None
+        own = {"queries": queries, "judgements": judgements, "test_share": test_share or None, **columns}
+        own = {name: value for name, value in own.items() if value is not None}
+        if folder is None or folder.is_file() or own:
+            own = {"revision": revision, **own, **({"by": by, "seed": seed} if test_share else {})}
+            return cls.from_tables(source, **own, **options)
         if folder.is_dir():
             return (cls.from_hub if "corpus" in config_names(folder) else cls.from_beir)(folder, **options)
         if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
@@ -221,6 +251,32 @@ class Collection:
                 'qrels/) or a dataset id with its organisation, e.g. "mteb/nfcorpus".'
             )
         return cls.from_hub(str(source), revision=revision, **options)
+
+    @classmethod
+    def from_tables(
+        cls,
+        source: Any,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        missing: Missing = "raise",
+        ignore_identical_ids: bool | None = None,
+        queries: Any = None,
+        judgements: Any = None,
+        test_share: float = 0.0,
+        by: By = "query",
+        seed: int = 0,
+        **columns: str | None,
+    ) -> Self:
+        """Make a collection of own tables, as `load` does."""
+        from st_wkl.data.own_corpus import held_out, read_corpus
+
+        told = {"queries": queries, "judgements": judgements, "revision": revision}
+        documents, asked, judged = read_corpus(source, columns, **told)
+        qrels = held_out(documents, judged, test_share, by, seed)
+        if name is None:
+            name = Path(source).name.partition(".")[0] if isinstance(source, str | os.PathLike) else "my-collection"
+        return cls(name, documents, asked, qrels, missing=missing, ignore_identical_ids=ignore_identical_ids)
 
     @classmethod
     def from_beir(
@@ -233,7 +289,13 @@ class Collection:
     ) -> Self:
         """Read a BEIR folder, as `load` does."""
         folder = Path(path).expanduser()
-        documents, queries, qrels, about = read_beir(folder)
+        try:
+            documents, queries, qrels, about = read_beir(folder)
+        except FileNotFoundError as error:
+            from st_wkl.data.own_corpus import advice
+
+            told = None if any(folder.glob("corpus.jsonl*")) else advice(folder)
+            raise FileNotFoundError(" ".join(filter(None, [str(error), told]))) from error
         if ignore_identical_ids is None:
             ignore_identical_ids = about.get("ignore_identical_ids")
         name = name or about.get("name") or folder.resolve().name

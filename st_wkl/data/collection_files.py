@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
@@ -17,6 +17,7 @@ from st_wkl.files import file_name
 Texts = dict[str, str]
 Judged = dict[str, dict[str, int]]
 Qrels = dict[str, Judged]
+By = Literal["query", "document"]
 
 # What the layout has no place for; beside the files of a collection that was saved.
 ABOUT_FILE = "collection.json"

@@ -7,7 +7,6 @@ import importlib
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -310,12 +309,12 @@ class DistillationDataset:
         source: Any,
         *,
         revision: str | None = None,
-        columns: Mapping[str, str | None] | None = None,
         collection: Collection | str | os.PathLike[str] | None = None,
         split: str = "train",
         scores: Any = None,
         teacher: str | None = None,
         missing: Missing = "raise",
+        **columns: str | None,
     ) -> DistillationDataset:
         """Read a distillation dataset from a folder that `save` wrote, from the Hub, or scores that others have made.
 
@@ -332,13 +331,13 @@ class DistillationDataset:
         Args:
             source: Folder, file, frame or dataset; or id of a dataset on the Hub, such as `"me/nfcorpus-distillation"`.
             revision: Branch, tag or commit on the Hub.
-            columns: Names of columns that are not recognised, by role: `query`, `query_id`, `text` and `title` (of the
-                document), `id` (its id), `score`, `label` (the gain).
             collection: Collection whose texts and judgements belong to ids; see `Collection.load`.
             split: Split of its judgements.
             scores: Scores of lists that have none: pairs or lists by the same ids, anything that `source` can be.
             teacher: Name of the model that made the scores, for the card.
             missing: `"raise"` an error for a pair without a text or a finite score, or `"drop"` it, counted.
+            **columns: Names of columns that are not recognised, by role: `query`, `query_id`, `text` and `title` (of
+                the document), `id` (its id), `score`, `label` (the gain).
 
         Raises:
             FileNotFoundError: There is no such folder or dataset, the Hub cannot be reached, or a file is missing.
@@ -354,11 +353,12 @@ class DistillationDataset:
             [4.5, -2.0]
         """
         folder = fetched(source, revision) if isinstance(source, str | os.PathLike) else None
-        told = {"columns": columns, "collection": collection, "scores": scores, "teacher": teacher}
+        told = {"collection": collection, "scores": scores, "teacher": teacher, **columns}
         if folder is None or (folder.exists() and not is_saved(folder)):
             with tempfile.TemporaryDirectory() as place:
-                importers: Any = importlib.import_module("st_wkl.data.importers")  # polars, for them alone
-                importers.convert(source if folder is None else folder, place, split=split, missing=missing, **told)
+                from st_wkl.data.importers import convert
+
+                convert(source if folder is None else folder, place, split=split, missing=missing, **told)
                 return cls.load(place)
         if given := [name for name, value in told.items() if value is not None]:
             raise ValueError(f"{folder} is a distillation dataset already, for which {given[0]}= means nothing.")

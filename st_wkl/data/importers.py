@@ -22,9 +22,9 @@ from st_wkl.data.arrow import lists_of
 from st_wkl.data.collection import Collection, Missing
 from st_wkl.data.dataset_files import check_free, describe, features
 from st_wkl.data.grouping import NO_GAIN, Ids, Pairs, Texts, lists, single
-from st_wkl.data.layouts import Layout, Rows, pairs_of, recognise, titled
+from st_wkl.data.layouts import Layout, Rows, pairs_of, recognise, titled, told_columns
 from st_wkl.data.report import report_on_lists
-from st_wkl.data.tables import Table, Where, as_text, tables
+from st_wkl.data.tables import Table, Where, as_text, seen, tables
 from st_wkl.files import replacing_folder
 
 logger = logging.getLogger(__name__)
@@ -32,27 +32,7 @@ logger = logging.getLogger(__name__)
 _REPORTED = 5_000_000
 # Two scores of one pair that differ by more than rounding, in parts of the score.
 _ROUNDING = 1e-3
-_KINDS = ("query", "document")
-
-
-def convert(source: Any, folder: str | os.PathLike[str], *, collection: Any = None, **how: Any) -> Path:
-    """Write scores that others have made as the folder of a dataset, in bounded memory, and return it.
-
-    Args:
-        source: See `DistillationDataset.load`.
-        folder: See `DistillationDataset.save`.
-        collection: What `Collection.load` takes.
-        **how: What else `DistillationDataset.load` takes.
-
-    Example:
-        >>> convert("triples", "lists", teacher="my-reranker")  # doctest: +SKIP
-    """
-    folder = Path(folder).expanduser()
-    check_free(folder)
-    loaded = None if collection is None else Collection.load(collection)
-    with replacing_folder(folder) as new:
-        describe(new, write_lists(source, new, collection=loaded, **how))
-    return folder
+_KINDS, _TEXTS = ("query", "document"), ("queries", "documents")
 
 
 class _Read(NamedTuple):
@@ -60,80 +40,97 @@ class _Read(NamedTuple):
     layout: Layout
 
 
-def write_lists(
+def convert(
     source: Any,
-    folder: Path,
+    folder: str | os.PathLike[str],
     *,
     revision: str | None = None,
-    columns: Mapping[str, str | None] | None = None,
-    collection: Collection | None = None,
+    collection: Any = None,
     split: str = "train",
     scores: Any = None,
     teacher: str | None = None,
     missing: Missing = "raise",
-) -> dict[str, Any]:
-    """Write lists as `train.parquet`, `queries.parquet` and `documents.parquet`, and return where they come from.
-
-    What it takes is told at `DistillationDataset.load`.
+    command: str | None = None,
+    **columns: str | None,
+) -> Path:
+    """Write scores that others have made as the folder of a dataset, in bounded memory, and return it.
 
     Args:
-        source: Where the lists are.
-        folder: Empty folder.
+        source: See `DistillationDataset.load`, for all but the next and `command`.
+        folder: See `DistillationDataset.save`.
         revision: Of a dataset of the Hub.
-        columns: Column by role.
-        collection: Texts and judgements of ids.
+        collection: Texts and judgements of ids: what `Collection.load` takes.
         split: Of its judgements.
         scores: Scores of lists without any.
         teacher: Who made the scores.
         missing: What is done about pairs that lack something.
+        command: What makes the dataset again, for its card.
+        **columns: Column by role.
+
+    Example:
+        >>> convert("triples", "lists", teacher="my-reranker")  # doctest: +SKIP
     """
-    told = {role: column for role, column in (columns or {}).items() if column is not None}
-    found = _recognised(tables(source, revision), told)
-    main = [one for one in found if one.layout.name not in ("queries", "documents")]
+    folder, told = Path(folder).expanduser(), told_columns(columns)
+    check_free(folder)
+    main, texts, judged = _sorted(_recognised(tables(source, revision), told), scores is not None)
+    loaded = None if collection is None else Collection.load(collection)
+    with replacing_folder(folder) as new:
+        work = _Work(new, main, texts, loaded, missing)
+        try:
+            made = work.run(judged, scores, told, split) | _origin(source, main, teacher)
+        finally:
+            shutil.rmtree(new / "pairs", ignore_errors=True)
+        describe(new, made | ({} if command is None else {"command": command}))
+    return folder
+
+
+def holds_lists(source: Any, columns: Mapping[str, str | None], revision: str | None = None) -> bool:
+    """Tell whether tables hold lists of scored documents."""
+    told = told_columns(columns)
+    firsts = [table.first() for table in tables(source, revision)]
+    found = [recognise(part, _own(part, told)) for part in firsts]
+    return any(one is not None and one.name not in _TEXTS and one.has_scores for one in found)
+
+
+def _own(first: pa.Table, told: Mapping[str, str]) -> dict[str, str]:
+    return {role: column for role, column in told.items() if column in first.column_names}
+
+
+def _sorted(found: list[_Read], scored: bool) -> tuple[list[_Read], list[_Read], list[_Read]]:
+    """Return tables of lists, of texts, and of judgements, which are lists with gains beside others with scores."""
+    main = [one for one in found if one.layout.name not in _TEXTS]
     judged = [one for one in main if not one.layout.has_scores and "label" in one.layout.found]
-    if len(judged) < len(main):
-        main = [one for one in main if one not in judged]
-    else:
-        judged = []
-    if scores is None and (bare := [one for one in main if not one.layout.has_scores]):
+    judged = judged if len(judged) < len(main) else []
+    main = [one for one in main if one not in judged]
+    if not scored and (bare := [one for one in main if not one.layout.has_scores]):
         raise ValueError(
             f"{bare[0].table.name} has no scores ({_told(bare[0])}). Give those of a reranker as scores= (--scores), "
             "name their column as score=, or have these lists scored: hard_negative_candidates makes candidates of "
             "them for the builder."
         )
-    work = _Work(folder, main, [one for one in found if one not in main and one not in judged], collection, missing)
-    try:
-        return work.run(judged, scores, told, split) | _origin(source, main, teacher)
-    finally:
-        shutil.rmtree(folder / "pairs", ignore_errors=True)
+    return main, [one for one in found if one.layout.name in _TEXTS], judged
 
 
 def _recognised(found: list[Table], told: Mapping[str, str]) -> list[_Read]:
     first = {table.name: table.first() for table in found}
     there = {column for part in first.values() for column in part.column_names}
     if lost := [column for column in told.values() if column not in there]:
-        raise ValueError(f"There is no column {lost[0]!r} in {_seen(first)}.")
+        raise ValueError(f"There is no column {lost[0]!r} in {seen(first)}.")
     made = []
     for table in found:
         part = first[table.name]
-        own = {role: column for role, column in told.items() if column in part.column_names}
-        if (layout := recognise(part, own)) is not None:
+        if (layout := recognise(part, _own(part, told))) is not None:
             made.append(_Read(table, layout))
             logger.info("%s is read as %s", table.name, layout.told())
         elif len(part):
             warnings.warn(f"{table.name} is not read; its columns are {', '.join(part.column_names)}.", stacklevel=5)
-    if not any(one.layout.name not in ("queries", "documents") for one in made):
+    if not any(one.layout.name not in _TEXTS for one in made):
         raise ValueError(
-            f"No lists of scored documents are in {_seen(first)}. Lists have a query, documents and scores: name their "
-            "columns with columns= (--query, --text, --score). A corpus without scores is read by Collection.load, and "
-            "by st-wkl import with --id and --text."
+            f"No lists of scored documents are in {seen(first)}. Lists have a query, documents and scores: name their "
+            "columns (query=, text=, score=; --query, --text, --score). A corpus without scores is read by "
+            "Collection.load, and by st-wkl import with --id and --text."
         )
     return made
-
-
-def _seen(first: Mapping[str, pa.Table]) -> str:
-    shown = [f"{name} ({', '.join(part.column_names) or 'empty'})" for name, part in islice(first.items(), 5)]
-    return "; ".join(shown) + (f" and {len(first) - 5:,} more" if len(first) > 5 else "")
 
 
 def _told(one: _Read) -> str:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from st_wkl.data.grouping import NO_GAIN
 from st_wkl.data.tables import Where, as_text, plain_name
+from st_wkl.ranges import nearest
 
 # How columns are called, as `plain_name` has it; the first that is there counts.
 NAMES = {
@@ -104,6 +105,17 @@ class Layout:
         own = [f"{role} from {column!r}" for role, column in self.found.items()]
         own += [f"documents from {(text or ids)!r}" for text, ids, *_ in self.parts if "text" not in self.found]
         return f"{self.name}: {', '.join(own)}"
+
+
+def told_columns(columns: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the columns that are named, by role.
+
+    Raises:
+        TypeError: There is no such role.
+    """
+    if wrong := [role for role in columns if role not in NAMES]:
+        raise TypeError(f"There is no option {wrong[0]!r}{nearest(wrong[0], NAMES)}. Columns: {', '.join(NAMES)}.")
+    return {role: column for role, column in columns.items() if column is not None}
 
 
 def roles(first: pa.Table, told: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

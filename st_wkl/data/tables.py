@@ -53,7 +53,7 @@ class Table:
         return next((part for part, _ in self.batches()), pa.table({}))
 
 
-def tables(source: Any, revision: str | None = None) -> list[Table]:
+def tables(source: Any, revision: str | None = None, name: str = "the rows") -> list[Table]:
     """Return what a source holds.
 
     Args:
@@ -61,6 +61,7 @@ def tables(source: Any, revision: str | None = None) -> list[Table]:
             `.run`), a folder of these, a dataset of the Hub, a data frame of pandas or polars, a table of pyarrow, a
             `datasets.Dataset` or `IterableDataset`, or several of these by name.
         revision: Branch, tag or commit of a dataset of the Hub.
+        name: What a frame is called in messages.
 
     Raises:
         FileNotFoundError: There is no such file, folder or dataset, or a folder holds no file that is read.
@@ -76,8 +77,8 @@ def tables(source: Any, revision: str | None = None) -> list[Table]:
             raise FileNotFoundError(f"{path} {what}. Give {', '.join(_TABLES)} (text also as .gz), {', '.join(_RUNS)}.")
         return [Table(str(file), file) for file in found]
     if isinstance(source, Mapping):
-        return [Table(str(name), one) for name, part in source.items() for one in _frames(part, str(name))]
-    return [Table("the rows", frame) for frame in _frames(source, "the rows")]
+        return [Table(str(key), one) for key, part in source.items() for one in _frames(part, str(key))]
+    return [Table(name, frame) for frame in _frames(source, name)]
 
 
 def _is_read(file: Path) -> bool:
@@ -199,3 +200,9 @@ def plain_name(name: str) -> str:
         'queryid'
     """
     return re.sub(r"[^0-9a-z]", "", name.lower())
+
+
+def seen(first: Mapping[str, pa.Table]) -> str:
+    """Return tables with their columns, for messages."""
+    shown = [f"{name} ({', '.join(part.column_names) or 'empty'})" for name, part in list(first.items())[:5]]
+    return "; ".join(shown) + (f" and {len(first) - 5:,} more" if len(first) > 5 else "")

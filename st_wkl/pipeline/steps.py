@@ -19,8 +19,11 @@ from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.candidates import Candidates, find_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
+from st_wkl.data.importers import convert, holds_lists
 from st_wkl.data.judge import ChatListTeacher, ChatPairwiseTeacher
+from st_wkl.data.layouts import NAMES
 from st_wkl.data.remote import RemoteTeacher
+from st_wkl.files import read_json
 from st_wkl.models import load_model, set_prompts
 from st_wkl.packaged import named
 from st_wkl.pipeline.options import (
@@ -28,11 +31,12 @@ from st_wkl.pipeline.options import (
     CollectionConfig,
     DevConfig,
     EvaluationConfig,
+    ImportConfig,
     LossConfig,
     StudentConfig,
     TeacherConfig,
 )
-from st_wkl.ranges import nearest
+from st_wkl.ranges import OptionError, nearest
 from st_wkl.reading import check_training_arguments
 from st_wkl.record import RECORD_FILE, TrainingRecord
 from st_wkl.training.cut import cut_layers
@@ -56,6 +60,26 @@ def load_collection(options: CollectionConfig | DevConfig) -> Collection:
     """Load what is learnt from, or what the dev split is of."""
     collection: Collection = call(Collection.load, options)
     return collection
+
+
+def import_tables(options: ImportConfig, output: Path, command: str) -> dict[str, int]:
+    """Write the dataset or the collection that tables hold, and return how much of what it has."""
+    columns = {role: getattr(options, role) for role in NAMES}
+    of_lists, of_corpus = (
+        next((name for name in names if getattr(options, name)), None)
+        for names in (("score", "scores", "collection", "teacher"), ("queries", "judgements", "test_share"))
+    )
+    if of_lists and of_corpus:
+        raise OptionError(of_corpus, f"is for a corpus, and {of_lists} for scores of others: leave one of them out.")
+    if of_lists or (not of_corpus and holds_lists(options.source, columns, options.revision)):
+        call(convert, options, folder=output, command=command, **columns)
+        counts: dict[str, int] = read_json(output / "provenance.json")["counts"]
+        return {what: counts[what] for what in ("queries", "pairs", "documents")}
+    columns.pop("score")
+    collection: Collection = call(Collection.from_tables, options, **columns)
+    collection.save(output)
+    judged = {f"judged queries of {split}": len(found) for split, found in collection.qrels.items()}
+    return {"documents": len(collection.documents), "queries": len(collection.queries), **judged}
 
 
 def load_teacher(options: TeacherConfig) -> Any:

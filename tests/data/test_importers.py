@@ -276,10 +276,10 @@ def test_columns_of_any_name_and_what_was_found(tmp_path: Path) -> None:
     frame = pl.DataFrame({"ask": ["a", "a"], "reply": ["b", "c"], "rerank": [1.5, -1.0]})
     with pytest.raises(ValueError, match=r"the rows \(ask, reply, rerank\)\. Lists have a query.*--query"):
         DistillationDataset.load(frame)
-    made = DistillationDataset.load(frame, columns={"query": "ask", "text": "reply", "score": "rerank"})
+    made = DistillationDataset.load(frame, query="ask", text="reply", score="rerank")
     assert read(made, labels=False) == [("a", [("b", 1.5), ("c", -1.0)])]
     with pytest.raises(ValueError, match="There is no column 'reranker'"):
-        DistillationDataset.load(frame, columns={"score": "reranker"})
+        DistillationDataset.load(frame, score="reranker")
     with pytest.raises(FileNotFoundError, match=r"holds no file that is read\. Give \.jsonl"):
         DistillationDataset.load(tmp_path)
     with pytest.raises(TypeError, match="int is nothing whose rows can be read"):
