@@ -12,13 +12,13 @@ from cyclopts import Parameter
 from st_wkl.cli._answers import Answer, Asked, answering
 from st_wkl.data.selection import Selection
 from st_wkl.files import holds_nothing, write_text
+from st_wkl.pipeline.import_options import ImportConfig
 from st_wkl.pipeline.init import template
 from st_wkl.pipeline.options import (
     CandidatesConfig,
     CollectionConfig,
     DevConfig,
     EvaluationConfig,
-    ImportConfig,
     LossConfig,
     RunConfig,
     StudentConfig,

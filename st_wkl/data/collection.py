@@ -23,6 +23,7 @@ from st_wkl.data.collection_files import (
     whole_gains,
     write_beir,
 )
+from st_wkl.data.own_corpus import advice, held_out, read_corpus
 from st_wkl.data.selection import is_own_text, own_result
 from st_wkl.files import holds_nothing, replacing_folder
 
@@ -229,8 +230,8 @@ class Collection:
             >>> collection = Collection.load("mteb/nfcorpus")  # doctest: +SKIP
             >>> faq = {"nr": [1, 2], "answer": ["Cats purr.", "Dogs bark."], "asked": ["who purrs", "who barks"]}
             >>> import pandas as pd
-            >>> Collection.load(pd.DataFrame(faq), id="nr", text="answer", query="asked").qrels
-            {'train': {'hash': {'1': 1}}}
+            >>> Collection.load(pd.DataFrame(faq), name="faq", id="nr", text="answer", query="asked")
+            Collection('faq', 2 documents, 2 queries, train: 2 judged queries)
         """
         if isinstance(source, Collection):
             if ignore_identical_ids in (None, source.ignore_identical_ids):
@@ -269,8 +270,6 @@ class Collection:
         **columns: str | None,
     ) -> Self:
         """Make a collection of own tables, as `load` does."""
-        from st_wkl.data.own_corpus import held_out, read_corpus
-
         told = {"queries": queries, "judgements": judgements, "revision": revision}
         documents, asked, judged = read_corpus(source, columns, **told)
         qrels = held_out(documents, judged, test_share, by, seed)
@@ -292,8 +291,6 @@ class Collection:
         try:
             documents, queries, qrels, about = read_beir(folder)
         except FileNotFoundError as error:
-            from st_wkl.data.own_corpus import advice
-
             told = None if any(folder.glob("corpus.jsonl*")) else advice(folder)
             raise FileNotFoundError(" ".join(filter(None, [str(error), told]))) from error
         if ignore_identical_ids is None:

@@ -30,6 +30,7 @@ from st_wkl.data.dataset_files import (
     read_tables,
 )
 from st_wkl.data.exporters import LAYOUTS
+from st_wkl.data.importers import convert
 from st_wkl.data.pairwise import pointwise_preferences
 from st_wkl.data.settled import Lists, fit, settled
 from st_wkl.files import replacing_folder
@@ -356,8 +357,6 @@ class DistillationDataset:
         told = {"collection": collection, "scores": scores, "teacher": teacher, **columns}
         if folder is None or (folder.exists() and not is_saved(folder)):
             with tempfile.TemporaryDirectory() as place:
-                from st_wkl.data.importers import convert
-
                 convert(source if folder is None else folder, place, split=split, missing=missing, **told)
                 return cls.load(place)
         if given := [name for name, value in told.items() if value is not None]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from st_wkl.pipeline.import_options import ImportConfig
 from st_wkl.pipeline.init import template
 from st_wkl.pipeline.options import (
     CandidatesConfig,
     CollectionConfig,
     DevConfig,
     EvaluationConfig,
-    ImportConfig,
     LossConfig,
     RunConfig,
     StudentConfig,

@@ -26,12 +26,12 @@ from st_wkl.data.remote import RemoteTeacher
 from st_wkl.files import read_json
 from st_wkl.models import load_model, set_prompts
 from st_wkl.packaged import named
+from st_wkl.pipeline.import_options import ImportConfig
 from st_wkl.pipeline.options import (
     REQUESTS,
     CollectionConfig,
     DevConfig,
     EvaluationConfig,
-    ImportConfig,
     LossConfig,
     StudentConfig,
     TeacherConfig,
