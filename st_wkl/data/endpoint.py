@@ -36,7 +36,7 @@ class ModelChanged(RemoteError):
     """The server answers with another model than at the beginning."""
 
 
-class _Again(RemoteError):
+class Unanswered(RemoteError):
     """A request that may succeed when it is made again."""
 
     def __init__(self, told: str, *, after: float = 0.0, status: int | None = None, answered: bool = False) -> None:
@@ -150,7 +150,7 @@ class Endpoint:
 
         backoff = tenacity.wait_exponential_jitter(initial=0.25, max=20.0, jitter=0.25)
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Again),
+            retry=tenacity.retry_if_exception_type(Unanswered),
             wait=pause,
             stop=stop,
             before_sleep=tell,
@@ -165,12 +165,12 @@ class Endpoint:
         try:
             status, headers, content = self._exchange(url, body)
         except httpx.TransportError as error:
-            raise _Again(
+            raise Unanswered(
                 f"{url} cannot be reached ({type(error).__name__}: {self.scrub(str(error))}).{about}"
             ) from None
         except (httpx.HTTPError, UnicodeError) as error:
             told = f"{url}: {type(error).__name__}: {self.scrub(str(error))}.{about}"
-            raise _Again(told, answered=True) from None
+            raise Unanswered(told, answered=True) from None
         if status >= 300:
             raise self._refusal(url, status, headers, content, about)
         try:
@@ -178,7 +178,7 @@ class Endpoint:
             found = read(answer)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             told = f"{url} answered with something that is no answer ({type(error).__name__}: {error})."
-            raise _Again(self.scrub(told)[:600] + about, answered=True) from None
+            raise Unanswered(self.scrub(told)[:600] + about, answered=True) from None
         if body is not None:
             self._count(answer)
         return found
@@ -213,7 +213,7 @@ class Endpoint:
             with self._lock:  # for all threads: the limit is the account's
                 self._next = max(self._next, time.monotonic() + after)
             told += f" It asks to wait for {after:,.0f} s."
-        return _Again(told, after=after, status=status, answered=status not in _LATER)
+        return Unanswered(told, after=after, status=status, answered=status not in _LATER)
 
     def _count(self, answer: Any) -> None:
         usage = answer.get("usage") if isinstance(answer, dict) else None
@@ -315,12 +315,16 @@ class Watched:
             names = sorted(key for key in described | self.described if described.get(key) != self.described.get(key))
             told = ", ".join(f"{key} {self.described.get(key)!r} → {described.get(key)!r}" for key in names)
             raise ModelChanged(f"The model at {self.endpoint.url} was changed in the middle: {told}. {remedy}")
-        absolute, relative = self._tolerance
-        if not np.allclose(probed, self.probed, atol=absolute, rtol=relative):
+        if not self.agrees(probed):
             raise ModelChanged(
                 f"The model at {self.endpoint.url} was changed in the middle: it gave {self.probed.round(4).tolist()} "
                 f"for texts for which it now gives {probed.round(4).tolist()}. {remedy}"
             )
+
+    def agrees(self, probed: np.ndarray) -> bool:
+        """Return whether answers to the fixed questions are those of the beginning, within the tolerance."""
+        absolute, relative = self._tolerance
+        return np.allclose(probed, self.probed, atol=absolute, rtol=relative)
 
     def answers(self, jobs: Iterable[Any], work: Callable[[Any, list[Any]], None]) -> Iterator[Any]:
         """Yield what `work(job, answers)` appends, from several threads, once the model was looked at after it came.

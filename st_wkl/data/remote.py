@@ -12,6 +12,7 @@ import numpy as np
 from st_wkl.data.endpoint import Endpoint, ModelChanged, Watched, check_url, find_key
 from st_wkl.data.provenance import stated_license
 from st_wkl.data.rerank_apis import APIS, RerankAPI, described
+from st_wkl.data.score_store import ScoreStore
 from st_wkl.data.teacher import Pair, RemoteError, shown
 from st_wkl.ranges import check_options
 
@@ -37,7 +38,8 @@ class RemoteTeacher:
     back-off, or after what `Retry-After` says; what is no answer (500, half a JSON, a wrong number of scores, NaN) a
     few times. What ends a run ends it with an error that names the pair, and everything that was answered is kept.
     The server's description and the scores of four fixed texts are looked at again every few seconds: if either has
-    changed, the run stops, and no answer since the last look is kept.
+    changed, the run stops, and no answer since the last look is kept. So it does if the store has other scores of these
+    texts, from a run in which another version had the same name.
 
     Args:
         url: The server, such as `http://127.0.0.1:8000`.
@@ -186,6 +188,23 @@ class RemoteTeacher:
                     "%d scores so far are 0 or 1: the server's sigmoid has no more digits for them. Raw logits would."
                 )
                 logger.warning(told, self.saturated_scores)
+
+    def check_stored(self, store: ScoreStore) -> None:
+        """Compare the scores of the fixed texts with those that a store has of an earlier run, or keep them there.
+
+        Raises:
+            ModelChanged: Another version answers under the same name, and its scores would be mixed with the first's.
+        """
+        pairs, now = [(_QUERY, document) for document in _DOCUMENTS], self._watched.probed
+        there = store.get(self.identity, pairs).astype(np.float64)
+        if np.isnan(there).any():
+            store.put(self.identity, pairs, self._logits(now) if self._inverts else now)
+        elif not self._watched.agrees(1 / (1 + np.exp(-there)) if self._inverts else there):
+            raise ModelChanged(
+                f"{self} gives {now.round(4).tolist()} for fixed texts for which the store {store.path} has "
+                f"{there.round(4).tolist()}: another version that answered under its name in an earlier run. State the "
+                "revision, and their scores are kept apart."
+            )
 
     def _jobs(self, pairs: Sequence[Pair]) -> Iterator[np.ndarray]:
         """Yield the places of each request: documents of one query."""

@@ -247,6 +247,8 @@ def _score(
     engine: Engine = "process",
     workers: int | None = None,
 ) -> Scored:
+    if store is not None and hasattr(teacher, "check_stored"):
+        teacher.check_stored(store)
     plan = Plan.make(teacher, pairs, store, count_all=count_cut)
     unique, scores, missing = plan.pairs, plan.scores, np.isnan(plan.scores)
     together = getattr(teacher, "chunk_pairs", None)

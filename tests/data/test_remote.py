@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ import pytest
 
 from st_wkl.data import DistillationDatasetBuilder, RemoteTeacher, ScoreStore, estimate_scoring, score_pairs
 from st_wkl.data.cross_encoder import CrossEncoderTeacher
-from st_wkl.data.endpoint import ModelChanged
+from st_wkl.data.endpoint import ModelChanged, _seconds
 from st_wkl.data.teacher import RemoteError
 from st_wkl.pipeline import RunConfig
+from st_wkl.pipeline.stages import ALL, Parts
 from tests.helpers.animals import small_collection, write_beir
 from tests.helpers.command import st_wkl
 from tests.helpers.score_server import FAULTS, PATHS, ScoreServer
@@ -218,6 +220,49 @@ def test_a_model_that_changes_in_the_middle_stops_the_run(api: str, tmp_path: Pa
         if api != "jina":
             with pytest.raises((ModelChanged, RemoteError), match=r"another|It has"):
                 teacher.score(pairs)
+
+
+def test_another_version_under_the_same_name_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Companies renew a model and keep its name: next month's scores would be mixed with this month's."""
+    for api, activated in (("jina", False), ("cohere", True)):
+        with ScoreServer(words, api) as server, ScoreStore(tmp_path / f"{api}.db") as store:
+            server.activated = activated
+            score_pairs(a_teacher(server, revision=None), questions(1), store=store, show_progress=False)
+            assert "does not say which revision it has" in caplog.text
+            score_pairs(a_teacher(server, revision=None), questions(2), store=store, show_progress=False)
+            server.score = lambda pairs: [0.5 * score + 1 for score in words(pairs)]
+            renewed = a_teacher(server, revision=None)
+            with pytest.raises(ModelChanged, match="another version that answered under its name"):
+                score_pairs(renewed, questions(3), store=store, show_progress=False)
+            score_pairs(a_teacher(server, revision="2"), questions(3), store=store, show_progress=False)
+
+
+def test_a_run_goes_on_when_its_server_is_gone(
+    server: ScoreServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who has scored gives the GPU back, and trains: a run must not ask for the server again."""
+    folder = write_beir(small_collection(), tmp_path / "animals")
+    values = {"collection": {"source": str(folder)}, "student": {"model": "s"}, "output": str(tmp_path / "run")}
+    told = {"url": server.url, "give_up_after": 1.0, "store": str(tmp_path / "scores.db")}
+    parts = Parts(RunConfig.from_dict(values | {"teacher": told}), show_progress=False)
+    parts.output.mkdir()
+    for stage in ALL[:2]:
+        stage.work(parts)
+    inputs = ALL[1].inputs(parts)
+    server.__exit__()
+    again = Parts(RunConfig.from_dict(values | {"teacher": told}), show_progress=False)
+    assert ALL[1].inputs(again) == inputs
+    assert "The dataset that is there is taken for its work" in caplog.text
+    parts.dataset.rename(tmp_path / "elsewhere")
+    with pytest.raises(RemoteError, match="cannot be reached"):
+        ALL[1].inputs(Parts(again.config, show_progress=False))
+
+
+def test_how_long_to_wait() -> None:
+    """The header is a number or a date, and servers write other things, too."""
+    later = formatdate(time.time() + 90, usegmt=True)
+    found = [_seconds(text) for text in ("7", later, formatdate(0), "soon", "-3", None)]
+    assert found == [7.0, pytest.approx(90, abs=3), 0.0, 0.0, 0.0, 0.0]
 
 
 def test_a_key_is_nowhere(
