@@ -114,6 +114,7 @@ class RemoteTeacher:
         if max_length is not None and self._api.length is not None:
             self._options[self._api.length] = max_length
         self._model, self.saturated_scores, self._said_long = model, 0, False
+        self._at_once = self._api.at_once
         self._inverts, self._answers_as = False, None  # until the first scores are there
         tolerance = (0.05, 0.02)
         self._watched = Watched(self._endpoint, self._describe, self._probe, tolerance=tolerance)
@@ -161,7 +162,7 @@ class RemoteTeacher:
     @property
     def pairs_at_once(self) -> int:
         """Pairs that are under way together."""
-        return self._api.at_once * self._endpoint.concurrency
+        return self._at_once * self._endpoint.concurrency
 
     def score(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Return the scores of n pairs, float32 of shape (n,).
@@ -212,8 +213,8 @@ class RemoteTeacher:
         for place, (query, _) in enumerate(pairs):
             by_query.setdefault(query, []).append(place)
         for places in by_query.values():
-            for start in range(0, len(places), self._api.at_once):
-                yield np.array(places[start : start + self._api.at_once])
+            for start in range(0, len(places), self._at_once):
+                yield np.array(places[start : start + self._at_once])
 
     def _ask(self, pairs: Sequence[Pair], places: np.ndarray, found: list[Any]) -> None:
         first = pairs[places[0]]
@@ -259,6 +260,8 @@ class RemoteTeacher:
             return {}
         try:
             answer = self._endpoint.ask(self._api.about, patience=patience)
+            if self.api == "tei" and type(most := answer.get("max_client_batch_size")) is int:
+                self._at_once = max(1, min(most, 64))
             found = described(answer, self._model)
         except RemoteError as error:
             if self.api == "openai-rerank" and error.status in (404, 405):

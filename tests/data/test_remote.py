@@ -272,8 +272,10 @@ def test_a_key_is_nowhere(
     caplog.set_level(logging.DEBUG)
     for name in ("MY_KEY", "HF_TOKEN", "OPENAI_API_KEY", "COHERE_API_KEY", "JINA_API_KEY", "VOYAGE_API_KEY"):
         monkeypatch.setenv(name, f"{name}-{KEY}")
-    a_teacher(server).score(questions(1))
-    assert server.keys == {""}, "a key of one company is nothing for another's server"
+    for api in PATHS:
+        with ScoreServer(words, api) as another:
+            a_teacher(another).score(questions(1))
+            assert another.keys == {""}, "a key of one company is nothing for another's server"
     server.key = f"MY_KEY-{KEY}"
     teacher = a_teacher(server, api_key_env="MY_KEY")
     dataset = DistillationDatasetBuilder(small_collection(), teacher, store=tmp_path / "scores.db").build(False)
@@ -324,10 +326,16 @@ def test_a_query_is_asked_about_in_one_request(server: ScoreServer) -> None:
     """Sorted by length, as for a local model, each request would have one document; some are billed by request."""
     teacher, pairs = a_teacher(server), questions(30, 40)
     random.Random(0).shuffle(pairs)
-    before = len(server.requests)
-    score_pairs(teacher, pairs, show_progress=False)
-    assert len(server.requests) - before - 1 == 30
+    score_pairs(teacher, pairs, chunk_size=100, show_progress=False)
+    assert Counter(body["text_1"] for body in server.requests if body["text_1"].endswith("red")) == {
+        query: 1 for query, _ in pairs
+    }
     assert teacher.requests_for(pairs) == 30
+    with ScoreServer(words, "tei") as small:
+        small.at_once = 7
+        teacher = a_teacher(small)
+        assert np.allclose(teacher.score(pairs[:40]), words(pairs[:40]))
+        assert max(len(body["texts"]) for body in small.requests) <= 7, "or each request would be refused first"
 
 
 def test_a_server_that_is_not_there_is_told_soon(unused: int) -> None:
@@ -392,18 +400,23 @@ def test_options_that_mean_nothing_are_refused(told: dict[str, Any], message: st
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_and_started_again(unused: int, cross_encoder_onnx_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("api", ["vllm", "tei", "openai-rerank"])
+def test_a_server_that_is_killed_and_started_again(
+    api: str, unused: int, cross_encoder_onnx_path: Path, tmp_path: Path
+) -> None:
     """Servers are restarted under a run of days: nothing is lost, nothing paid for twice, and the scores are equal."""
-    log, arguments = tmp_path / "answered", ["vllm", str(unused), str(cross_encoder_onnx_path)]
+    model = cross_encoder_onnx_path if api == "vllm" else TINY  # one is enough of that size
+    log, arguments = tmp_path / "answered", [api, str(unused), str(model)]
     command = [sys.executable, "-m", "tests.helpers.score_server", *arguments, str(log)]
     start = {"cwd": Path(__file__).resolve().parents[2], "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
     collection = small_collection()
-    here = CrossEncoderTeacher(cross_encoder_onnx_path, batch_size=1)
+    here = CrossEncoderTeacher(model, batch_size=1)
     expected = DistillationDatasetBuilder(collection, here, store=tmp_path / "here.db").build(False)
     running = [subprocess.Popen(command, **start)]
     try:
         _wait_for(unused)
-        teacher = RemoteTeacher(f"http://127.0.0.1:{unused}", revision="1", concurrency=2, give_up_after=120)
+        options = {"concurrency": 2, "give_up_after": 120, "activation": "identity"}
+        teacher = RemoteTeacher(f"http://127.0.0.1:{unused}", **options)
 
         def kill_and_start() -> None:
             while not log.exists() or len(log.read_text().splitlines()) < 100:

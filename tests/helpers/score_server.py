@@ -52,6 +52,7 @@ class ScoreServer:
         self.strict = False  # refuses fields that it does not know
         self.key: str | None = None  # that it asks for
         self.longest = 10**9  # characters of a pair; longer ones are refused
+        self.at_once = 32  # documents of a request, where the API has a limit
         self.seconds = 0.0  # of each answer
         self.first_place = 0.0  # logits for what a judge is shown first
         self.faults: deque[str] = deque()
@@ -98,7 +99,13 @@ class ScoreServer:
     async def info(self, request: Request) -> Response:
         if (refused := self._refused(request)) is not None:
             return refused
-        told = {"model_id": self.model, "model_sha": self.revision, "model_dtype": "float32", "max_input_length": 512}
+        told: dict[str, Any] = {
+            "model_id": self.model,
+            "model_sha": self.revision,
+            "model_dtype": "float32",
+            "max_input_length": 512,
+        }
+        told["max_client_batch_size"] = self.at_once
         return JSONResponse(told | {"model_type": {"reranker": {"id2label": {"0": "LABEL_0"}}}})
 
     def _refused(self, request: Request) -> Response | None:
@@ -121,8 +128,8 @@ class ScoreServer:
             return early
         if self.strict and body.keys() & {"raw_scores", "use_activation"}:
             return JSONResponse({"error": "extra fields"}, 422)
-        if len(documents) > 32 and self.api == "tei":
-            return JSONResponse({"error": f"batch size {len(documents)} > maximum allowed batch size 32"}, 413)
+        if len(documents) > self.at_once and self.api == "tei":
+            return JSONResponse({"error": f"batch size {len(documents)} > maximum allowed"}, 413)
         if any(len(query) + len(text) > self.longest for text in documents):
             return JSONResponse({"error": "inputs must have less than 512 tokens"}, 413)
         scores = await run_in_threadpool(self._scores, [(query, text) for text in documents])
