@@ -237,6 +237,7 @@ def test_another_version_under_the_same_name_is_noticed(tmp_path: Path, caplog: 
             score_pairs(a_teacher(server, revision="2"), questions(3), store=store, show_progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_its_server_is_gone(
     server: ScoreServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
