@@ -35,6 +35,7 @@ LAZY = {
     "matplotlib": "an extra",
     "onnxruntime": "an extra",
     "ray": "an extra",
+    "vllm": "is there on machines with GPUs alone",
     "st_wkl": "what takes as long as what it imports, or is needed by one command alone",
 }
 

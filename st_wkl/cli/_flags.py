@@ -27,7 +27,7 @@ _NAMES: dict[str, str | None] = {
     "collection.source": "collection",
     "candidates.sources": None,
     "teacher.model": "--teacher",
-    **{f"teacher.{name}": f"--teacher-{name}" for name in ("revision", "url", "api", "activation", "timeout")},
+    **{f"teacher.{name}": f"--teacher-{name}" for name in ("kind", "revision", "url", "api", "activation", "timeout")},
     "teacher.model_kwargs": "--model-kwarg",
     "student.model": "--student",
     "student.prompts": None,

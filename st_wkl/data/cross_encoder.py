@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
+from sentence_transformers.util import load_file_path
 
 from st_wkl.data.backends import FALLBACK_LENGTH, OnnxEngine, TorchEngine
 from st_wkl.data.provenance import stated_license
 from st_wkl.data.teacher import Pair
-from st_wkl.files import content_hash, expanded
+from st_wkl.data.vllm import VllmEngine
+from st_wkl.files import content_hash, expanded, read_json
 from st_wkl.model_checks import check_complete, check_fits
 from st_wkl.model_files import SETTINGS, exported_files, hash_files, onnx_file, other_files, settings_files, torch_files
 from st_wkl.models import identity as model_identity
@@ -36,6 +38,8 @@ _OWN_OPTIONS = {
     **dict.fromkeys(("token", "use_auth_token"), "log in with `hf auth login`, or set HF_TOKEN"),
     **dict.fromkeys(("config", "state_dict", "num_labels"), "it would be another model; give a folder of that"),
 }
+# Rerankers that no pair of texts can be given to, by their architecture.
+_LISTWISE, _LAYERWISE = ("JinaForRanking",), ("LayerWise", "CostWise")
 # What decides where weights lie, and no score.
 _NO_MATTER = "device_map max_memory offload_folder offload_buffers low_cpu_mem_usage cache_dir local_files_only".split()  # noqa: SIM905
 
@@ -53,7 +57,8 @@ class CrossEncoderTeacher:
         model: Hub id, folder, `packaged:` name, or a loaded `CrossEncoder` (for a dtype, quantisation or several
             devices of your own).
         backend: `"torch"`, `"onnx"` (extra `onnx`; a folder or repository with model.onnx or onnx/model.onnx and
-            tokenizer.json, run by onnxruntime directly), or `"auto"`: ONNX for a folder with nothing else.
+            tokenizer.json, run by onnxruntime directly), `"vllm"` (where it is installed; `max_length` and `dtype` have
+            to be said, `model_kwargs` are those of `vllm.LLM`), or `"auto"`: ONNX for a folder with nothing else.
         max_length: Tokens of a pair; longer ones are cut. `None` takes the model's own, or 512 where it names none.
         batch_tokens: Tokens of one forward pass, padding included; `None` takes 2,048 on a CPU (1,024 with ONNX;
             small batches stay in its cache) and 32,768 on a GPU. Lower it when memory ends.
@@ -88,7 +93,7 @@ class CrossEncoderTeacher:
         self,
         model: str | os.PathLike[str] | CrossEncoder,
         *,
-        backend: Literal["auto", "torch", "onnx"] = "auto",
+        backend: Literal["auto", "torch", "onnx", "vllm"] = "auto",
         max_length: int | None = None,
         batch_tokens: int | None = None,
         batch_size: int | None = None,
@@ -100,8 +105,8 @@ class CrossEncoderTeacher:
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         options: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("self", "model")}
-        if backend not in ("auto", "torch", "onnx"):
-            raise ValueError(f'backend must be "auto", "torch" or "onnx", got {backend!r}.')
+        if backend not in ("auto", "torch", "onnx", "vllm"):
+            raise ValueError(f'backend must be "auto", "torch", "onnx" or "vllm", got {backend!r}.')
         if dtype not in (None, "auto", "float32", "bfloat16", "float16"):
             raise ValueError(f'dtype must be "auto", "float32", "bfloat16" or "float16", got {dtype!r}.')
         check_options(max_length=max_length, batch_size=batch_size, batch_tokens=batch_tokens)
@@ -207,16 +212,19 @@ class CrossEncoderTeacher:
         logger.info("Scored %d pairs; %d were longer than %s tokens", len(pairs), cut, self._engine.max_length)
 
 
-_Made = tuple[TorchEngine | OnnxEngine, str, str, str | None]  # engine, name, revision, hash of further settings
+_Made = tuple[
+    TorchEngine | OnnxEngine | VllmEngine, str, str, str | None
+]  # engine, name, revision, hash of further settings
 
 
 def _from_loaded(
     model: CrossEncoder, *, batch_tokens: int | None, batch_size: int | None, prompt: str | None, **options: Any
 ) -> _Made:
     kept = ("max_length", "dtype", "revision", "device", "model_kwargs")
-    if options["backend"] == "onnx" or any(options[name] for name in kept):
+    if options["backend"] in ("onnx", "vllm") or any(options[name] for name in kept):
         raise ValueError(
-            "A loaded CrossEncoder keeps its own backend, max_length, dtype, revision, device and model_kwargs."
+            "A loaded CrossEncoder keeps its own backend, max_length, dtype, revision and device, and model_kwargs "
+            "are for one that is loaded by name."
         )
     name = _loaded_name(model)
     check_complete(model, "teacher")  # which may lower its length, a part of the identity
@@ -259,6 +267,7 @@ def _from_source(
             folder = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
         engine = OnnxEngine(folder, max_length, batch_tokens, batch_size, device)
         return engine, name, _hash(folder, exported_files(folder)) if local else folder.name, None
+    _check_kind(name, folder if local else None, model, revision)
     if local:
         if not (weights := torch_files(folder)):
             found = f" It has {onnx_file(folder)}: use backend='onnx'." if onnx_file(folder) else ""
@@ -266,12 +275,48 @@ def _from_source(
         commit = _hash(folder, [*weights, *settings_files(folder)])
     else:  # the commit that a branch stands for, from the cache where there is no network
         commit = Path(hf_hub_download(model, "config.json", revision=revision)).parent.name
+    if backend == "vllm":
+        if prompt is not None or device is not None or batch_tokens is not None or batch_size is not None:
+            raise ValueError("vLLM makes its own batches on the GPU that it is given: no prompt, device or batch size.")
+        told = {**(model_kwargs or {}), "trust_remote_code": trust_remote_code, "revision": None if local else commit}
+        settings = content_hash(other_files(folder), size=16) if local and other_files(folder) else None
+        return VllmEngine(model, max_length, dtype, **told), name, commit, settings
     if dtype is not None:
         model_kwargs = {**(model_kwargs or {}), "dtype": _fast_dtype(device) if dtype == "auto" else dtype}
     loaded = _load_cross_encoder(model, max_length, commit, device, trust_remote_code, model_kwargs)
     check_complete(loaded, "teacher")
     settings = _settings_beyond(folder if local else None, loaded)
     return TorchEngine(loaded, batch_tokens, batch_size, prompt), name, commit, settings
+
+
+def _check_kind(name: str, folder: Path | None, model: str, revision: str | None) -> None:
+    """Refuse rerankers that would load, or nearly, and then not be asked as they were trained to be.
+
+    Raises:
+        ValueError: With what to do instead.
+    """
+    found = load_file_path(model, "config.json", revision=revision) if folder is None else folder / "config.json"
+    config = read_json(found) if found and Path(found).is_file() else {}
+    architecture = str((config.get("architectures") or [""])[0])
+    if architecture in _LISTWISE:
+        raise ValueError(
+            f"{name} ({architecture}) ranks a whole list at once, so a pair has no score of its own. Let its own code "
+            "score lists, in a class with `identity` and `score_lists`, see ListTeacher and docs/teachers.md."
+        )
+    if architecture.startswith(_LAYERWISE):
+        raise ValueError(
+            f"{name} ({architecture}) scores at a layer that is chosen when it is asked, by code of its own. Ask it in "
+            "a function: CallableTeacher(lambda pairs: reranker.compute_score(pairs, cutoff_layers=[28]), name=..., "
+            "version='layer 28', batched=True), with FlagEmbedding's reranker."
+        )
+    modules = load_file_path(model, "modules.json", revision=revision) if folder is None else folder / "modules.json"
+    if architecture.endswith("ForCausalLM") and not (modules and Path(modules).is_file()):
+        raise ValueError(
+            f"{name} is a language model ({architecture}) without modules.json, which says in what words it is asked "
+            "and which tokens are its answers: sentence-transformers would compare 'yes' and 'no' after the bare pair, "
+            "and other numbers than its own would come of it. Take its revision or conversion for "
+            "sentence-transformers 5.4 or later, or save one yourself as docs/teachers.md shows."
+        )
 
 
 def _hash(folder: Path, files: list[Path]) -> str:
@@ -303,7 +348,7 @@ def _load_cross_encoder(
         raise ValueError(
             f"{Path(model).name} is a retriever, which embeds texts one by one, and no cross-encoder. A teacher reads "
             "query and document together: take a reranker, such as packaged:ms-marco-MiniLM-L12-v2, or let a retriever "
-            "teach through FeedbackTeacher."
+            "teach through SimilarityTeacher (teacher.kind: retriever) or FeedbackTeacher."
         ) from error
     check_fits(loaded, max_length)
     if loaded.max_seq_length is None or loaded.max_seq_length > NO_LIMIT:
@@ -367,7 +412,7 @@ def _loaded_name(model: CrossEncoder) -> str:
     if not hasattr(model, "predict") or not hasattr(model, "num_labels"):
         remedy = " Wrap a function: CallableTeacher(function, name=..., version=...)." if callable(model) else ""
         if hasattr(model, "encode_query"):
-            remedy = " A retriever teaches through FeedbackTeacher."
+            remedy = " A retriever teaches through SimilarityTeacher or FeedbackTeacher."
         raise TypeError(f"A teacher is a Hub id, a folder or a CrossEncoder, got {type(model).__name__}.{remedy}")
     if model.model_card_data.base_model:
         return str(model.model_card_data.base_model)

@@ -9,12 +9,14 @@ from st_wkl.data.cross_encoder import CrossEncoderTeacher
 from st_wkl.data.ensemble import CalibratedTeacher, EnsembleTeacher
 from st_wkl.data.pairwise import CallablePairwiseTeacher, CrossEncoderPairwiseTeacher
 from st_wkl.data.scoring import score_lists
+from st_wkl.data.similarity import SimilarityTeacher
 from st_wkl.data.teacher import CallableTeacher, ListTeacher, PairwiseTeacher, Teacher
 
 __all__ = [
     "Teacher",
     "CrossEncoderTeacher",
     "CallableTeacher",
+    "SimilarityTeacher",
     "ListTeacher",
     "EnsembleTeacher",
     "CalibratedTeacher",

@@ -67,7 +67,8 @@ class CandidatesConfig:
 
 
 # Options of a teacher that is loaded here, and of requests to one that is not.
-_HERE = frozenset("backend dtype batch_tokens device prompt model_kwargs engine workers trust_remote_code".split())  # noqa: SIM905
+_ASKED = frozenset("backend dtype batch_tokens device prompt model_kwargs".split())  # noqa: SIM905
+_HERE = _ASKED | {"kind", "engine", "workers", "trust_remote_code"}
 _LIMITS, _PRICES = "timeout give_up_after concurrency requests_per_minute", "1000_requests million_tokens"
 REQUESTS = (*_LIMITS.split(), *(f"price_per_{what}" for what in _PRICES.split()))
 _THERE = frozenset(("api", "activation", "api_key_env", *REQUESTS))
@@ -80,11 +81,12 @@ class TeacherConfig:
     Args:
         model: Cross-encoder: Hub id, folder (torch or ONNX), or `packaged:` name. Several are calibrated and mixed.
             With a url what the server calls it, which one that has a single model says itself.
+        kind: `cross-encoder`, or `retriever`: a bi-encoder, sparse encoder or ColBERT, which teaches by its similarity.
         calibration: How the scores of several teachers become comparable, in each list: by `z-score`, since logits of
             two models share no scale, `min-max`, `rank` or `none`.
         weights: One for each of several teachers. Default: all alike.
         max_length: Tokens that it reads of a pair. Default: its own. 256 halves the time on long documents.
-        backend: `torch`, `onnx`, or `auto`: ONNX for a folder with nothing else.
+        backend: `torch`, `onnx`, `vllm` (with max_length and dtype), or `auto`: ONNX for a folder with nothing else.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where it is fast. Default: the model's own.
         batch_tokens: Tokens of one forward pass. Default: what suits the device; lower it when memory ends.
         device: `cpu`, `cuda`, … Default: the fastest.
@@ -114,10 +116,11 @@ class TeacherConfig:
     """
 
     model: str | list[str] | None = None
+    kind: Literal["cross-encoder", "retriever"] = "cross-encoder"
     calibration: Literal["z-score", "min-max", "rank", "none"] = "z-score"
     weights: list[float] | None = None
     max_length: int | None = None
-    backend: Literal["auto", "torch", "onnx"] = "auto"
+    backend: Literal["auto", "torch", "onnx", "vllm"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     batch_tokens: int | None = None
     device: str | None = None
@@ -153,6 +156,10 @@ class TeacherConfig:
             refused |= {"model"} if isinstance(self.model, list) else set()
         for name in sorted(told & refused):
             raise OptionError(name, f"means nothing {'for a teacher with a url' if self.url else 'without a url'}.")
+        for name in sorted(told & (_ASKED | {"max_length", "revision"}) if self.kind == "retriever" else ()):
+            raise OptionError(
+                name, "means nothing for a retriever, which keeps its own: save one that has what you want."
+            )
         if self.pairwise_url is not None and self.pairwise is None:
             raise OptionError("pairwise_url", "means nothing without the model that is asked: name it as pairwise.")
         if self.workers is not None and self.engine == "process":

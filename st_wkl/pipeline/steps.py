@@ -23,6 +23,7 @@ from st_wkl.data.importers import convert, holds_lists
 from st_wkl.data.judge import ChatListTeacher, ChatPairwiseTeacher
 from st_wkl.data.layouts import NAMES
 from st_wkl.data.remote import RemoteTeacher
+from st_wkl.data.similarity import SimilarityTeacher
 from st_wkl.files import read_json
 from st_wkl.models import load_model, set_prompts
 from st_wkl.packaged import named
@@ -89,7 +90,8 @@ def load_teacher(options: TeacherConfig) -> Any:
         if options.api == "chat":
             return call(ChatListTeacher, options, **given)
         return call(RemoteTeacher, options, **given)
-    teachers = [call(CrossEncoderTeacher, options, model=named(model)[0]) for model in options.models]
+    kind: Any = SimilarityTeacher if options.kind == "retriever" else CrossEncoderTeacher
+    teachers = [call(kind, options, model=named(model)[0]) for model in options.models]
     return teachers[0] if len(teachers) == 1 else call(EnsembleTeacher, options, teachers=teachers)
 
 
