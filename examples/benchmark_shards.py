@@ -1,6 +1,6 @@
 """What 20 million pairs cost beside the teacher: scored in shards, each into a store of its own, merged, built at last.
 
-Run: python examples/benchmark_shards.py [--queries 1250000] [--shards 4] [--documents 100000] [--folder FOLDER]
+Run: python examples/benchmark_shards.py [--queries 200000] [--shards 4] [--documents 100000] [--folder FOLDER]
 
 The way of several machines on one: each shard is a process that builds its part of the queries and exports its store;
 then one store imports all, and one build finds every score in it. The teacher costs nothing (see benchmark_building.py,
@@ -22,7 +22,7 @@ from benchmark_building import Letters, task
 from st_wkl import DistillationDatasetBuilder
 from st_wkl.data import ScoreStore
 
-CANDIDATES, WORDS = 16, 60
+CANDIDATES, WORDS = 100, 60
 
 
 def score(folder: Path, queries: int, documents: int, shard: int, shards: int) -> None:
@@ -83,7 +83,7 @@ def _measured(work: Callable[..., None], *values: Any) -> None:
 def main() -> None:
     """Score, merge, build."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("queries", 1_250_000), ("documents", 100_000), ("shards", 4)):
+    for name, default in (("queries", 200_000), ("documents", 100_000), ("shards", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
         "--folder", help="where to put the files, some 5 GB for 20 million pairs; default: a temporary one"
