@@ -183,6 +183,7 @@ class Pairs:
             # lz4 is read as fast as it comes from the disk.
             whole.write_parquet(self.folder / f"{self.files:06d}.parquet", compression="lz4", row_group_size=_ROW_GROUP)
             self.parts, self.held, self.files = [], 0, self.files + 1
+            pa.default_memory_pool().release_unused()  # else it keeps what the batches took, half a gigabyte and more
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Yield first and last query of parts of about half a million pairs."""
@@ -210,7 +211,8 @@ def single(pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     Args:
         pairs: Sorted by query and place.
     """
-    if not pairs.select(pl.struct("query", "document").is_duplicated().any()).item():
+    both = pairs["query"] * (1 << 32) + pairs["document"]
+    if both.n_unique() == len(pairs):
         return pairs, pairs.clear()
     grouped = pairs.group_by("query", "document", maintain_order=True).agg(
         pl.col("place", "id", "score").first(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -20,6 +21,24 @@ from st_wkl.data.collection_files import fetched
 _BYTES = 16 << 20  # of a batch, about
 _TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _RUNS = (".trec", ".run")
+# What others keep scores and corpora in; a pickle may run any code.
+_UNREAD = (
+    ".pkl",
+    ".pickle",
+    ".pt",
+    ".npz",
+    ".npy",
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".7z",
+    ".zst",
+    ".bz2",
+    ".xz",
+    ".xlsx",
+    ".xls",
+)
+_REMEDY = f"unpack it, or write its rows as one of {', '.join(_TABLES)}, such as query_id, document_id, score."
 # Where a row of a batch stands, for messages.
 Where = Callable[[int], str]
 
@@ -69,9 +88,14 @@ def tables(source: Any, revision: str | None = None, name: str = "the rows") -> 
     """
     if isinstance(source, str | os.PathLike):
         path = fetched(source, revision)
+        if path.is_file() and file_kind(path) in _UNREAD:
+            raise ValueError(f"{path} cannot be read: {_REMEDY}")
         if path.is_file():
             return [Table(str(path), path)]
-        found = sorted(file for file in path.rglob("*") if _is_read(file)) if path.is_dir() else []
+        there = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+        found = [file for file in there if _is_read(file)]
+        if lost := [file.name for file in there if file not in found and file_kind(file) in _UNREAD]:
+            warnings.warn(f"In {path}, {', '.join(lost[:5])} cannot be read: {_REMEDY}", stacklevel=4)
         if not found:
             what = "holds no file that is read" if path.is_dir() else "does not exist"
             raise FileNotFoundError(f"{path} {what}. Give {', '.join(_TABLES)} (text also as .gz), {', '.join(_RUNS)}.")
@@ -121,7 +145,8 @@ def _frame_parts(frame: Any) -> Iterator[pa.Table]:
 def _parquet_parts(path: Path) -> Iterator[tuple[pa.Table, Where]]:
     first = 0
     try:
-        with pq.ParquetFile(path) as file:
+        # Not all of the file in memory, as it would be with pre_buffer, until it is closed.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
             sample = next(file.iter_batches(64), None)
             for batch in file.iter_batches(_at_once(pa.table(sample))) if sample is not None else ():
                 yield pa.table(batch), _counted(f"{path}, row", first)

@@ -286,6 +286,16 @@ def test_columns_of_any_name_and_what_was_found(tmp_path: Path) -> None:
         DistillationDataset.load(3)
 
 
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    """The scores beside MS MARCO's hard negatives are a pickle, which is no file to load; overlooked is worse."""
+    jsonl(tmp_path / "rows.jsonl", rows())
+    (tmp_path / "scores.pkl.gz").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"scores\.pkl\.gz cannot be read: unpack it, or write its rows"):
+        assert len(DistillationDataset.load(tmp_path)) == 2
+    with pytest.raises(ValueError, match=r"scores\.pkl\.gz cannot be read"):
+        DistillationDataset.load(tmp_path / "scores.pkl.gz")
+
+
 def test_a_cut_off_file_is_named(tmp_path: Path) -> None:
     """Half a download must not become half a dataset."""
     whole = jsonl(tmp_path / "rows.jsonl.gz", rows() * 200).read_bytes()
