@@ -56,7 +56,7 @@ def dataset_card(provenance: Mapping[str, Any], *, rows: int, documents: int, pr
     parts = [
         f"# {markdown_text(collection)}, scored by {markdown_text(teacher)}",
         f"{rows:,} candidate lists over {documents:,} documents for ranking distillation, "
-        "with the raw scores of the teacher. Made with st_wkl.",
+        f"with the {'' if provenance.get('imported') else 'raw '}scores of the teacher. Made with st_wkl.",
         _COLUMNS + (_PREFERENCES if preferences else ""),
     ]
     if made:
@@ -118,6 +118,7 @@ def _made(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Teacher", listed(_teacher_name(provenance), {**teacher, **licence})
     elif teacher:  # several teachers: whatever describes them
         yield "Teachers", listed(None, {"teacher": str(teacher)})
+    yield "Read as", markdown_text(provenance.get("imported") or "")  # scores that others have made
     yield "Candidates", listed(None, provenance.get("candidates") or {})
     selection = {"num_negatives": provenance.get("num_negatives"), **(provenance.get("selection") or {})}
     yield "Selection", listed(None, selection)

@@ -1,4 +1,4 @@
-"""Scored pairs of any number to lists by query, in bounded memory: 33 bytes a text that was seen, the rest on disk.
+"""Scored pairs of any number to lists by query, in bounded memory: 41 bytes a text that was seen, the rest on disk.
 
 polars' own streaming `group_by` keeps all different texts in memory (10 million triples of a million documents: 4.3
 GB), and duckdb's lists do not leave memory either.

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from st_wkl.data._rows import file_kind, numbered_lines, rows
 from st_wkl.data.collection_files import fetched
 
-_BYTES = 16 << 20  # of a batch, about
+_BYTES = 32 << 20  # of a batch, about
 _TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _RUNS = (".trec", ".run")
 # What others keep scores and corpora in; a pickle may run any code.
@@ -56,7 +56,7 @@ class Table:
     source: Any
 
     def batches(self) -> Iterator[tuple[pa.Table, Where]]:
-        """Yield the rows in parts of some 16 MB, each with what says where one of its rows stands."""
+        """Yield the rows in parts of some 32 MB, each with what says where one of its rows stands."""
         if not isinstance(self.source, Path):
             first = 0
             for part in _frame_parts(self.source):

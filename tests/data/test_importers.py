@@ -143,6 +143,9 @@ def test_every_layout_makes_the_same_lists(write: Callable[[Path], Any], tmp_pat
     assert read(made, labels=judged) == [(q, d if judged else [one[:2] for one in d]) for q, d in LISTS]
     assert made.provenance["teacher"] == {"kind": "imported", "model": "t"}
     assert made.provenance["counts"]["pairs"] == 5
+    card = (made.save(tmp_path / "saved") / "README.md").read_text(encoding="utf-8")
+    assert "| Read as | " in card
+    assert "raw scores" not in card, "which only their maker knows"
 
 
 def hard_negatives(folder: Path) -> Any:
