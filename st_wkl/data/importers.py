@@ -358,7 +358,7 @@ class _Work:
             if wrong.any():
                 row = twice.row(int(wrong.arg_max() or 0), named=True)
                 raise ValueError(
-                    f"Query {names[row['query']].as_py()!r} and document {row['id']!r} have two scores, {row['score']} "
+                    f"{self._named(names[row['query']].as_py(), row['id'])} have two scores, {row['score']} "
                     f"and {row['other']}. Which one counts? Keep the rows of one teacher."
                 )
             self.dropped["pairs that came again"] += int((twice["times"] - 1).sum())
@@ -371,11 +371,19 @@ class _Work:
         if len(lost) and self.missing == "raise":
             row = lost.row(0, named=True)
             raise ValueError(
-                f"The scores have none for query {names[row['query']].as_py()!r} and document {row['id']!r}. Have such "
+                f"{self._named(names[row['query']].as_py(), row['id'])} have no score among the others. Have such "
                 'pairs left out and counted with missing="drop" (--missing drop).'
             )
         self.dropped["pairs without a score"] += len(lost)
         return joined.filter(pl.col("score").is_not_null()).select(found.columns)
+
+    def _named(self, query: str, document: str) -> str:
+        """Return a pair for a message, with its texts, since ids may be hashes of these."""
+        told = []
+        for kind, key in (("Query", query), ("document", document)):
+            rows = pl.scan_parquet(self.files[kind.lower()]).filter(pl.col(f"{kind.lower()}_id") == key)
+            told.append(f"{kind} {key!r} ({rows.select('text').collect().item()[:60]!r})")
+        return " and ".join(told)
 
     def _lost(self) -> str:
         return ", ".join(f"{count:,} {what}" for what, count in self.dropped.items() if count)
