@@ -350,7 +350,7 @@ def test_a_fast_teacher_waits_for_few_commits(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_quick_teacher_goes_on_while_its_scores_are_written(tmp_path: Path) -> None:
     """The disk cost a GPU a tenth of its time; all is there in the end, and an error of the disk is one of the run."""
-    pairs, seen = make_pairs(400), []
+    pairs, seen = make_pairs(4_000), []
 
     class Quick(BatchTeacher):
         def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -367,7 +367,7 @@ def test_a_quick_teacher_goes_on_while_its_scores_are_written(tmp_path: Path) ->
         assert any("st_wkl-store" in name for names in seen for name in names), "written in between"
         with pytest.raises(ScoreStoreError, match="no such table"):
             score_pairs(Quick(), pairs, store=store, show_progress=False, chunk_size=8)
-        assert len(seen) < 20, "the run went on without its store"
+        assert len(seen) < 250, "the run went on without its store"
 
 
 def test_lists_of_a_teacher_must_be_as_many() -> None:
