@@ -116,16 +116,15 @@ def write_scores(connection: sqlite3.Connection, teacher: int, pairs: TextPairs,
         connection.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", checks)
 
 
-def seal(connection: sqlite3.Connection, teachers: Iterable[int]) -> None:
-    """Write the checksums that some teachers' scores lack."""
-    lacking = (
-        "SELECT DISTINCT query FROM scores WHERE teacher = ?1 AND NOT EXISTS "
-        "(SELECT 1 FROM checks WHERE checks.teacher = ?1 AND checks.query = scores.query)"
-    )
-    for teacher in teachers:
-        name_teacher(connection, teacher)
-        queries = [query for (query,) in connection.execute(lacking, (teacher,))]
-        for query, documents, scores, _ in read_scores(connection, teacher, queries, checked=False):
+def seal(connection: sqlite3.Connection, lists: Iterable[tuple[int, bytes]]) -> None:
+    """Write the checksums that some lists lack, each a teacher's scores of a query."""
+    there = f"SELECT 1 FROM checks {_OF}"
+    lacking: dict[int, list[bytes]] = {}
+    for teacher, query in lists:
+        if connection.execute(there, (teacher, query)).fetchone() is None:
+            lacking.setdefault(teacher, []).append(query)
+    for teacher, queries in lacking.items():
+        for query, documents, scores, _ in list(read_scores(connection, teacher, queries, checked=False)):
             checksum = _checksum(query, documents, scores)
             connection.execute("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (teacher, query, checksum))
 

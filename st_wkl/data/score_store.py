@@ -268,7 +268,8 @@ class ScoreStore:
                 "JOIN teachers old ON old.id = scores.teacher AND old.identity = ?",
                 (teacher, _canonical(former)),
             ).rowcount
-            seal(self._connection, [teacher])
+            of = "SELECT DISTINCT teacher, query FROM scores WHERE teacher = ?"
+            seal(self._connection, self._connection.execute(of, (teacher,)).fetchall())
             return adopted
 
     def count(self) -> int:
@@ -327,9 +328,7 @@ class ScoreStore:
             return write_export(path, batches, total=self.count(), show_progress=show_progress)
 
     def import_parquet(self, path: str | os.PathLike[str], *, show_progress: bool = True) -> int:
-        """Add the scores of a file that `export_parquet` wrote, all or none, and return the number of new ones.
-
-        Scores that are here already stay as they are.
+        """Add the scores of an exported file that are not here, all or none, and return how many these are.
 
         Raises:
             ValueError: The file is damaged, of another kind, or holds a score that is not finite.
@@ -346,7 +345,7 @@ class ScoreStore:
                     "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)",
                     zip(keys, rows["query"], rows["document"], rows["score"], strict=True),
                 ).rowcount
-            seal(self._connection, teachers.values())
+                seal(self._connection, {*zip(keys, rows["query"], strict=True)})  # not all that others have imported
             return new
 
     def _teacher(self, identity: str) -> int:
