@@ -22,22 +22,7 @@ _BYTES = 32 << 20  # of a batch, about
 _TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _RUNS = (".trec", ".run")
 # What others keep scores and corpora in; a pickle may run any code.
-_UNREAD = (
-    ".pkl",
-    ".pickle",
-    ".pt",
-    ".npz",
-    ".npy",
-    ".zip",
-    ".tar",
-    ".tgz",
-    ".7z",
-    ".zst",
-    ".bz2",
-    ".xz",
-    ".xlsx",
-    ".xls",
-)
+_UNREAD = tuple(".pkl .pickle .pt .npz .npy .zip .tar .tgz .7z .zst .bz2 .xz .xlsx .xls".split())  # noqa: SIM905
 _REMEDY = f"unpack it, or write its rows as one of {', '.join(_TABLES)}, such as query_id, document_id, score."
 # Where a row of a batch stands, for messages.
 Where = Callable[[int], str]
@@ -93,7 +78,7 @@ def tables(source: Any, revision: str | None = None, name: str = "the rows") -> 
         if path.is_file():
             return [Table(str(path), path)]
         there = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
-        found = [file for file in there if _is_read(file)]
+        found = [file for file in there if _is_read(file.relative_to(path))]
         if lost := [file.name for file in there if file not in found and file_kind(file) in _UNREAD]:
             warnings.warn(f"In {path}, {', '.join(lost[:5])} cannot be read: {_REMEDY}", stacklevel=4)
         if not found:
@@ -106,8 +91,7 @@ def tables(source: Any, revision: str | None = None, name: str = "the rows") -> 
 
 
 def _is_read(file: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.parts[1:] if part not in (".", ".."))
-    return file.is_file() and file_kind(file) in _TABLES + _RUNS and not hidden
+    return file_kind(file) in _TABLES + _RUNS and not any(part.startswith(".") for part in file.parts)
 
 
 def _frames(frame: Any, name: str) -> list[Any]:

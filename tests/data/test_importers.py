@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from st_wkl.data import grouping
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset, features
+from st_wkl.data.tables import tables
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -300,6 +301,15 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         assert len(DistillationDataset.load(tmp_path)) == 2
     with pytest.raises(ValueError, match=r"scores\.pkl\.gz cannot be read"):
         DistillationDataset.load(tmp_path / "scores.pkl.gz")
+
+
+def test_a_folder_below_a_hidden_one_is_read(tmp_path: Path) -> None:
+    """What the Hub's cache holds lies below `.cache`, and none of it would have been found."""
+    folder = tmp_path / ".cache" / "set"
+    (folder / ".git").mkdir(parents=True)
+    for file in (folder / "rows.csv", folder / ".git" / "old.csv"):
+        file.write_text("query,document,score\na,b,1.5\na,c,-2\n")
+    assert [Path(table.name).name for table in tables(folder)] == ["rows.csv"]
 
 
 def test_a_cut_off_file_is_named(tmp_path: Path) -> None:
