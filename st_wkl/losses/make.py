@@ -146,6 +146,11 @@ def _at_dimensions(student: Student, loss: nn.Module, dimensions: Sequence[int])
         raise ValueError(
             f"matryoshka cuts the one embedding of a text, and a {type(student).__name__} has none. Leave it out."
         )
+    if student.similarity_fn_name not in (None, "cosine"):
+        raise ValueError(
+            f"MatryoshkaLoss normalises what it cuts, and this student ranks by {student.similarity_fn_name}, which "
+            "lengths make a difference to: set student.similarity_fn_name to 'cosine', or leave matryoshka out."
+        )
     full: Any = student.get_embedding_dimension()
     wrong = [size for size in dimensions if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= full]
     if wrong or not dimensions or len({*dimensions}) < len(dimensions):

@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, DistillKLDivLoss, MatryoshkaLoss
 from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, SpladeLoss
+from sentence_transformers.util import pairwise_dot_score
 from torch.profiler import ProfilerActivity, profile
 
 import st_wkl.losses as ours
@@ -79,7 +80,8 @@ def test_a_step_waits_for_nothing(name: str, layout: str, tiny_bert_path: Path) 
         parts = [(1.0, WeightedKLDistillationLoss(model)), (1.0, InBatchContrastiveLoss(model))]
         loss: Any = WeightedSumLoss(model, parts)
     else:
-        loss = getattr(ours, name)(model)
+        options = {"similarity_fct": pairwise_dot_score} if name == "MSEDistillLoss" else {}
+        loss = getattr(ours, name)(model, **options)
     columns = features_and_labels(BaseDataCollator(model.preprocess), column_rows(), "dense", model)
     batch = columns if layout == "columns" else listwise_batch(model, "dense", paired_rows())
     if "Pair" in name and layout == "columns":

@@ -21,6 +21,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, CSRLoss, FlopsLoss, SpladeLoss
 from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
+from sentence_transformers.util import pairwise_dot_score
 from torch import Tensor
 
 import st_wkl.losses as ours
@@ -47,6 +48,8 @@ def make(name: str, model: Any, **options: Any) -> Any:
     if name == "WeightedSumLoss":
         terms = [(1.0, WeightedKLDistillationLoss(model)), (0.5, InBatchContrastiveLoss(model))]
         return WeightedSumLoss(model, terms, **options)
+    if name == "MSEDistillLoss":  # takes over scores that no cosine can have
+        options["similarity_fct"] = pairwise_dot_score
     return getattr(ours, name)(model, **options)
 
 

@@ -192,3 +192,7 @@ def test_matryoshka_needs_one_embedding(tiny_bert_path: Path) -> None:
     for kind in ("sparse", "multi-vector", "cross-encoder"):
         with pytest.raises(ValueError, match="matryoshka cuts the one embedding of a text"):
             make_loss(make_student(kind, tiny_bert_path), matryoshka=[8])
+    dot = make_student("dense", tiny_bert_path)
+    dot.similarity_fn_name = "dot"
+    with pytest.raises(ValueError, match="MatryoshkaLoss normalises what it cuts, and this student ranks by dot"):
+        make_loss(dot, matryoshka=[8])
