@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from st_wkl.data.collator import ListwiseCollator
     from st_wkl.data.collection import Collection
     from st_wkl.data.dataset import DistillationDataset
+    from st_wkl.data.remote import RemoteTeacher
     from st_wkl.data.selection import Selection
     from st_wkl.data.teachers import CrossEncoderTeacher
     from st_wkl.evaluation import Results, compare, evaluate
@@ -59,6 +60,7 @@ _HOMES = {
     "ListwiseCollator": "st_wkl.data.collator",
     "DistillationDatasetBuilder": "st_wkl.data.builder",
     "CrossEncoderTeacher": "st_wkl.data.teachers",
+    "RemoteTeacher": "st_wkl.data.remote",
     "Collection": "st_wkl.data.collection",
     "DistillationDataset": "st_wkl.data.dataset",
     "Selection": "st_wkl.data.selection",
@@ -95,6 +97,7 @@ __all__ = [
     "ListwiseCollator",
     "DistillationDatasetBuilder",
     "CrossEncoderTeacher",
+    "RemoteTeacher",
     "Collection",
     "DistillationDataset",
     "Selection",

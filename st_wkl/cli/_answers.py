@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -68,17 +69,17 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
         try:
             if _processes.launched() > 1 and name not in _TOGETHER:
                 raise ValueError(f"torchrun is for {' and '.join(_TOGETHER)}; start {name} as one process.")
-            with _hushed() if asked.quiet else contextlib.redirect_stdout(sys.stderr):
+            with _terminable(), _hushed() if asked.quiet else contextlib.redirect_stdout(sys.stderr):
                 options = flags.read(given)
                 with _alone(options):
                     value, text = command(asked, **options)
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             print(f"error: {flags.spelled(error)}", file=sys.stderr)
             raise SystemExit(1) from error
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             again = "goes on from here" if name in _GOES_ON or given.get("evaluation__cache") else "starts anew"
             print(f"stopped; the same command {again}", file=sys.stderr)
-            raise SystemExit(130) from None
+            raise SystemExit(143 if isinstance(stopped, _Terminated) else 130) from None
         finally:
             _processes.leave()
         if _processes.is_first():
@@ -87,6 +88,26 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
     run.__signature__ = flags.signature  # type: ignore[attr-defined]
     run.__annotations__ = {key: one.annotation for key, one in flags.signature.parameters.items()}
     return run
+
+
+class _Terminated(KeyboardInterrupt):
+    """What a batch system or a container sends before it kills: everything ends as with Ctrl-C, and is kept."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _alone(options: dict[str, Any]) -> contextlib.AbstractContextManager[None]:

@@ -111,7 +111,7 @@ def build(
         run: TREC run file in place of BM25; repeatable, as retrievers are: all are fused.
         retriever: Retriever in place of BM25: the student, or bm25:k1=0.9,b=0.4.
         bm25: BM25 beside runs and retrievers.
-        dry_run: Only say how many pairs, tokens and hours.
+        dry_run: Only say how many pairs, tokens and hours; a sample of pairs is scored for it, and not kept.
         plot: PNG file for the report on the teacher.
     """
     if not (output / "provenance.json").is_file() and not holds_nothing(output):

@@ -163,6 +163,9 @@ def _object(row: Any, where: str) -> dict[str, Any]:
 
 def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     header: list[str] | None = None
+    first = next((line for _, line in numbered_lines(path)), "")
+    if delimiter not in first:  # spreadsheets write .csv with the separator of their country
+        delimiter = next((other for other in (";", "\t", "|") if other in first), delimiter)
     for number, cells in delimited(path, delimiter):
         if header is None:
             header = [cell.strip() for cell in cells]

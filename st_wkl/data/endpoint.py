@@ -27,8 +27,8 @@ _ATTEMPTS = 3
 _LATER = frozenset({408, 425, 429, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 _LARGEST = 1 << 28  # bytes of an answer
 # Answers are handed on once the model was looked at again: at most so often, and after so many requests, one of which
-# is the look itself.
-_SECONDS, _REQUESTS = 5.0, 20
+# is the look itself, or, of a slow server, after so many seconds.
+_SECONDS, _REQUESTS, _LONGEST = 5.0, 20, 15.0
 _FIRST_PATIENCE = 10.0  # a wrong address is told soon
 
 
@@ -157,7 +157,12 @@ class Endpoint:
             sleep=tenacity.sleep_using_event(self._closing),
             reraise=True,
         )
-        return retrying(self._once, path, body, read, f" It was asked about {about}." if about else "")
+        try:
+            return retrying(self._once, path, body, read, f" It was asked about {about}." if about else "")
+        except Unanswered as error:
+            if not error.answered and patience is None:
+                error.args = (f"{error} It is waited for {limit:g} s (give_up_after); the same command goes on.",)
+            raise
 
     def _once(self, path: str, body: Any, read: Callable[[Any], Any], about: str) -> Any:
         self._take_turn()
@@ -177,7 +182,8 @@ class Endpoint:
             answer = json.loads(content)
             found = read(answer)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            told = f"{url} answered with something that is no answer ({type(error).__name__}: {error})."
+            kind = headers.get("content-type", "no type")
+            told = f"{url} answered ({kind}) with something that is no answer ({type(error).__name__}: {error})."
             raise Unanswered(self.scrub(told)[:600] + about, answered=True) from None
         if body is not None:
             self._count(answer)
@@ -337,8 +343,9 @@ class Watched:
             self.check()
         try:
             for _ in self.endpoint.each(jobs, lambda job: work(job, answers)):
-                late = time.monotonic() - since >= _SECONDS
-                if late and self.endpoint.requests - asked >= _REQUESTS and answers:
+                late = time.monotonic() - since
+                many = late >= _SECONDS and self.endpoint.requests - asked >= _REQUESTS
+                if (many or late >= _LONGEST) and answers:
                     count = len(answers)  # what comes during the look waits for the next
                     self.check()
                     yield from answers[:count]

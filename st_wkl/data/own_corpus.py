@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import shlex
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from st_wkl.data.layouts import roles, titled, told_columns
 from st_wkl.data.tables import Table, as_text, seen, tables
 from st_wkl.ranges import check_options
 from st_wkl.text import text_hash
+
+logger = logging.getLogger(__name__)
 
 
 def read_corpus(
@@ -48,6 +52,8 @@ def read_corpus(
             f"No documents are in {seen(first)}. Name the columns of their ids and texts: id=, text=, title= "
             "(--id, --text, --title)."
         )
+    for table, kind in kinds:
+        _tell(table.name, kind, first[table.name].column_names, _own(first[table.name], told))
     for kind in ("documents", "queries", "judgements"):  # which name the former ones
         for table, of in kinds:
             if of == kind:
@@ -58,6 +64,16 @@ def read_corpus(
             "--query), or give tables of queries and judgements (queries=, judgements=; --queries, --judgements)."
         )
     return made.documents, made.queries, made.judged
+
+
+def _tell(name: str, kind: str, columns: list[str], found: Mapping[str, str]) -> None:
+    """Say which column was taken for what: a guess that nobody sees is a wrong corpus."""
+    if not kind:
+        warnings.warn(f"{name} is not read; its columns are {', '.join(columns)}.", stacklevel=4)
+        return
+    taken = ", ".join(f"{role} from {column!r}" for role, column in found.items())
+    left = ", ".join(repr(column) for column in columns if column not in found.values())
+    logger.info("%s is read as %s: %s%s", name, kind, taken, f"; not used: {left}" if left else "")
 
 
 def advice(folder: Path) -> str | None:

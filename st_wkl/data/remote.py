@@ -37,9 +37,10 @@ class RemoteTeacher:
     Requests that fail in passing (429, 502 to 504, a connection that is refused, hangs or breaks) are made again with
     back-off, or after what `Retry-After` says; what is no answer (500, half a JSON, a wrong number of scores, NaN) a
     few times. What ends a run ends it with an error that names the pair, and everything that was answered is kept.
-    The server's description and the scores of four fixed texts are looked at again every few seconds: if either has
-    changed, the run stops, and no answer since the last look is kept. So it does if the store has other scores of these
-    texts, from a run in which another version had the same name.
+    The server's description and the scores of four fixed texts are looked at again every 5 to 15 seconds: if either has
+    changed (a score by more than .05 and 2 %, as batches and half precision move them, too), the run stops, and no
+    answer since the last look is kept. A process that is killed without warning loses the answers since that look. The
+    fixed texts' scores lie in the store, so that another run notices another model under an old name.
 
     Args:
         url: The server, such as `http://127.0.0.1:8000`.

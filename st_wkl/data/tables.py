@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -169,11 +170,17 @@ def _column(values: list[Any], name: str, where: Where) -> pa.Array:
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):  # of several types, as ids of JSON may be
-        for row, value in enumerate(values):
-            if isinstance(value, dict | list):
-                raise ValueError(
-                    f"{where(row)}: the field {name!r} holds {str(value)[:60]!r}, and other rows hold another type."
-                ) from None
+        kinds = Counter(isinstance(value, dict | list) for value in values if value is not None)
+        if kinds[True]:  # the rarer kind is the mistake
+            odd = kinds[True] <= kinds[False]
+            row, value = next(
+                (row, value)
+                for row, value in enumerate(values)
+                if value is not None and isinstance(value, dict | list) == odd
+            )
+            raise ValueError(
+                f"{where(row)}: the field {name!r} holds {str(value)[:60]!r}, and other rows hold another type."
+            ) from None
         return pa.array([None if value is None else as_text(pa.array([value]))[0].as_py() for value in values])
 
 

@@ -194,7 +194,7 @@ def _cut(model: Any, truncate_dim: int) -> Any:
     if not isinstance(model, SentenceTransformer):
         raise ValueError(f"truncate_dim cuts the one embedding of a text, and a {type(model).__name__} has none.")
     full = model.get_embedding_dimension()
-    if isinstance(truncate_dim, bool) or not 0 < truncate_dim <= (full or 0):
+    if isinstance(truncate_dim, bool) or not isinstance(truncate_dim, int) or not 0 < truncate_dim <= (full or 0):
         raise ValueError(f"truncate_dim must be from 1 to the model's {full}, got {truncate_dim!r}.")
     cut = copy.copy(model)
     cut.truncate_dim = truncate_dim

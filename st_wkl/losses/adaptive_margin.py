@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import st_wkl.functional as functional
+from st_wkl.losses.base import NOTHING_TO_COMPARE
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.lists import CandidateLists, columns_without_teacher, holds_lists, unpack
 from st_wkl.losses.options import spelled_out
@@ -49,6 +50,7 @@ class AdaptiveRelevanceMarginLoss(StudentLoss):
     positive_threshold: float = 1.0
 
     shown = ("target", "error", "in_batch")
+    if_nothing_is_positive = NOTHING_TO_COMPARE
     paper = "arm2024"
 
     def __post_init__(self) -> None:

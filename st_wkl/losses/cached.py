@@ -112,6 +112,11 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
         self.uses_gradient_cache = self.mini_batch_size is not None
         # Decided now, because the trainer replaces `self.model` by a wrapper of another class.
         self.output = student_output(self.model)
+        if self.output == "score" and self.model.num_labels != 1:
+            raise ValueError(
+                f"{type(self).__name__} ranks by one score, and this CrossEncoder has {self.model.num_labels} labels: "
+                "load it with num_labels=1."
+            )
         # What the student is used with is what it learns from.
         self.truncate_dim = getattr(self.model, "truncate_dim", None) if self.output == "embedding" else None
         self.batches_without_gradient = 0

@@ -9,6 +9,7 @@ import torch
 from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank, get_world_size
 from torch import Tensor
 
+from st_wkl.losses.base import NOTHING_TO_COMPARE
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.lists import CandidateLists, columns_without_teacher, holds_lists, unpack
 from st_wkl.losses.options import former, spelled_out
@@ -57,6 +58,7 @@ class InBatchContrastiveLoss(StudentLoss):
 
     shown = ("similarity_fct", "student_temperature", "own_negatives", "gather_across_devices")
     paper = "oord2019representationlearningcontrastivepredictive"
+    if_nothing_is_positive: ClassVar[str] = NOTHING_TO_COMPARE
     renamed: ClassVar = {"temperature": "student_temperature"}
     temperature = former("InBatchContrastiveLoss", "temperature", "student_temperature")
 

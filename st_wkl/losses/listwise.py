@@ -127,7 +127,8 @@ class MSEDistillLoss(CandidateListLoss):
     """Mean squared error between the student's raw scores and the teacher's, for small rerankers.
 
     Unlike upstream's `MSELoss` of cross-encoders it takes lists, and counts each list alike. A student of cosines
-    cannot take over logits: for retrievers there is `MarginMSEDistillLoss`.
+    cannot take over logits: for retrievers there is `MarginMSEDistillLoss`. A cross-encoder's `predict` puts a sigmoid
+    on top by default: `predict(pairs, activation_fn=torch.nn.Identity())` gives what was taught.
 
     Args:
         model: The student: a `CrossEncoder`, or a retriever whose similarity has no bounds.

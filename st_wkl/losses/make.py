@@ -151,6 +151,8 @@ def _at_dimensions(student: Student, loss: nn.Module, dimensions: Sequence[int])
             f"MatryoshkaLoss normalises what it cuts, and this student ranks by {student.similarity_fn_name}, which "
             "lengths make a difference to: set student.similarity_fn_name to 'cosine', or leave matryoshka out."
         )
+    if not isinstance(dimensions, Sequence) or isinstance(dimensions, str):
+        raise ValueError(f"matryoshka is a list of dimensions, such as [256, 128, 64], got {dimensions!r}.")
     full: Any = student.get_embedding_dimension()
     wrong = [size for size in dimensions if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= full]
     if wrong or not dimensions or len({*dimensions}) < len(dimensions):

@@ -212,7 +212,7 @@ class LossConfig:
             `kl+in-batch`. Default: that, or `kl` alone where a student has no single embedding for a text.
         in_batch: Weight of an in-batch contrastive term beside it. Default: 1 if no loss is named, otherwise 0.
         mini_batch_size: Texts that are embedded at once, which bounds memory. Default: 32 for transformers.
-        matryoshka: Dimensions to which embeddings can be cut after training, such as `[256, 128, 64]`. Default: none.
+        matryoshka: Dimensions to which embeddings can be cut after training, such as `[256,128,64]`. Default: none.
         negatives_per_step: Negatives of a list that a step sees, drawn anew for each epoch. Default: all.
         draw: How they are drawn: `random`, by `quantiles` of the teacher's scores, or its `top`.
         parameters: Parameters of the loss by name, such as `gamma: 2` or `student_temperature: 0.02`.

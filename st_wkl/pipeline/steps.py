@@ -91,7 +91,9 @@ def load_teacher(options: TeacherConfig) -> Any:
             return call(ChatListTeacher, options, **given)
         return call(RemoteTeacher, options, **given)
     kind: Any = SimilarityTeacher if options.kind == "retriever" else CrossEncoderTeacher
-    teachers = [call(kind, options, model=named(model)[0]) for model in options.models]
+    # A retriever is called in its scores' identity as it is in Python.
+    as_named = kind is SimilarityTeacher
+    teachers = [call(kind, options, model=model if as_named else named(model)[0]) for model in options.models]
     return teachers[0] if len(teachers) == 1 else call(EnsembleTeacher, options, teachers=teachers)
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
 import torch
+from datasets import Dataset
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
 from sentence_transformers.base.modules import Router
@@ -21,12 +23,15 @@ from transformers import TrainerCallback
 
 from st_wkl.data.collator import DOCUMENTS, OWN, ListwiseCollator
 from st_wkl.data.selection import shared_judgements, twin_queries
+from st_wkl.losses.base import NOTHING_TO_COMPARE
+from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.pair_distill import PairwisePreferenceLoss
+from st_wkl.losses.weighted_sum import WeightedSumLoss
 from st_wkl.models import own_prompt, set_prompts
 from st_wkl.training.students import takes_lists
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import IterableDataset
     from sentence_transformers.base.data_collator import BaseDataCollator
     from sentence_transformers.base.trainer import BaseTrainer
     from sentence_transformers.base.training_args import BaseTrainingArguments
@@ -92,6 +97,7 @@ def training_data(
                 "lists. DistillationDataset.to_columns() makes columns; the losses of st_wkl.losses take lists."
             )
         _say_contradictions(rows)
+    _check_positives(loss, dataset)
     count = len(rows) if hasattr(rows, "__len__") else None
     _check_batch(args, count)
     columns = [name for name in rows.column_names or [] if name not in DEFAULT_LABEL_COLUMNS]
@@ -114,6 +120,39 @@ def training_data(
     apart = any(getattr(first, name, None) for name in ("query_length", "document_length", "query_expansion"))
     apart = apart or any(isinstance(module, Router) for module in student.children())
     return TrainingData(rows, None, count, provenance, prompts or None, sides if apart else None)
+
+
+def _highest_gain(dataset: Any) -> float | None:
+    """Return the highest judged gain of any list, None where that cannot be told without reading all rows."""
+    held = getattr(dataset, "train", dataset)
+    plain = isinstance(held, Dataset) and held.format["type"] != "custom" and "labels" in held.column_names
+    if not plain or not len(held):
+        return None
+    gains = pc.max(pc.list_flatten(held.with_format("arrow")[:]["labels"])).as_py()
+    return 0.0 if gains is None else float(gains)
+
+
+def _check_positives(loss: nn.Module, dataset: Any) -> None:
+    """Stop where nothing is judged relevant, and the loss, or say so where a term of it, compares positives alone."""
+    if (gain := _highest_gain(dataset)) is None:
+        return
+    terms: list[Any] = [
+        part for part in loss.modules() if isinstance(part, StudentLoss) and not isinstance(part, WeightedSumLoss)
+    ]
+    idle = [
+        type(term).__name__
+        for term in terms
+        if getattr(term, "if_nothing_is_positive", None) == NOTHING_TO_COMPARE and gain < term.positive_threshold
+    ]
+    if not idle:
+        return
+    told = f"No document of this dataset is judged relevant (the highest gain is {gain:g})"
+    if len(idle) == len(terms):
+        raise ValueError(
+            f"{told}, and {idle[0]} compares relevant documents with others: the student would learn nothing. Train "
+            "with KL alone (loss='kl'), or give judgements."
+        )
+    logger.warning("%s: %s adds nothing to the loss.", told, ", ".join(idle))
 
 
 class DrawAnewCallback(TrainerCallback):

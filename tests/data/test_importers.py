@@ -303,6 +303,15 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         DistillationDataset.load(tmp_path / "scores.pkl.gz")
 
 
+def test_the_row_of_another_type_is_named(tmp_path: Path) -> None:
+    """One text where a list belongs, in the middle of many rows: the first row is not to blame."""
+    row = {"query": "q", "pos": ["a"], "neg": ["b", "c"], "pos_scores": [1.5], "neg_scores": [0.5, -2.0]}
+    found = [row | {"query": f"q{number}"} for number in range(9)]
+    found[4]["pos"] = "a text"
+    with pytest.raises(ValueError, match=r"line 5: the field 'pos' holds 'a text', and other rows hold another type"):
+        DistillationDataset.load(jsonl(tmp_path / "rows.jsonl", found))
+
+
 def test_a_folder_below_a_hidden_one_is_read(tmp_path: Path) -> None:
     """What the Hub's cache holds lies below `.cache`, and none of it would have been found."""
     folder = tmp_path / ".cache" / "set"

@@ -52,6 +52,26 @@ def test_frames_and_datasets_are_read_alike() -> None:
     assert (made.documents, made.qrels) == (DOCUMENTS, QRELS)
 
 
+@pytest.mark.parametrize("separator", [";", "|", "\t"])
+def test_the_separator_of_a_country(separator: str, tmp_path: Path) -> None:
+    """Half of Europe's spreadsheets write semicolons into .csv, and one column of all names is none."""
+    ASKED.assign(id=[1, 2], text=["a, b", "c"]).to_csv(tmp_path / "all.csv", index=False, sep=separator)
+    made = Collection.load(tmp_path / "all.csv", query="words", query_id="uid")
+    assert (made.documents, set(made.queries)) == ({"1": "a, b", "2": "c"}, {"007", "08"})
+
+
+def test_what_was_taken_for_what_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A column that is guessed wrongly makes another corpus, and one that is left out may be the text."""
+    caplog.set_level("INFO")
+    squad = pd.DataFrame({"context": ["Cats purr."], "question": ["who purrs"], "answer": ["cats"]})
+    squad.to_csv(tmp_path / "squad.csv", index=False)
+    Collection.load(tmp_path / "squad.csv", text="answer")
+    assert "is read as documents: text from 'answer', query from 'question'; not used: 'context'" in caplog.text
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.warns(UserWarning, match=r"other\.csv is not read; its columns are a, b"):
+        Collection.load(tmp_path, text="answer")
+
+
 def test_a_query_beside_each_document(tmp_path: Path) -> None:
     """A FAQ is one table; the same question may have several answers, and no ids are needed."""
     faq = pd.DataFrame({"question": ["who purrs", "who barks", "who purrs"], "answer": ["Cats.", "Dogs.", "Lions."]})

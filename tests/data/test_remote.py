@@ -401,6 +401,33 @@ def test_options_that_mean_nothing_are_refused(told: dict[str, Any], message: st
 
 
 @pytest.mark.slow
+def test_a_terminated_build_keeps_what_was_answered(server: ScoreServer, tmp_path: Path) -> None:
+    """Batch systems and containers say SIGTERM before they kill: what was paid for until then is paid for once."""
+    folder, store, output = write_beir(small_collection(), tmp_path / "animals"), tmp_path / "s.db", tmp_path / "out"
+    server.seconds = 0.2
+    words_of = [sys.executable, "-m", "st_wkl", "build", folder, "--teacher-url", server.url, "--store", store]
+    command = [str(word) for word in [*words_of, "--concurrency", 2, "--output", output]]
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while len(server.answered) < 60 and time.monotonic() < until:
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "stopped; the same command goes on from here" in said
+    answered = len(server.answered)
+    with ScoreStore(store) as kept:
+        assert kept.count() >= answered - 2 * 16, "all but the requests that were under way"
+    server.seconds = 0.0
+    assert subprocess.run(command, cwd=root, check=False).returncode == 0
+    again = [
+        pair for pair, count in server.answered.items() if count > 1 and pair[0] != "how many people live in Berlin"
+    ]
+    assert len(again) <= 2 * 16
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("api", ["vllm", "tei", "openai-rerank"])
 def test_a_server_that_is_killed_and_started_again(
     api: str, unused: int, cross_encoder_onnx_path: Path, tmp_path: Path

@@ -52,7 +52,7 @@ def test_cut_embeddings_are_mtebs_and_the_models_own_stay(student: Any) -> None:
     student = copy.deepcopy(student)
     student.truncate_dim = 8
     assert evaluate(student, collection()).tasks[0].per_query == cut.tasks[0].per_query != whole.tasks[0].per_query
-    for wrong in (0, True, 10_000):
+    for wrong in (0, True, 2.5, 10_000):
         with pytest.raises(ValueError, match="truncate_dim must be from 1 to the model's 8, got"):
             evaluate(student, collection(), truncate_dim=wrong)
     with pytest.raises(ValueError, match="truncate_dim cuts embeddings, and this model has none"):

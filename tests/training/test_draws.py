@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 
 from st_wkl import ListwiseCollator, WeightedKLDistillationLoss, distill, make_loss
@@ -160,6 +161,33 @@ def test_columns_and_words_without_meaning_are_refused(
         distill(student, dataset, WeightedKLDistillationLoss(student), output_dir=tmp_path / "c", matryoshka=[8])
 
 
+def test_losses_without_anything_to_compare_are_refused(
+    dataset: DistillationDataset, static_student_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hours of training with a loss of 0 ended with a card that named the loss it was taught with."""
+    student = SentenceTransformer(str(static_student_path))
+    lists = dataset.to_lists(copied=True)
+    for bare in (lists.map(lambda row: {"labels": [0] * len(row["labels"])}), _without_gains(dataset)):
+        for name in ("in-batch", "list-contrastive", "margin-kl", "margin-mse", "adaptive-margin"):
+            with pytest.raises(ValueError, match="the student would learn nothing"):
+                distill(student, bare, name, output_dir=tmp_path / name)
+        args = arguments(student, tmp_path, max_steps=1)
+        distill(student, bare, args=args, output_dir=tmp_path / bare.__class__.__name__)
+        assert "InBatchContrastiveLoss adds nothing to the loss" in caplog.text
+        caplog.clear()
+
+
+def _without_gains(dataset: DistillationDataset) -> DistillationDataset:
+    train = dataset.train.with_format(None).map(lambda row: {"labels": [0] * len(row["labels"])})
+    return replace(dataset, train=train.cast(dataset.train.features))
+
+
+def test_a_reranker_has_one_score(tiny_bert_path: Path) -> None:
+    """A classifier's labels were taken for pairs, and trained."""
+    with pytest.raises(ValueError, match="this CrossEncoder has 3 labels: load it with num_labels=1"):
+        make_loss(CrossEncoder(str(tiny_bert_path), num_labels=3), "mse")
+
+
 @pytest.mark.parametrize("mini_batch_size", [None, 2])
 @pytest.mark.parametrize("name", ["kl+in-batch", "weighted-kl", "pair-distill"])
 def test_matryoshka_is_the_mean_over_dimensions(name: str, mini_batch_size: int | None, tiny_bert_path: Path) -> None:
@@ -180,10 +208,13 @@ def test_matryoshka_is_the_mean_over_dimensions(name: str, mini_batch_size: int 
         torch.testing.assert_close(found[key], grad, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("dimensions", [[], [0], [64], [8, 8], [True], [8.0]])
+@pytest.mark.parametrize("dimensions", [[], [0], [64], [8, 8], [True], [8.0], 8])
 def test_dimensions_that_there_are_not(dimensions: Any, tiny_bert_path: Path) -> None:
     """A dimension above the student's own, or one that is none, is found before any work."""
-    with pytest.raises(ValueError, match="matryoshka must be different dimensions from 1 to the student's 32"):
+    with pytest.raises(
+        ValueError,
+        match=r"matryoshka (must be different dimensions from 1 to the student's 32|is a list of dimensions)",
+    ):
         make_loss(make_student("dense", tiny_bert_path), matryoshka=dimensions)
 
 
