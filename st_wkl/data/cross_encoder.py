@@ -16,7 +16,7 @@ from sentence_transformers.util import load_file_path
 
 from st_wkl.data.backends import FALLBACK_LENGTH, OnnxEngine, TorchEngine
 from st_wkl.data.provenance import stated_license
-from st_wkl.data.teacher import Pair
+from st_wkl.data.teacher import Pair, from_parts
 from st_wkl.data.vllm import VllmEngine
 from st_wkl.files import content_hash, expanded, read_json
 from st_wkl.model_checks import check_complete, check_fits
@@ -186,10 +186,7 @@ class CrossEncoderTeacher:
         Raises:
             ValueError: The model returns more than one number for a pair, or is another one than at the beginning.
         """
-        scores = np.empty(len(pairs), dtype=np.float32)
-        for places, found in self.score_parts(pairs):
-            scores[places] = found
-        return scores
+        return from_parts(self.score_parts(pairs), len(pairs))
 
     def score_parts(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the places of each batch in `pairs` and their raw logits, as they are finished: what can be kept.

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from st_wkl.data.endpoint import Endpoint, ModelChanged, Watched, check_url, find_key
 from st_wkl.data.rerank_apis import described
-from st_wkl.data.teacher import Lists, RemoteError, text_key
+from st_wkl.data.teacher import Lists, RemoteError, from_parts, text_key
 
 logger = logging.getLogger(__name__)
 
@@ -160,10 +160,7 @@ class ChatPairwiseTeacher(_Chat):
         Raises:
             RemoteError: The server, or the model, gives no answer; the message names the texts.
         """
-        found = np.empty(len(query), dtype=np.float32)
-        for places, answers in self.prefer_parts(query, first, second):
-            found[places] = answers
-        return found
+        return from_parts(self.prefer_parts(query, first, second), len(query))
 
     def prefer_parts(
         self, query: Sequence[str], first: Sequence[str], second: Sequence[str]

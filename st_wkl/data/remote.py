@@ -13,7 +13,7 @@ from st_wkl.data.endpoint import Endpoint, ModelChanged, Watched, check_url, fin
 from st_wkl.data.provenance import stated_license
 from st_wkl.data.rerank_apis import APIS, RerankAPI, described
 from st_wkl.data.score_store import ScoreStore
-from st_wkl.data.teacher import Pair, RemoteError, shown
+from st_wkl.data.teacher import Pair, RemoteError, from_parts, shown
 from st_wkl.ranges import check_options
 
 logger = logging.getLogger(__name__)
@@ -171,10 +171,7 @@ class RemoteTeacher:
         Raises:
             RemoteError: The server gives none; the message names the pair.
         """
-        scores = np.empty(len(pairs), dtype=np.float32)
-        for places, found in self.score_parts(pairs):
-            scores[places] = found
-        return scores
+        return from_parts(self.score_parts(pairs), len(pairs))
 
     def score_parts(self, pairs: Sequence[Pair]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield places in `pairs` and their scores, as soon as the model was looked at after they came.

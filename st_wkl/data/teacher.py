@@ -279,6 +279,14 @@ class TextPairs(Sequence[Pair]):
                 yield self.queries[query], self.documents[document]
 
 
+def from_parts(parts: Iterable[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+    """Return answers that come as `(places, values)`, float32 of shape (count,)."""
+    found = np.empty(count, dtype=np.float32)
+    for places, values in parts:
+        found[places] = values
+    return found
+
+
 def text_key(text: str) -> bytes:
     """Return the 128-bit hash by which the store knows a text."""
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
