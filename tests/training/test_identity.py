@@ -257,10 +257,10 @@ def test_a_run_is_not_another_ones_student(
     assert "adam_beta1" not in made.record.arguments
     assert run(adam_beta2=0.98).record == made.record
     with pytest.raises(FileExistsError, match=r"loss or arguments \(loss: positive_threshold 1.0 there"):
-        run(3.0, adam_beta2=0.98)
+        run(0.25, adam_beta2=0.98)
     with pytest.raises(FileExistsError, match=r"\(arguments: adam_beta2 0.98 there, 0.999 now\)"):
         run()
-    assert run(2.0, name="third").record.loss_config["positive_threshold"] == 2.0
+    assert run(0.5, name="third").record.loss_config["positive_threshold"] == 0.5
     with pytest.raises(Killed):
         run(name="cut", prompts={"query": "q: "}, callbacks=[KillAt(2)])
     with pytest.raises(ValueError, match=r"another run \(arguments: prompts"):
