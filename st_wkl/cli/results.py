@@ -191,9 +191,12 @@ def prepare(
     language: list[str] | None = None,
     release_date: str | None = None,
     contact: list[str] | None = None,
+    citation: Path | None = None,
+    superseded_by: str | None = None,
+    no_mock: bool = False,
     trust_remote_code: _Trust = False,
 ) -> Answer:
-    """Write MTEB's entry of the model, its results in the repository's layout, and what to do with both.
+    """Write MTEB's entry of the model, its mock run and results, and the texts of both pull requests.
 
     Args:
         student: Folder of the trained student, as it was pushed.
@@ -208,6 +211,9 @@ def prepare(
         language: Language and script. Default: eng-Latn.
         release_date: YYYY-MM-DD. Default: today.
         contact: GitHub handle of who answers for the model.
+        citation: BibTeX file of articles. Default: that of the loss.
+        superseded_by: Id of the model to be used in its place.
+        no_mock: Leave out MTEB's mock tasks, whose outcome reviewers ask for.
     """
     from st_wkl.publish.leaderboard import prepare as write
 
@@ -224,6 +230,9 @@ def prepare(
         languages=language or ("eng-Latn",),
         release_date=release_date,
         contacts=contact or (),
+        citation=citation,
+        superseded_by=superseded_by,
+        mock=not no_mock,
         trust_remote_code=trust_remote_code,
     )
     value = {
@@ -234,10 +243,17 @@ def prepare(
         "tasks": list(done.tasks),
         "page": str(done.page),
         "notes": list(done.notes),
+        "coverage": [asdict(row) for row in done.coverage],
+        "questions": list(done.questions),
     }
     told = f"{len(done.tasks)} results, checked" if done.tasks else "no results yet"
-    notes = "\n".join(f"- {note}" for note in done.notes)
-    return value, f"{done.model_file} holds the entry of {done.meta.name}; {told}.\n{notes}\nGo on with {done.page}."
+    lines = [f"{done.model_file} holds the entry of {done.meta.name}; {told}.", *(f"- {note}" for note in done.notes)]
+    for row in done.coverage:
+        share = "not known how much of it is" if row.zero_shot is None else f"{row.zero_shot} %"
+        lines.append(f"{row.name}: {len(row.done)} of {len(row.tasks)} tasks here, {share} zero-shot")
+        lines += [f"  not on {name}: {why}" for name, why in row.seen.items()]
+    lines += ["What only you can say:", *(f"- {question}" for question in done.questions)]
+    return value, "\n".join([*lines, f"Go on with {done.page}."])
 
 
 @answering

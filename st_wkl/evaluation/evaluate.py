@@ -142,7 +142,7 @@ def evaluate(
     kept = {} if cache is None else {"cache": Path(cache).expanduser(), "top_k": top_k}
     scores: list[TaskScores] = []
     # That nothing can be written there is found out before the work.
-    with _quiet(show_progress), nullcontext() if output is None else parents_of(results_file(output)):
+    with quiet(show_progress), nullcontext() if output is None else parents_of(results_file(output)):
         runner, about = _runner(other or model, name, revision, truncate_dim, trust_remote_code)
         for task in tqdm(resolved, desc="Tasks", disable=not show_progress or len(resolved) == 1):
             used, entries = _evaluate_task(runner, task, exposure, stage, {**speed, **kept})
@@ -286,7 +286,7 @@ def _is_for_users(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def _quiet(show_progress: bool) -> Iterator[None]:
+def quiet(show_progress: bool) -> Iterator[None]:
     """Hide upstream's messages about itself and, without progress, the bars of `datasets` that MTEB leaves on."""
     import datasets
 

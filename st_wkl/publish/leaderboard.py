@@ -19,19 +19,24 @@ import mteb
 from huggingface_hub import HfApi
 from mteb.models import ModelMeta
 from mteb.results import TaskResult
+from packaging.version import Version
 
 from st_wkl.files import replacing_folder
-from st_wkl.markdown import is_hub_id
+from st_wkl.markdown import is_hub_id, without_local_paths
 from st_wkl.models import load_model, model_revision
 from st_wkl.publish import TEMPLATES
 from st_wkl.publish.front_matter import read_card
 from st_wkl.publish.leaderboard_model import known_training_datasets, model_meta
+from st_wkl.publish.model_card import name_of
+from st_wkl.publish.review import Coverage, coverage, mock_run, not_zero_shot, open_questions
 from st_wkl.record import RECORD_FILE, TrainingRecord
 
 _PAGE = "PULL_REQUESTS.md"
 _META, _SETTINGS = "model_meta.json", "run_settings.jsonl"
-_BENCHMARKS = ("MTEB(eng, v2)", "BEIR", "NanoBEIR")
+_MOCK = "mteb_mock_run_results.md"
+_TEXTS = ("model_pull_request.md", "results_pull_request.md", "evaluation_request.md")
 _LARGEST = 10 * 2**20
+_OLDEST = Version("2.14.0")  # the first that writes run_settings.jsonl
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,9 @@ class Submission:
         results: The revision folder of the second one; None if no results were given yet.
         tasks: Names of the tasks in it.
         page: The page that says what to do.
-        notes: What a reviewer will ask about.
+        notes: What the student was trained on, and where that is known from.
+        coverage: What it means for each benchmark: results, private tasks, and the share that is zero-shot.
+        questions: What only you can say, which the checklists leave open.
     """
 
     folder: Path
@@ -55,9 +62,12 @@ class Submission:
     tasks: tuple[str, ...]
     page: Path
     notes: tuple[str, ...]
+    coverage: tuple[Coverage, ...]
+    questions: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return f"<Submission of {self.meta.name}: {len(self.tasks)} results; go on with {self.page}>"
+        told = f"{len(self.tasks)} results, {len(self.questions)} open questions"
+        return f"<Submission of {self.meta.name}: {told}; go on with {self.page}>"
 
 
 def prepare(
@@ -74,10 +84,14 @@ def prepare(
     languages: Sequence[str] = ("eng-Latn",),
     release_date: str | None = None,
     contacts: Sequence[str] = (),
+    citation: str | Path | None = None,
+    superseded_by: str | None = None,
+    mock: bool = True,
     trust_remote_code: bool = False,
 ) -> Submission:
-    """Write the model's entry for MTEB, its results in the repository's layout, and a page on the two pull requests.
+    """Write all that the two pull requests hold: entry, mock run, results, both texts with what can be ticked.
 
+    A page says what to do and what only you can say; a retriever gets the request for RTEB's private tasks, too.
     Nothing is sent anywhere. Results must come from MTEB itself; without any, the folder holds the entry and a script
     that computes them as the reviewers do, through `mteb.get_model`, and `prepare` is called again with what it wrote.
 
@@ -95,6 +109,9 @@ def prepare(
         languages: As MTEB writes them, language and script.
         release_date: `YYYY-MM-DD`. Default: today in UTC.
         contacts: GitHub handles of those who answer for the model.
+        citation: BibTeX of articles that exist, or a file of it. Default: the article of the loss, if it has one.
+        superseded_by: Id of the model that is to be used in place of this one.
+        mock: Run MTEB's mock tasks on the student, some thirty of a few texts each; reviewers ask for the outcome.
         trust_remote_code: Run code of the student's folder. Only for code that you have read.
 
     Raises:
@@ -108,10 +125,7 @@ def prepare(
         >>> print(submission.page.read_text())  # doctest: +SKIP
     """
     student, output = Path(student).expanduser(), Path(output).expanduser()
-    if not student.is_dir():
-        raise FileNotFoundError(f"{student}: there is no such folder; pass the folder of the trained student")
-    if output.exists() and not (output / _PAGE).is_file() and (output.is_file() or any(output.iterdir())):
-        raise FileExistsError(f"{output} holds something that `prepare` did not write; choose another folder")
+    _check_folders(student, output)
     sources = list(results)
     result_folders(sources)  # before the model is loaded
     repo_id = f"{org}/{name or student.resolve().name}"
@@ -120,11 +134,14 @@ def prepare(
     named = str(collection.get("name") if isinstance(collection, dict) else collection)
     licence = license or _card_license(student)
     seen, notes = known_training_datasets(record, trained_on)
+    if isinstance(citation, Path) or (citation and not citation.lstrip().startswith("@")):
+        citation = Path(citation).expanduser().read_text(encoding="utf-8")
+    commit, public = (revision, None) if revision else _newest_commit(repo_id)
     model, _ = load_model(student, trust_remote_code=trust_remote_code)
     meta = model_meta(
         model,
         name=repo_id,
-        revision=revision or _newest_commit(repo_id),
+        revision=commit,
         license=licence,
         training_datasets=seen,
         adapted_from=record.student if record and is_hub_id(record.student) else None,
@@ -132,24 +149,62 @@ def prepare(
         languages=languages,
         release_date=release_date,
         contacts=contacts,
+        citation=citation or (record.loss_citation.strip() or None if record else None),
+        superseded_by=superseded_by,
+        record=record,
     )
-    if seen is None:
-        notes.append(
-            "So `training_datasets` is None (unknown), and the leaderboard cannot say on which tasks the model is "
-            "zero-shot. Name what is missing with `--trained-on TASK`, or `--trained-on none` if nothing is."
-        )
-    if meta.public_training_data is False:
-        notes.append("No link to public training data; give one with `--training-data URL` if there is one.")
     module = f"{re.sub(r'[^a-z0-9]+', '_', org.lower()).strip('_')}_models"
     with replacing_folder(output) as new:  # checked there, before anything is replaced
-        (new / f"{module}.py").write_text(model_code(meta), encoding="utf-8")
         place = collect(sources, meta, model_revision(model), new) if sources else None
         tasks = tuple(file.stem for file in _task_files(place)) if place else ()
-        page = _rendered(_PAGE, meta, module=module, tasks=tasks, notes=notes, benchmarks=list(_coverage(meta, tasks)))
-        (new / _PAGE).write_text(page, encoding="utf-8")
-        (new / "evaluate.py").write_text(_rendered("evaluate.py", meta, module=module), encoding="utf-8")
+        checked = mock_run(model, meta) if mock else None
+        reference = bool(place) and all(_about(folder)["name"] == repo_id for folder in result_folders(sources))
+        rows = coverage(meta, seen, tasks)
+        questions = open_questions(meta, checked, public, citation is not None, reference, bool(tasks))
+        told = {
+            "module": module,
+            "tasks": tasks,
+            "notes": notes,
+            "coverage": rows,
+            "questions": questions,
+            "mock": checked,
+            "public": public,
+            "reference": reference,
+            "disclosed": not_zero_shot(meta, seen, tasks),
+            "origin": _origin(meta, record, named),
+        }
+        _write(new, student, meta, told)
     found = output / place.relative_to(new) if place else None
-    return Submission(output, meta, output / f"{module}.py", found, tasks, output / _PAGE, tuple(notes))
+    written = (output / f"{module}.py", found, tasks, output / _PAGE)
+    return Submission(output, meta, *written, tuple(notes), tuple(rows), tuple(questions))
+
+
+def _check_folders(student: Path, output: Path) -> None:
+    if not student.is_dir():
+        raise FileNotFoundError(f"{student}: there is no such folder; pass the folder of the trained student")
+    if output.exists() and not (output / _PAGE).is_file() and (output.is_file() or any(output.iterdir())):
+        raise FileExistsError(f"{output} holds something that `prepare` did not write; choose another folder")
+
+
+def _write(new: Path, student: Path, meta: ModelMeta, told: dict[str, Any]) -> None:
+    """Write entry, mock run, script and texts into the new folder, without paths of this machine."""
+    (new / f"{told['module']}.py").write_text(model_code(meta), encoding="utf-8")
+    if told["mock"] is not None:
+        (new / _MOCK).write_text(told["mock"].to_markdown() + "\n", encoding="utf-8")
+    rteb = next((row for row in told["coverage"] if row.private), None)
+    told |= {"rteb": rteb, "has_card": (student / "README.md").is_file()}
+    for name in (_PAGE, "evaluate.py", *_TEXTS[: 3 if rteb else 2]):
+        (new / name).write_text(without_local_paths(_rendered(name, meta, **told), student), encoding="utf-8")
+
+
+def _origin(meta: ModelMeta, record: TrainingRecord | None, collection: str) -> str:
+    """Return in a sentence or two what the model is and where it comes from."""
+    kind = f"{meta.name} is a {' and '.join(meta.model_type)} model"
+    if record is None:
+        return f"{kind}; it carries no record of its training."
+    teacher = name_of(record.teacher) or "no teacher"
+    version = record.versions.get("st-wkl", "")
+    return f"{kind}: {record.student}, taught by {teacher} on {collection} with {record.loss} (st-wkl {version})."
 
 
 def model_code(meta: ModelMeta) -> str:
@@ -162,14 +217,6 @@ def _rendered(name: str, meta: ModelMeta, **values: Any) -> str:
     variable = re.sub(r"\W+", "_", str(meta.name).split("/")[-1]).strip("_").lower()
     variable = f"model_{variable}" if variable[:1].isdigit() else variable
     return TEMPLATES.get_template(f"{name.lower()}.jinja").render(meta=meta, variable=variable, **values)
-
-
-def _coverage(meta: ModelMeta, tasks: Sequence[str]) -> Iterator[tuple[str, int, int, int | None]]:
-    """Yield each benchmark with how many of its tasks are there, how many it has, and the share that is zero-shot."""
-    for name in _BENCHMARKS:
-        members = mteb.get_benchmark(name).tasks
-        share = None if meta.training_datasets is None else meta.zero_shot_percentage(members)
-        yield name, len({*tasks} & {task.metadata.name for task in members}), len(members), share
 
 
 def _card_license(student: Path) -> str:
@@ -186,10 +233,11 @@ def _card_license(student: Path) -> str:
     return str(found[0] if isinstance(found, list) else found)
 
 
-def _newest_commit(repo_id: str) -> str:
-    """Ask the Hub for the commit whose results count."""
+def _newest_commit(repo_id: str) -> tuple[str, bool]:
+    """Ask the Hub for the commit whose results count, and whether everybody can load it."""
     try:
-        return str(HfApi().model_info(repo_id).sha)
+        found = HfApi().model_info(repo_id)
+        return str(found.sha), not found.private
     except Exception as error:
         raise FileNotFoundError(
             f"the Hub does not tell the commit of {repo_id} ({type(error).__name__}). Push the student first, and "
@@ -318,8 +366,8 @@ def _task_problems(file: Path, settings: dict[tuple[str, str, str], str]) -> Ite
             version = settings.get((name, split, subset))
             if version is None:
                 yield f": {_SETTINGS} does not say how {split}, {subset} was run; evaluate it again"
-            elif int(version.split(".")[0]) < 2:
-                yield f": {split}, {subset} was run with mteb {version}; 2.0 or newer is needed"
+            elif Version(version) < _OLDEST:
+                yield f": {split}, {subset} was run with mteb {version}; {_OLDEST} or newer is needed"
 
 
 def _task_files(folder: Path) -> list[Path]:

@@ -51,13 +51,13 @@ WHOLE_WAY = """
 import os, runpy, sys
 from st_wkl.publish.leaderboard import prepare
 student = sys.argv[1]
-prepare(student, org="lab", output="one")
+prepare(student, org="lab", output="one", mock=False)
 os.chdir("one")
 sys.path.insert(0, ".")
 sys.argv = ["evaluate.py", "NanoSciFactRetrieval"]
 runpy.run_path("evaluate.py", run_name="__main__")
 os.chdir("..")
-prepare(student, ["one/mteb-cache"], org="lab", output="two")
+prepare(student, ["one/mteb-cache"], org="lab", output="two", mock=False)
 """
 
 
@@ -182,7 +182,7 @@ def test_the_teacher_s_and_the_base_s_data_count_as_the_student_s() -> None:
     assert seen is not None
     base = mteb.get_model_meta("minishlab/potion-base-8M").training_datasets
     assert base
-    assert {"SciFact", "MSMARCO", *base} <= seen, "the collection's, the teacher's and the base's"
+    assert {"SciFact", "MSMARCO", *base} <= seen.keys(), "the collection's, the teacher's and the base's"
     assert [note.split()[0] for note in notes] == ["Collection", "Teacher", "Base"]
     assert any("`mteb/scifact`: the MTEB task SciFact" in note for note in notes)
 
@@ -192,7 +192,7 @@ def test_the_teacher_s_and_the_base_s_data_count_as_the_student_s() -> None:
     assert sum("MTEB does not know what it was trained on" in note for note in notes) == 2
     declared, _ = known_training_datasets(unknown, ["FEVER"])
     assert declared is not None
-    assert {"FEVER", "SciFact", *base} <= declared
+    assert {"FEVER", "SciFact", *base} <= declared.keys()
     assert known_training_datasets(None) == (
         None,
         ["The student carries no record of its training, so its training data is not known."],
@@ -205,7 +205,7 @@ def test_the_teacher_s_and_the_base_s_data_count_as_the_student_s() -> None:
 def test_mteb_takes_what_was_prepared(student: Path, cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """MTEB's own submission, against a local repository in place of GitHub, is the judge of layout and names."""
     out = tmp_path / "submission"
-    done = prepare(student, [cache], org="lab", revision=COMMIT, output=out)
+    done = prepare(student, [cache], org="lab", revision=COMMIT, output=out, mock=False)
     assert done.results == out / "results" / "lab__tiny" / COMMIT
     assert done.tasks == (TASK,)
     meta = executed(done.model_file.read_text(encoding="utf-8"))
@@ -269,7 +269,9 @@ def test_the_script_computes_what_prepare_takes(student: Path, tmp_path: Path) -
 
 def test_the_page_and_the_script_say_the_two_pull_requests(student: Path, tmp_path: Path) -> None:
     """Without results the way to them is named; the script has to run against the file beside it."""
-    done = prepare(student, org="lab", revision=COMMIT, output=tmp_path / "submission", contacts=["someone"])
+    done = prepare(
+        student, org="lab", revision=COMMIT, output=tmp_path / "submission", contacts=["someone"], mock=False
+    )
     page = done.page.read_text(encoding="utf-8")
     assert done.results is None
     for part in (
@@ -285,7 +287,7 @@ def test_the_page_and_the_script_say_the_two_pull_requests(student: Path, tmp_pa
     compile(script, "evaluate.py", "exec")
     assert "from lab_models import tiny as meta" in script
     assert done.model_file.name == "lab_models.py"
-    again = prepare(student, org="lab", revision=COMMIT, output=tmp_path / "submission", license="mit")
+    again = prepare(student, org="lab", revision=COMMIT, output=tmp_path / "submission", license="mit", mock=False)
     assert again.meta.license == "mit", "what `prepare` wrote, it may replace"
 
 
@@ -369,7 +371,7 @@ def test_a_refusal_leaves_everything_as_it_was(student: Path, cache: Path, tmp_p
     message = damage_unknown_task(cache)
     given = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=message):
-        prepare(student, [cache], org="lab", revision=COMMIT, output=out)
+        prepare(student, [cache], org="lab", revision=COMMIT, output=out, mock=False)
     assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == given
     assert [path.name for path in out.parent.rglob("*")] == ["submission", "PULL_REQUESTS.md"]
 
@@ -412,7 +414,19 @@ def test_a_card_without_licence_and_a_student_off_the_hub_say_the_option(student
 def test_the_command_prepares(student: Path, cache: Path, tmp_path: Path) -> None:
     """The options reach the function; `none` declares that there is nothing beyond what is known."""
     runner = CliRunner()
-    arguments = ["leaderboard", "prepare", student, cache, "--org", "lab", "--revision", COMMIT, "--trained-on", "none"]
+    arguments = [
+        "leaderboard",
+        "prepare",
+        student,
+        cache,
+        "--org",
+        "lab",
+        "--revision",
+        COMMIT,
+        "--trained-on",
+        "none",
+        "--no-mock",
+    ]
     ran = runner.invoke(app, [*map(str, arguments), "--output", str(tmp_path / "out"), "--json"])
     assert ran.exit_code == 0, ran.output
     value = json.loads(ran.stdout)
