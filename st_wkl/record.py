@@ -8,6 +8,7 @@ carries hashes of its training texts; the texts themselves, which may not be red
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,17 +24,23 @@ EXPOSURE_FILE = "training_texts.json"
 _EXPOSURE_FORMAT = 1
 
 
+def collection_of(provenance: Mapping[str, Any]) -> str:
+    """Return the name of the collection that a dataset was made of, `""` where its provenance does not say."""
+    collection = provenance.get("collection")
+    return str((collection.get("name") if isinstance(collection, Mapping) else collection) or "")
+
+
 @dataclass(repr=False)
 class TrainingRecord:
     """How a student was made; saved beside its weights, and what its card is written from.
 
     Args:
         student: Name of the model that training started from.
-        loss: Class name of the loss.
-        loss_config: The loss's parameters.
+        loss: Class name of the loss; where datasets have different ones all, with commas.
+        loss_config: The loss's parameters; where datasets have losses of their own, these by the datasets' names.
         loss_citation: BibTeX of the loss.
         teacher: Identity of the teacher, as the dataset has it.
-        dataset: Provenance of the distillation dataset.
+        dataset: Provenance of the distillation dataset; of several, that of each by its name in `datasets`.
         arguments: The most important training arguments, and all that can matter and are not at their default.
         seconds: Wall-clock time of training.
         versions: Versions of the packages that took part.
@@ -71,6 +78,12 @@ class TrainingRecord:
         rows = "" if "rows_trained" not in self.dataset else f" on {self.dataset['rows_trained']:,} lists"
         how = ", an adapter," if self.lora else ""
         return f"TrainingRecord: {self.student}{how} by {self.loss}{rows} from {teacher}, {self.seconds:,.0f} s"
+
+    @property
+    def datasets(self) -> dict[str, dict[str, Any]]:
+        """The provenance of each dataset by its name; a single one goes by its collection's."""
+        found: dict[str, dict[str, Any]] = self.dataset.get("datasets") or {collection_of(self.dataset): self.dataset}
+        return found
 
     def save(self, folder: str | Path) -> Path:
         """Write the record into a student's folder."""
@@ -114,15 +127,17 @@ class Exposure:
         return f"Exposure(hashes of {len(self.queries):,} queries and {len(self.positives):,} positives)"
 
     @classmethod
-    def of(cls, dataset: DistillationDataset) -> Exposure:
-        """Collect the texts of a distillation dataset."""
-        relevant = {document_id for judged in dataset.positives().values() for document_id in judged}
-        documents = dataset.documents.with_format(None)[:]
-        texts = zip(documents["document_id"], documents["text"], strict=True)
-        return cls(
-            frozenset(text_hash(text) for text in dataset.queries["text"]),
-            frozenset(text_hash(text) for key, text in texts if key in relevant),
-        )
+    def of(cls, *datasets: DistillationDataset) -> Exposure:
+        """Collect the texts of distillation datasets."""
+        queries: set[str] = set()
+        positives: set[str] = set()
+        for dataset in datasets:
+            relevant = {document_id for judged in dataset.positives().values() for document_id in judged}
+            documents = dataset.documents.with_format(None)[:]
+            texts = zip(documents["document_id"], documents["text"], strict=True)
+            queries |= {text_hash(text) for text in dataset.queries["text"]}
+            positives |= {text_hash(text) for key, text in texts if key in relevant}
+        return cls(frozenset(queries), frozenset(positives))
 
     def save(self, folder: str | Path) -> Path:
         """Write the hashes into a student's folder."""

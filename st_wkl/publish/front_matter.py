@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,7 +67,7 @@ def fill_front_matter(
     card: ModelCard,
     folder: Path,
     record: TrainingRecord | None,
-    collection: str,
+    collections: Iterable[str],
     after: Results | None,
     licence: Licence | None,
 ) -> None:
@@ -84,11 +84,12 @@ def fill_front_matter(
     if data.pipeline_tag is None and (folder / "config_sentence_transformers.json").is_file():
         data.pipeline_tag = CLASSES[saved_class(folder)][1]
     if record is not None:
-        data.tags = more(data.tags, "knowledge-distillation", f"loss:{record.loss}")
+        losses = [f"loss:{name}" for name in record.loss.split(", ")]
+        data.tags = more(data.tags, "knowledge-distillation", *losses)
         if data.base_model is None and is_hub_id(record.student):
             data.base_model = record.student
-        if is_hub_id(collection):
-            data.datasets = more(data.datasets, collection)
+        if known := [name for name in collections if is_hub_id(name)]:
+            data.datasets = more(data.datasets, *known)
     if data.base_model is not None and (record is not None or adapter):
         data.base_model_relation = "adapter" if adapter else "finetune"
     if licence is not None and licence.id is not None and not data.license:

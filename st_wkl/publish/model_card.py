@@ -97,13 +97,10 @@ def write_model_card(
         check_results(folder, after, trust_remote_code=trust_remote_code)
     licence = None
     if record is not None or licences is not None:
-        of = record.dataset if record is not None else {}
-        known = {"student": record.student_license or None if record is not None else None}
-        known |= {"teacher": of.get("teacher_license"), "training data": of.get("license")}
-        licence = licence_of({**known, **(licences or {})})
+        licence = licence_of(_licences(record, licences or {}))
     whole = comparison is not None and not comparison.group and comparison.metric == "ndcg_at_10"
     values = {
-        **(_about_training(record, folder) if record is not None else {"right": None}),
+        **(_about_training(record, folder) if record is not None else {"datasets": []}),
         "tables": _tables(results, compared if whole else ""),
         "comparison": comparison,
         "compared": compared,
@@ -119,7 +116,8 @@ def write_model_card(
         card.text = without_training_texts(card.text, folder)
         card.data.widget = None  # type: ignore[attr-defined]
     card.text = _with_block(card.text, "\n\n".join(filter(None, parts)), path, written)
-    fill_front_matter(card, folder, record, name_of(record.dataset) if record else "", after, licence)
+    collections = [name_of(data) for data in record.datasets.values()] if record else []
+    fill_front_matter(card, folder, record, collections, after, licence)
     content = without_local_paths(with_changes(written, card, SOURCE), folder)
     ModelCard(content)  # what the Hub cannot read must not replace what it can
     write_text(path, content)
@@ -312,21 +310,45 @@ def _interval(values: list[float]) -> str:
 
 def _about_training(record: TrainingRecord, folder: Path) -> dict[str, Any]:
     """Return what the template tells of training beyond the record itself."""
-    data, lora, config = record.dataset, record.lora, saved_settings(folder, "adapter_config.json")
+    lora, config = record.lora, saved_settings(folder, "adapter_config.json")
     adapter = listed(None, {name: config.get(key) for key, name in _ADAPTER.items()})
     if lora:
         adapter = (
             f"{'merged into' if lora.get('merged') else 'on'} {markdown_code(record.student)}: rank `{lora['rank']}`, "
             f"alpha `{lora['alpha']}`, {lora['trainable']:,} weights trained ({lora['share']:.2%})"
         )
-    lost = {what.replace("_", " "): count for what, count in (data.get("dropped") or {}).items() if count}
+    several = len(record.datasets) > 1
     return {
         "record": record,
-        "data": data,
+        "datasets": [_about_data(data, name if several else "") for name, data in record.datasets.items()],
         "teacher": name_of(record.teacher),
+        "teacher_license": _licences(record, {}).get("teacher"),
+        "adapter": adapter,
+    }
+
+
+def _about_data(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what the template tells of a dataset; of several by its name."""
+    lost = {what.replace("_", " "): count for what, count in (data.get("dropped") or {}).items() if count}
+    return {
+        "name": name,
+        "data": data,
         "collection": name_of(data),
         "sources": ", ".join(map(markdown_text, (data.get("candidates") or {}).get("sources") or {})),
         "left_out": ", ".join(f"{count:,} {what}" for what, count in lost.items()),
-        "adapter": adapter,
         "right": (data.get("report") or {}).get("precision_at_1"),
     }
+
+
+def _licences(record: TrainingRecord | None, given: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return the licence of each part: what somebody says, and what the record knows of the others."""
+    if record is None:
+        return {"student": None, "teacher": None, "training data": None, **given}
+    known = {"student": record.student_license or None}
+    for part, key in (("teacher", "teacher_license"), ("training data", "license")):
+        stated = {name: data.get(key) for name, data in record.datasets.items()}
+        if part in given or len({*stated.values()}) == 1:
+            known[part] = next(iter(stated.values()))
+        else:
+            known |= {f"{part} of {markdown_code(name)}": licence for name, licence in stated.items()}
+    return {**known, **given}

@@ -163,7 +163,7 @@ def start_run(folder: Path, identity: dict[str, Any], *, resume: bool) -> Checkp
 
 
 def check_resumable(
-    args: BaseTrainingArguments, loss: nn.Module, describe: Describer, dataset: Any, *, resume: bool
+    args: BaseTrainingArguments, loss: nn.Module, describe: Describer, count: int | None, *, resume: bool
 ) -> None:
     """Stop, or say so, where a run that is killed could not go on as if it had not been."""
     trained = set() if describe.student is None else {id(weight) for weight in describe.student.parameters()}
@@ -187,7 +187,7 @@ def check_resumable(
             logging.WARNING if resume else logging.INFO,
             "No checkpoints are kept (save_strategy='no'): if this run is stopped, it starts again at its first step.",
         )
-    if resume and not hasattr(dataset, "__len__") and not hasattr(dataset, "train"):
+    if resume and count is None:
         logger.warning(
             "The rows of an IterableDataset pass once, so whether they are the same as before is not checked."
         )

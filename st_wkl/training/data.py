@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
@@ -21,6 +23,7 @@ from sentence_transformers.util import batch_to_device
 from torch import nn
 from transformers import TrainerCallback
 
+from st_wkl.data.arrow import Ragged
 from st_wkl.data.collator import DOCUMENTS, OWN, ListwiseCollator
 from st_wkl.data.selection import shared_judgements, twin_queries
 from st_wkl.losses.base import NOTHING_TO_COMPARE
@@ -48,15 +51,16 @@ _TRIAL_LETTERS = 80
 class TrainingData:
     """What a trainer is given."""
 
-    # Lists (query, documents, scores, labels) or columns (query, positive, negative_1, …, label).
-    rows: Dataset | IterableDataset
+    # Lists (query, documents, scores, labels) or columns (query, positive, negative_1, …, label); of several datasets
+    # by their names.
+    rows: Dataset | IterableDataset | dict[str, Dataset]
     # `ListwiseCollator` for lists; None leaves columns to the trainer's own, with their prompts and, for a student
     # that treats queries and documents apart, their tasks.
     collator: BaseDataCollator | None
-    count: int | None  # None where it is unknown, as in an iterable dataset
+    count: int | None  # of an epoch; None where it is unknown, as in an iterable dataset
     provenance: dict[str, Any]
-    prompts: str | dict[str, str] | None = None
-    routes: dict[str, str] | None = None
+    prompts: str | dict[str, Any] | None = None
+    routes: dict[str, Any] | None = None
 
     @property
     def callbacks(self) -> list[TrainerCallback]:
@@ -72,10 +76,12 @@ def training_data(
     student: Student,
     args: BaseTrainingArguments,
     draws: Mapping[str, Any] = MappingProxyType({}),
+    what: str = "this dataset",
 ) -> TrainingData:
     """Lay a dataset out for a loss; one of pairs gets the teacher's own where no pairwise teacher was asked.
 
-    `draws` are those options of `ListwiseCollator` that say which negatives a step sees.
+    `draws` are those options of `ListwiseCollator` that say which negatives a step sees; `what` is what messages call
+    the dataset.
     """
     check_dataset(dataset)
     lists = takes_lists(loss)
@@ -84,8 +90,9 @@ def training_data(
         wants_pairs = any(isinstance(part, PairwisePreferenceLoss) for part in loss.modules())
         if wants_pairs and "preferences" not in dataset.train.column_names:
             logger.warning(
-                "No pairwise teacher has seen this dataset: %s learns from the pairs that its pointwise scores imply. "
+                "No pairwise teacher has seen %s: %s learns from the pairs that its pointwise scores imply. "
                 "DistillationDatasetBuilder(pairwise=…) asks one.",
+                what,
                 type(loss).__name__,
             )
             dataset = dataset.with_pointwise_preferences()
@@ -97,7 +104,8 @@ def training_data(
                 "lists. DistillationDataset.to_columns() makes columns; the losses of st_wkl.losses take lists."
             )
         _say_contradictions(rows)
-    _check_positives(loss, dataset)
+    _check_positives(loss, dataset, what)
+    _check_draws(dataset, draws.get("negatives_per_step"), what)
     count = len(rows) if hasattr(rows, "__len__") else None
     _check_batch(args, count)
     columns = [name for name in rows.column_names or [] if name not in DEFAULT_LABEL_COLUMNS]
@@ -122,20 +130,31 @@ def training_data(
     return TrainingData(rows, None, count, provenance, prompts or None, sides if apart else None)
 
 
-def _highest_gain(dataset: Any) -> float | None:
-    """Return the highest judged gain of any list, None where that cannot be told without reading all rows."""
+def _labels(dataset: Any) -> pa.ChunkedArray | None:
+    """Return the judged gains of all lists, None where they cannot be told without reading all rows."""
     held = getattr(dataset, "train", dataset)
     plain = isinstance(held, Dataset) and held.format["type"] != "custom" and "labels" in held.column_names
-    if not plain or not len(held):
-        return None
-    gains = pc.max(pc.list_flatten(held.with_format("arrow")[:]["labels"])).as_py()
-    return 0.0 if gains is None else float(gains)
+    return held.with_format("arrow")[:]["labels"] if plain and len(held) else None
 
 
-def _check_positives(loss: nn.Module, dataset: Any) -> None:
-    """Stop where nothing is judged relevant, and the loss, or say so where a term of it, compares positives alone."""
-    if (gain := _highest_gain(dataset)) is None:
+def _check_draws(dataset: Any, negatives: int | None, what: str) -> None:
+    """Stop where no list has as many negatives as a step is to see."""
+    if negatives is None or (labels := _labels(dataset)) is None:
         return
+    gains = Ragged(labels)
+    negative = ~pc.fill_null(pc.greater(gains.values, 0), False).to_numpy()
+    if (longest := int(np.bincount(gains.rows[negative], minlength=1).max())) < negatives:
+        raise ValueError(
+            f"negatives_per_step is {negatives}, and the longest list of {what} has {longest} negatives: nothing would "
+            "be drawn. Take fewer, leave it out, or build longer lists (num_negatives)."
+        )
+
+
+def _check_positives(loss: nn.Module, dataset: Any, what: str) -> None:
+    """Stop where nothing is judged relevant, and the loss, or say so where a term of it, compares positives alone."""
+    if (labels := _labels(dataset)) is None:
+        return
+    gain = float(pc.max(pc.list_flatten(labels)).as_py() or 0)
     terms: list[Any] = [
         part for part in loss.modules() if isinstance(part, StudentLoss) and not isinstance(part, WeightedSumLoss)
     ]
@@ -146,7 +165,7 @@ def _check_positives(loss: nn.Module, dataset: Any) -> None:
     ]
     if not idle:
         return
-    told = f"No document of this dataset is judged relevant (the highest gain is {gain:g})"
+    told = f"No document of {what} is judged relevant (the highest gain is {gain:g})"
     if len(idle) == len(terms):
         raise ValueError(
             f"{told}, and {idle[0]} compares relevant documents with others: the student would learn nothing. Train "
@@ -327,6 +346,7 @@ def try_loss(trainer: BaseTrainer, loss: nn.Module, rows: Dataset | IterableData
             batch = batch_to_device(trainer.data_collator(first), student.device)
             # As a cross-encoder's trainer does before it takes everything else for columns.
             read = {name: batch.pop(name) for name in ("prompt", "task") if name in batch}
+            batch.pop("dataset_name", None)
             loss(*trainer.collect_features(batch), **read)
     except Exception as error:
         raise ValueError(

@@ -308,11 +308,12 @@ def set_up(args: BaseTrainingArguments, evaluator: BaseEvaluator, student: Stude
         args.metric_for_best_model, args.greater_is_better = f"eval_{metric}", evaluator.greater_is_better
 
 
-def say_seen(evaluator: BaseEvaluator, dataset: Any) -> None:
+def say_seen(evaluator: BaseEvaluator, *datasets: Any) -> None:
     """Say how many dev queries are trained on: they choose the checkpoint that knows them by heart."""
-    if not isinstance(evaluator, GradedEvaluator) or not hasattr(dataset, "queries"):
+    if not isinstance(evaluator, GradedEvaluator):
         return
-    trained = {text_hash(text) for text in dataset.queries["text"]}
+    known = [dataset for dataset in datasets if hasattr(dataset, "queries")]
+    trained = {text_hash(text) for dataset in known for text in dataset.queries["text"]}
     if seen := sum(text_hash(text) in trained for text in evaluator.queries.values()):
         logger.warning(
             "%d of %d dev queries are training queries: the checkpoint that is kept may be the one that knows them by "

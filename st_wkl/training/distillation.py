@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from sentence_transformers.base.evaluation import BaseEvaluator
@@ -24,6 +24,7 @@ from st_wkl.ranges import check_arguments, check_options
 from st_wkl.record import RECORD_FILE, TrainingRecord
 from st_wkl.training.data import check_dataset
 from st_wkl.training.lora import check_base, has_adapter
+from st_wkl.training.mixture import losses_for, named_datasets, of_dataset, parts_of
 from st_wkl.training.run import Distilled, Run
 from st_wkl.training.students import HALF, name_of, named_dtype, own_arguments, to_master
 
@@ -37,13 +38,16 @@ if TYPE_CHECKING:
     from st_wkl.data.selection import Choice
     from st_wkl.losses.scoring import Student
 
+    Trainable: TypeAlias = DistillationDataset | Dataset | IterableDataset
+    Loss: TypeAlias = str | nn.Module | Callable[[Any], nn.Module]
+
 logger = logging.getLogger(__name__)
 
 
 def distill(
     student: str | Path | Student,
-    dataset: DistillationDataset | Dataset | IterableDataset,
-    loss: str | nn.Module | Callable[[Any], nn.Module] | None = None,
+    dataset: Trainable | Sequence[Trainable] | Mapping[str, Trainable],
+    loss: Loss | Mapping[str, Loss | None] | None = None,
     args: BaseTrainingArguments | None = None,
     *,
     output_dir: str | Path,
@@ -84,9 +88,15 @@ def distill(
             folder or `packaged:` name. A model that is given is changed by training.
         dataset: What `DistillationDatasetBuilder.build` returned. Losses of this package are trained on its full lists
             of any length, through `ListwiseCollator`; upstream's on its columns. Or a `datasets.Dataset` or
-            `IterableDataset` in either layout.
+            `IterableDataset` in either layout. Or several of these, `{"nq": …, "squad": …}`, or a list of distillation
+            datasets, which are called as their collections. A batch holds rows of one of them, so what answers a query
+            in one and is a negative of it in another meets no in-batch contrast; lists that contradict each other so
+            are counted and said. Each is drawn from in proportion to its size until all are at their end, or, with
+            `multi_dataset_batch_sampler="round_robin"` in `args`, in turns until the smallest is. Rows of several
+            `IterableDataset`s take turns within a batch, with one loss.
         loss: Name of a loss (a key of `st_wkl.training.LOSSES`), a loss over the student, or a function that makes one
-            from it.
+            from it. Of several datasets, one for all, or one for each by their names, with temperatures of their own.
+            By default only the teacher's temperature differs, where a dataset's report suggests one.
         args: Training arguments of the student's class. Texts get the student's own prompts for queries and documents,
             as in evaluation; `prompts` in `args` changes them, for good. This function's `output_dir` takes the place
             of theirs: checkpoints go to `checkpoints` in it, and are deleted once the student is complete.
@@ -121,8 +131,9 @@ def distill(
             process is at work in it.
         ImportError: If an adapter is to be trained, and the installed transformers refuses the installed peft.
         TypeError: If arguments or loss are those of another model class, or something is none of what is asked for.
-        ValueError: If no batch comes of the rows, or their scores are unusable; if the loss fails on the first rows,
-            was made over another model or is not finite, or the weights are not; if the run to resume had another
+        ValueError: If two datasets have one name, losses and datasets have different ones, or one trainer cannot train
+            them together; if no batch comes of the rows, or their scores are unusable; if the loss fails on the first
+            rows, was made over another model or is not finite, or the weights are not; if the run to resume had another
             student, dataset, loss or arguments; or if processes of `torchrun` would train alone.
 
     Example:
@@ -136,7 +147,10 @@ def distill(
     _check_given(evaluator, args, resume=resume, trust_remote_code=trust_remote_code)
     check_adapters(lora)
     check_options(mini_batch_size=mini_batch_size, negatives_per_step=negatives_per_step)
-    check_dataset(dataset)
+    dataset, loss = named_datasets(dataset, loss)
+    for part_name, part in parts_of(dataset).items():
+        with of_dataset(part_name):
+            check_dataset(part)
     folder = Path(output_dir).expanduser()
     # One run at a time trains into a folder; under `torchrun` the first process speaks for all.
     with owned(folder) if is_first() else contextlib.nullcontext():
@@ -154,7 +168,7 @@ def distill(
             evaluator=evaluator,
             callbacks=list(callbacks),
             dataset=dataset,
-            loss=_make_loss(loss, loaded, dataset, mini_batch_size=mini_batch_size, matryoshka=matryoshka),
+            loss=_make_losses(loss, loaded, dataset, mini_batch_size=mini_batch_size, matryoshka=matryoshka),
             draws=_draws(negatives_per_step, draw),
         )
         identity, data = run.prepare(resume=resume)
@@ -205,6 +219,15 @@ def _draws(negatives_per_step: int | None, draw: str) -> dict[str, Any]:
     if negatives_per_step is None and draw != "random":
         raise ValueError(f"draw={draw!r} means nothing without negatives_per_step.")
     return {} if negatives_per_step is None else {"negatives_per_step": negatives_per_step, "draw": draw}
+
+
+def _make_losses(loss: Any, student: Student, dataset: Any, **options: Any) -> nn.Module | dict[str, nn.Module]:
+    """Return the loss, or those of several datasets by their names."""
+    if isinstance(loss, Mapping):
+        return {name: _make_loss(loss[name], student, part, **options) for name, part in dataset.items()}
+    if isinstance(dataset, dict) and (loss is None or isinstance(loss, str)):
+        return losses_for(dataset, lambda _, part: _make_loss(loss, student, part, **options))
+    return _make_loss(loss, student, dataset, **options)
 
 
 def _make_loss(loss: Any, student: Student, dataset: Any, **options: Any) -> nn.Module:

@@ -130,9 +130,12 @@ class TeacherAgreementCallback(TrainerCallback):
 
     Args:
         loss: The loss that is trained; every list loss in it is watched, the first of them is what is logged.
+        name: The dataset that has this loss, where several have their own: the values are called
+            `teacher_agreement_<name>` then.
     """
 
-    def __init__(self, loss: nn.Module) -> None:
+    def __init__(self, loss: nn.Module, name: str = "") -> None:
+        self.suffix = f"_{name}" if name else ""
         self.seen: deque[tuple[Tensor, CandidateLists]] = deque(maxlen=_WINDOW)
         self.loss = next((part for part in loss.modules() if isinstance(part, CandidateListLoss)), None)
         if self.loss is not None:
@@ -170,12 +173,12 @@ class TeacherAgreementCallback(TrainerCallback):
                 several_positives=loss.several_positives,
             )
             values[MEAN_WEIGHT] = float(weights[lists.mask].double().mean())
-        return {name: round(value, 4) for name, value in values.items() if value == value}
+        return {f"{name}{self.suffix}": round(value, 4) for name, value in values.items() if value == value}
 
 
-def watch(trainer: BaseTrainer, loss: nn.Module) -> None:
+def watch(trainer: BaseTrainer, loss: nn.Module, name: str = "") -> None:
     """Let a trainer log agreement and weights: before its reporters, which are called in the order of their adding."""
-    trainer.callback_handler.callbacks.insert(0, TeacherAgreementCallback(loss))
+    trainer.callback_handler.callbacks.insert(0, TeacherAgreementCallback(loss, name))
 
 
 def _joined(seen: Iterable[tuple[Tensor, CandidateLists]]) -> tuple[Tensor, CandidateLists]:

@@ -15,7 +15,7 @@ import re
 import sys
 import types
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,8 +85,8 @@ def run_identity(run: Any, data: TrainingData, describe: Describer) -> dict[str,
         lora = default_config(student)  # written out, since another version may have another default
     found = {
         "student": model_revision(student),
-        "dataset": dataset_fingerprint(run.dataset),
-        "columns": data.rows.column_names,
+        "dataset": _of_each(run.dataset, dataset_fingerprint),
+        "columns": _of_each(data.rows, lambda rows: rows.column_names),
         "rows": data.count,
         "loss": describe.part("loss", run.loss),
         "arguments": {**_arguments(args, describe), "processes": args.world_size},
@@ -95,12 +95,19 @@ def run_identity(run: Any, data: TrainingData, describe: Describer) -> dict[str,
         "save_dtype": None if run.rounded is None else name_of(run.rounded),
         "callbacks": _callbacks(run.callbacks, describe),
     }
+    if isinstance(run.dataset, dict):
+        found["datasets"] = list(run.dataset)  # their order is that of the draws
     if run.draws:  # runs of before know none
         found["draws"] = run.draws
     if data.count is None:  # worker processes share an iterable dataset out among them
         found["workers"] = args.dataloader_num_workers
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
+
+
+def _of_each(found: Any, what: Callable[[Any], Any]) -> Any:
+    """Return something of a dataset, or of each of several by their names."""
+    return {name: what(part) for name, part in found.items()} if isinstance(found, dict) else what(found)
 
 
 def dataset_fingerprint(dataset: Any) -> str:
@@ -123,6 +130,7 @@ def dataset_fingerprint(dataset: Any) -> str:
 def told_arguments(args: BaseTrainingArguments, identity: dict[str, Any]) -> dict[str, Any]:
     """Return what the record tells of the arguments: the most important ones, and what is not at its default."""
     names = [*_ALWAYS_TOLD, *(name for name in identity["arguments"]["options"] if name != "prompts")]
+    names += ["multi_dataset_batch_sampler"] if "datasets" in identity else []
     values = {name: getattr(args, name) for name in names}
     return {name: shown(getattr(value, "value", value)) for name, value in values.items()}
 
@@ -134,6 +142,20 @@ def told_options(loss: nn.Module) -> dict[str, Any]:
     return {
         name: {"name": type(part).__name__, **told_options(part)} if isinstance(part, nn.Module) else part
         for name, part in config.items()
+    }
+
+
+def told_losses(loss: nn.Module | Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Return what the record tells of the loss, or of those of several datasets by their names."""
+    losses = list(loss.values()) if isinstance(loss, Mapping) else [loss]
+    config = told_options(loss) if isinstance(loss, nn.Module) else {}
+    if isinstance(loss, Mapping):
+        config = {name: {"name": type(part).__name__, **told_options(part)} for name, part in loss.items()}
+    citations = dict.fromkeys(str(getattr(part, "citation", "")) for part in losses)
+    return {
+        "loss": ", ".join(dict.fromkeys(type(part).__name__ for part in losses)),
+        "loss_config": config,
+        "loss_citation": "\n".join(filter(None, citations)),
     }
 
 

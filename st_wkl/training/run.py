@@ -24,7 +24,7 @@ from st_wkl.model_checks import check_student
 from st_wkl.models import check_reloads, hash_weights, load_model, prompts_of
 from st_wkl.publish.model_card import write_model_card
 from st_wkl.record import RECORD_FILE, Exposure, TrainingRecord
-from st_wkl.training.data import TrainingData, training_data, try_loss, whole_batches
+from st_wkl.training.data import TrainingData, try_loss, whole_batches
 from st_wkl.training.guard import (
     FiniteWeightsCallback,
     check_loss_values,
@@ -33,8 +33,9 @@ from st_wkl.training.guard import (
     say_unchanged,
     watch,
 )
-from st_wkl.training.identity import Describer, run_identity, told_arguments, told_options
+from st_wkl.training.identity import Describer, run_identity, told_arguments, told_losses
 from st_wkl.training.lora import check_config, has_adapter, prepare, save
+from st_wkl.training.mixture import data_of, of_dataset, parts_of
 from st_wkl.training.students import check_loss, kind_of, name_of, named_dtype
 
 if TYPE_CHECKING:
@@ -90,9 +91,19 @@ class Run:
     args: BaseTrainingArguments
     evaluator: BaseEvaluator | None
     callbacks: list[TrainerCallback]
-    dataset: Any
-    loss: nn.Module
+    dataset: Any  # or several by their names
+    loss: nn.Module | dict[str, nn.Module]  # or one for each of them
     draws: dict[str, Any]
+
+    @property
+    def losses(self) -> dict[str, nn.Module]:
+        """The losses by the names of datasets, the one of all without."""
+        return {"": self.loss} if isinstance(self.loss, nn.Module) else self.loss
+
+    @property
+    def whole_loss(self) -> nn.Module:
+        """A module that all losses are part of."""
+        return self.loss if isinstance(self.loss, nn.Module) else nn.ModuleList(self.loss.values())
 
     @property
     def work(self) -> Path:
@@ -105,20 +116,26 @@ class Run:
         check_student(student)
         if self.lora and not has_adapter(student):
             check_config(student, self.lora)
-        check_loss(self.loss, student)
-        data = training_data(self.dataset, self.loss, student, args, self.draws)
+        for name, loss in self.losses.items():
+            with of_dataset(name):
+                check_loss(loss, student)
+        if isinstance(self.dataset, dict) and any(hasattr(one, "train_dataset") for one in self.callbacks):
+            raise ValueError(
+                "Lists are refreshed where there is one dataset; train with several without that callback."
+            )
+        data = data_of(self.dataset, self.loss, student, args, self.draws)
         say_few_steps(args, data.count)
         if data.count is None:
             args.accelerator_config = whole_batches(args)
         if self.evaluator is not None:
             dev.set_up(args, self.evaluator, student)
-            dev.say_seen(self.evaluator, self.dataset)
+            dev.say_seen(self.evaluator, *parts_of(self.dataset).values())
         args.output_dir = str(self.work)
         args.restore_callback_states_from_checkpoint = True  # a resumed run has to be as patient as it was
         describe = Describer(student)
         identity = run_identity(self, data, describe)
         if not (resume and (self.folder / RECORD_FILE).is_file()):
-            checkpoints.check_resumable(args, self.loss, describe, self.dataset, resume=resume)
+            checkpoints.check_resumable(args, self.whole_loss, describe, data.count, resume=resume)
         return identity, data
 
     def finished(self, identity: dict[str, Any]) -> Distilled | None:
@@ -151,9 +168,7 @@ class Run:
         student, history, scores = self._fit(trainer, checkpoint)
         record = TrainingRecord(
             student=self.name,
-            loss=type(self.loss).__name__,
-            loss_config=told_options(self.loss),
-            loss_citation=str(getattr(self.loss, "citation", "")),
+            **told_losses(self.loss),
             teacher=data.provenance.get("teacher", {}),
             dataset={**data.provenance, **({} if data.count is None else {"rows_trained": data.count})},
             arguments={**told_arguments(self.args, identity), **self.draws},
@@ -198,10 +213,12 @@ class Run:
         )
         try:
             if trainer.is_fsdp_enabled:
-                checkpoints.check_sharded(args, self.loss, resuming=checkpoint is not None)
+                checkpoints.check_sharded(args, self.whole_loss, resuming=checkpoint is not None)
             elif args.fsdp:
                 logger.warning("accelerate leaves FSDP out on this device: every process holds the whole student.")
-            try_loss(trainer, self.loss, data.rows)
+            for name, rows in parts_of(data.rows).items():
+                with of_dataset(name):
+                    try_loss(trainer, self.losses[name if name in self.losses else ""], rows)
         except Exception:
             for made in (self.work, self.folder):  # the trainer makes its folder at once
                 if made.is_dir() and not any(made.iterdir()):
@@ -215,16 +232,18 @@ class Run:
         """Return the trained student, whole on the first process; the log; its dev scores before and after."""
         student: Any = trainer.model
         whole = checkpoints.WholeCopy(trainer, main=get_rank() == 0) if trainer.is_fsdp_enabled else None
-        watch(trainer, self.loss)
+        for name, loss in self.losses.items():
+            watch(trainer, loss, name)
         trainer.add_callback(FiniteWeightsCallback())
         trainer.add_callback(checkpoints.DurableCheckpoints())
-        watched = self.loss.register_forward_hook(check_loss_values)
+        watched = [loss.register_forward_hook(check_loss_values) for loss in self.losses.values()]
         before = None if whole is not None else hash_weights(student)
         scores = {} if self.evaluator is None else {"before": dev.score(self.evaluator, student)}
         try:
             history = checkpoints.train(trainer, checkpoint)
         finally:
-            watched.remove()
+            for hook in watched:
+                hook.remove()
         if before is not None and before == hash_weights(student):
             say_unchanged(self.args, trainer.state.global_step)
         if self.rounded is not None and whole is None:
@@ -240,8 +259,16 @@ class Run:
             left.unlink()
         save(student, self.folder)
         write_model_card(self.folder, record=record, results={})
-        if hasattr(self.dataset, "provenance"):
-            Exposure.of(self.dataset).save(self.folder)
+        parts = parts_of(self.dataset)
+        unknown = [name for name, part in parts.items() if not hasattr(part, "provenance")]
+        if not unknown:
+            Exposure.of(*parts.values()).save(self.folder)
+        elif len(unknown) < len(parts):
+            logger.warning(
+                "%s is no DistillationDataset, so what training has seen is not known as a whole: `evaluate` will not "
+                "tell apart what the student has seen.",
+                ", ".join(map(repr, unknown)),
+            )
         sync_tree(self.folder)
         record.save(self.folder)
 
