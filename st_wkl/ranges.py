@@ -75,7 +75,7 @@ RANGES = {
     **dict.fromkeys(("seed", "data_seed"), Range(0, 2**32 - 1, whole=True)),
     **dict.fromkeys(("relative_margin", "near_duplicates"), Range(0, 1, above=True)),
     **dict.fromkeys(("student_temperature", "teacher_temperature", "temperature"), Range(0, above=True)),
-    **dict.fromkeys(("absolute_margin", "in_batch", "weight", "gamma", "alpha", "k1"), Range(0)),
+    **dict.fromkeys(("absolute_margin", "positive_margin", "in_batch", "weight", "gamma", "alpha", "k1"), Range(0)),
     **dict.fromkeys(("weight_decay", "max_grad_norm", "num_train_epochs", "epochs"), Range(0)),
     **dict.fromkeys(("b", "warmup_ratio", "test_share"), Range(0, 1)),
     "learning_rate": Range(0, 10**6),

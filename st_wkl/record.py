@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RECORD_FILE = "distillation.json"
 EXPOSURE_FILE = "training_texts.json"
 _EXPOSURE_FORMAT = 1
+_UNJUDGED = ("unjudged_queries", "teacher_positives")
 
 
 def collection_of(provenance: Mapping[str, Any]) -> str:
@@ -117,14 +118,19 @@ class Exposure:
     Args:
         queries: Hashes of the training queries.
         positives: Hashes of the documents that stood in a training list with a gain above 0.
+        unjudged_queries: Number of the queries without a judged positive.
+        teacher_positives: Number of these whose positive is the teacher's best document, one of `positives`.
     """
 
     queries: frozenset[str]
     positives: frozenset[str]
+    unjudged_queries: int = 0
+    teacher_positives: int = 0
 
     def __repr__(self) -> str:
         """Show how many there are."""
-        return f"Exposure(hashes of {len(self.queries):,} queries and {len(self.positives):,} positives)"
+        told = f", {self.unjudged_queries:,} queries without a judged one" if self.unjudged_queries else ""
+        return f"Exposure(hashes of {len(self.queries):,} queries and {len(self.positives):,} positives{told})"
 
     @classmethod
     def of(cls, *datasets: DistillationDataset) -> Exposure:
@@ -137,11 +143,14 @@ class Exposure:
             texts = zip(documents["document_id"], documents["text"], strict=True)
             queries |= {text_hash(text) for text in dataset.queries["text"]}
             positives |= {text_hash(text) for key, text in texts if key in relevant}
-        return cls(frozenset(queries), frozenset(positives))
+        found = [dataset.unjudged() for dataset in datasets]
+        return cls(frozenset(queries), frozenset(positives), *(sum(one[name] for one in found) for name in _UNJUDGED))
 
     def save(self, folder: str | Path) -> Path:
         """Write the hashes into a student's folder."""
         value = {"format": _EXPOSURE_FORMAT, "queries": sorted(self.queries), "positives": sorted(self.positives)}
+        if self.unjudged_queries:
+            value |= {name: getattr(self, name) for name in _UNJUDGED}
         return write_text(Path(folder) / EXPOSURE_FILE, json.dumps(value) + "\n")
 
     @classmethod
@@ -158,7 +167,8 @@ class Exposure:
             value = json.loads(path.read_text(encoding="utf-8"))
             if value["format"] != _EXPOSURE_FORMAT:
                 raise ValueError(f"format {value['format']}")
-            return cls(frozenset(value["queries"]), frozenset(value["positives"]))
+            told = {name: int(value.get(name, 0)) for name in _UNJUDGED}
+            return cls(frozenset(value["queries"]), frozenset(value["positives"]), **told)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} is damaged or from another version of st-wkl ({error}). Copy it again from where the student "

@@ -124,7 +124,7 @@ def build(
     from st_wkl.pipeline import steps
 
     loaded = steps.load_collection(collection)
-    judged = loaded.judgements(collection.split)
+    judged = loaded.learnt_from(collection.split, selection.positives)
     query_ids = list(judged)[: collection.limit]
     # Before teachers are loaded.
     check_lists(judged, query_ids, candidates.num_negatives, selection.max_positives)
@@ -154,6 +154,8 @@ def build(
     counts = dataset.provenance["counts"]
     cut = f", {counts['cut_pairs']:,} of them cut to the teacher's length" if counts["cut_pairs"] else ""
     text = f"{len(dataset.train):,} queries with {counts['pairs']:,} scored documents{cut} are in {output}."
+    if unjudged := counts.get("unjudged_queries"):
+        text += f" {unjudged:,} have no judged positive, and {counts['teacher_positives']:,} the teacher's best as one."
     return dataset.provenance, text
 
 
@@ -172,7 +174,7 @@ def _there(output: Path, builder: DistillationDatasetBuilder) -> DistillationDat
         "collection": {"name": builder.collection.name, "fingerprint": builder.collection.fingerprint},
         "split": builder.split,
         "num_negatives": builder.num_negatives,
-        "selection": asdict(builder.selection),
+        "selection": builder.selection.to_dict(),
         "teacher": builder.teacher.identity,
     }
     for name, value in json.loads(json.dumps(told)).items():

@@ -21,16 +21,24 @@ from st_wkl.data.cross_encoder import CrossEncoderTeacher
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.data.dataset_files import IGNORES, features
 from st_wkl.data.ensemble import EnsembleTeacher
-from st_wkl.data.leaks import document_disjoint, find_leaks
+from st_wkl.data.leaks import UNUSABLE, document_disjoint, document_key, find_leaks, relevant_keys
 from st_wkl.data.pairwise import dataset_preferences
-from st_wkl.data.pools import DROPPED, Pools, check_lists, correct_labels, make_lists, make_pools
+from st_wkl.data.pools import (
+    DROPPED,
+    Pools,
+    check_lists,
+    correct_labels,
+    make_lists,
+    make_pools,
+    teacher_positives,
+)
 from st_wkl.data.provenance import python_call
 from st_wkl.data.report import report_on_lists
 from st_wkl.data.score_store import ScoreStore, default_store_path
 from st_wkl.data.scoring import ScoringEstimate, estimate_scoring, score_candidates
 from st_wkl.data.selection import Selection, shared_judgements
 from st_wkl.data.teacher import Engine, ListTeacher, PairwiseTeacher, Teacher, TextPairs
-from st_wkl.ranges import check_options
+from st_wkl.ranges import OptionError, check_options
 from st_wkl.text import near_texts
 
 if TYPE_CHECKING:
@@ -49,13 +57,18 @@ class DistillationDatasetBuilder:
     (gain 0) may be among these, documents with a gain below 0 are not. Unjudged candidates may be relevant in truth;
     their teacher scores say how much. Copies of a positive and of another candidate are left out.
 
+    Queries without a positive are dropped, unless the selection's `positives` says what becomes of them. A collection
+    without a training split has nothing else: its queries that no split judges are learnt from, in lists of
+    `num_negatives` + 1 candidates.
+
     Args:
         collection: A `Collection`, a BEIR folder, or a folder or Hub dataset in MTEB's layout.
         teacher: A `Teacher` of pairs or a `ListTeacher` (several teachers, or feedback), or what `CrossEncoderTeacher`
             takes: a Hub id, a folder, a loaded `CrossEncoder`. A list of these becomes an `EnsembleTeacher` whose
             scores are z-scored in each list, since the logits of two models share no scale.
         split: Split of the judgements that names queries and positives. Keep the one for evaluation out of training.
-        query_ids: Only these queries, in this order; `None` takes all queries of the split.
+        query_ids: Only these queries, in this order; `None` takes all queries of the split, and those that no split
+            judges where they are kept.
         candidates: `{query_id: candidates, best first}`, or `None` for BM25.
         num_negatives: Negatives of a row at most. 15 beside a positive is a common size of distillation lists.
         store: Where scores are kept: a file, a `ScoreStore`, or `":memory:"` for nowhere. `None` takes
@@ -74,7 +87,8 @@ class DistillationDatasetBuilder:
 
     Raises:
         ValueError: A split or a query does not exist, candidates name unknown documents, a number is out of range, or
-            a list would have thousands of documents, since a query has as many positives.
+            a list would have thousands of documents, since a query has as many positives; or options are measured
+            from positives, and there is none.
 
     Example:
         >>> teacher = CrossEncoderTeacher("cross-encoder/ms-marco-MiniLM-L12-v2")  # doctest: +SKIP
@@ -107,6 +121,9 @@ class DistillationDatasetBuilder:
         self.candidates = candidates
         self.store = store
         self.selection = selection or Selection()
+        self._judged = self.collection.learnt_from(split, self.selection.positives)
+        if not self._has(split) and self.selection.positives is None:
+            self.selection = dataclasses.replace(self.selection, positives="optional")
         self.drop_leaks = drop_leaks
         self.against = None if against == split or (against == "test" and not self._has(against)) else against
         if against == split:
@@ -119,13 +136,13 @@ class DistillationDatasetBuilder:
             self.collection.judgements(self.against)  # an error now, not after hours
         elif drop_leaks:
             raise ValueError(f"drop_leaks needs a split of {self.collection.name!r} other than {split!r} as against.")
-        judged = self.collection.judgements(split)
-        self.query_ids = list(judged) if query_ids is None else list(dict.fromkeys(query_ids))
+        self.query_ids = list(self._judged) if query_ids is None else list(dict.fromkeys(query_ids))
         if absent := [query_id for query_id in self.query_ids if query_id not in self.collection.queries]:
             raise ValueError(
                 f"{len(absent):,} of the query ids are not in {self.collection.name!r}; the first is {absent[0]!r}."
             )
-        check_lists(judged, self.query_ids, self.num_negatives, self.selection.max_positives)
+        check_lists(self._judged, self.query_ids, self.num_negatives, self.selection.max_positives)
+        self._check_selection()
         if candidates is not None:
             check_candidates(candidates, self.query_ids, self.collection)
         self.engine, self.workers = engine, workers
@@ -159,9 +176,10 @@ class DistillationDatasetBuilder:
                 workers=self.workers,
             )
         pools.scores = scored.scores
-        rows = make_lists(pools, self.selection, self.num_negatives, dropped)
+        rows, unjudged = self._lists(pools, dropped)
         self._say_dropped(len(rows), dropped)
-        report = report_on_lists(rows.scores, rows.gains, lengths=rows.lengths)
+        # The teacher would agree with itself.
+        report = report_on_lists(rows.scores, np.where(unjudged, 0, rows.gains), lengths=rows.lengths)
         if useless := report.warning():
             warnings.warn(useless, stacklevel=2)
         logger.info("%s", report)
@@ -171,6 +189,10 @@ class DistillationDatasetBuilder:
         corrected = correct_labels(rows, self.selection.label_correction)
         if self.selection.label_correction:
             counts["corrected_lists"] = corrected
+        if unjudged.any():
+            counts["unjudged_queries"] = len(np.unique(rows.rows[unjudged]))
+            counts["teacher_positives"] = int((rows.gains[unjudged] > 0).sum())
+            self._say_unjudged(counts)
         if shared:
             counts |= {"shared_judgements": sum(shared.values()), "queries_that_share": len(shared)}
         provenance: dict[str, Any] = {
@@ -178,7 +200,7 @@ class DistillationDatasetBuilder:
             "split": self.split,
             "num_negatives": self.num_negatives,
             "candidates": source,
-            "selection": dataclasses.asdict(self.selection),
+            "selection": self.selection.to_dict(),
             "teacher": self.teacher.identity,
             "teacher_license": getattr(self.teacher, "license", None),
             "counts": counts,
@@ -255,24 +277,63 @@ class DistillationDatasetBuilder:
     @property
     def depth(self) -> int:
         """Candidates that a list needs, even if every positive of its query and a few copies stand before the rest."""
-        positives = self.collection.positives(self.split)
-        most = max((len(positives.get(query_id, ())) for query_id in self.query_ids), default=0)
+        most = max((len(self._positives(query_id)) for query_id in self.query_ids), default=0)
         return self.selection.pool(self.num_negatives) + most + 5
 
     def find_candidates(self, sources: Source | Sequence[Source] = "bm25", **options: Any) -> Candidates:
-        """Find candidates for the queries that have a positive, by default as many as the lists need.
+        """Find candidates for the queries that have a positive or need none, by default as many as the lists need.
 
         Args:
             sources: What `find_candidates` takes, as the options are: `top_k`, `cache`, `show_progress`, ….
             **options: See `st_wkl.data.candidates.find_candidates`.
         """
-        positives = self.collection.positives(self.split)
-        query_ids = [query_id for query_id in self.query_ids if query_id in positives]
+        kept = self.selection.keeps_unjudged
+        query_ids = [query_id for query_id in self.query_ids if kept or self._positives(query_id)]
         return find_candidates(self.collection, query_ids, sources, **{"top_k": self.depth, **options})
+
+    def _positives(self, query_id: str) -> list[str]:
+        return [key for key, gain in self._judged.get(query_id, {}).items() if gain > 0]
+
+    def _check_selection(self) -> None:
+        """Stop at what is measured from positives where no query has one."""
+        if self.selection.positives == "teacher" or any(map(self._positives, self.query_ids)):
+            return
+        for name in ("relative_margin", "absolute_margin", "label_correction"):
+            if getattr(self.selection, name) is not None:
+                raise OptionError(
+                    name,
+                    f"needs positives, and no query of {self.collection.name!r} that is learnt from has a judged one: "
+                    "leave it out, or set positives to teacher.",
+                )
+
+    def _lists(self, pools: Pools, dropped: dict[str, int]) -> tuple[Pools, np.ndarray]:
+        """Return the lists, and which of their documents stand in one without a judged positive."""
+        judged = np.bincount(pools.rows[pools.gains > 0], minlength=len(pools)) > 0
+        unjudged = {key for key, has in zip(pools.query_ids, judged.tolist(), strict=True) if not has}
+        if unjudged and self.selection.positives == "teacher":
+            texts, barred = self.collection.documents, set[str]()
+            if self.drop_leaks and self.against is not None:
+                relevant = relevant_keys(self.collection, self.against)
+                barred = {key for key in pools.ids if document_key(texts[key]) in relevant}
+            pools = teacher_positives(pools, texts, self.selection, barred, dropped)
+        rows = make_lists(pools, self.selection, self.num_negatives, dropped)
+        return rows, np.repeat(np.array([key in unjudged for key in rows.query_ids], bool), rows.lengths)
+
+    def _say_unjudged(self, counts: Mapping[str, int | None]) -> None:
+        number, taught = counts["unjudged_queries"], counts["teacher_positives"]
+        said = "Their lists have no positive: train with KL, since losses that compare positives learn nothing of them."
+        if self.selection.positives == "teacher":
+            said = (
+                f"The teacher's best document is the positive of {taught:,}, where it is ahead of the next by "
+                f"{self.selection.positive_margin:g}; the other lists have none."
+            )
+        warnings.warn(f"{number:,} of {counts['queries']:,} queries have no judged positive. {said}", stacklevel=3)
 
     def _judgements(self, dropped: dict[str, int]) -> tuple[list[str], Mapping[str, Mapping[str, int]]]:
         """Return the queries to use and their judgements, without the leaks if these are to be dropped."""
-        judgements = self.collection.judgements(self.split)
+        judgements: Mapping[str, Mapping[str, int]] = self._judged
+        if self.selection.keeps_unjudged:
+            judgements = {**{key: {} for key in self.query_ids}, **judgements}
         if not self.drop_leaks or self.against is None:
             return self.query_ids, judgements
         texts = self.collection.queries
@@ -282,7 +343,11 @@ class DistillationDatasetBuilder:
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # counted here, for the queries that are asked for
-            kept = document_disjoint(self.collection, self.split, self.against).qrels[self.split]
+            disjoint = document_disjoint(self.collection, self.split, self.against) if self._has(self.split) else None
+        kept: dict[str, dict[str, int]] = {} if disjoint is None else disjoint.qrels[self.split]
+        if self.selection.keeps_unjudged:  # what has lost its last positive is unjudged, and that no negative of it
+            for key in judgements.keys() - kept.keys():
+                kept[key] = {name: UNUSABLE if gain > 0 else gain for name, gain in judgements[key].items()}
         query_ids = [query_id for query_id in self.query_ids if query_id not in leaked]
         dropped["leaked_queries"] = len(leaked)
         dropped["leaked_positives"] = sum(
@@ -330,12 +395,15 @@ class DistillationDatasetBuilder:
         if not kept:
             raise ValueError(
                 f"None of {total:,} queries of split {self.split!r} of {self.collection.name!r} can be used: {lost}. "
-                "A query needs a document with a gain above 0 and a candidate that is none of these."
+                "A query needs a document with a gain above 0 and a candidate that is none of these, or, with "
+                "Selection(positives='optional'), two candidates."
             )
         if lost:
             said = f"{total - kept:,} of {total:,} queries are dropped; in all: {lost}."
             if kept == total:
                 said = f"All {total:,} queries stay. Left out of their lists: {lost}."
+            if dropped.get("queries_without_positive"):
+                said += " Selection(positives='optional') keeps queries without a positive, for KL."
             warnings.warn(said, stacklevel=3)
 
     def _preferences(self, rows: Pools, show_progress: bool) -> tuple[list[Any] | None, dict[str, Any]]:

@@ -17,14 +17,16 @@ from st_wkl.data.collection_files import (
     config_names,
     document_text,
     download,
+    fetched,
+    is_collection,
     read_beir,
     read_mteb,
     task_ignores_identical_ids,
     whole_gains,
     write_beir,
 )
-from st_wkl.data.own_corpus import advice, held_out, read_corpus
-from st_wkl.data.selection import is_own_text, own_result
+from st_wkl.data.own_corpus import advice, held_out, read_corpus, read_queries
+from st_wkl.data.selection import Positives, is_own_text, own_result
 from st_wkl.files import holds_nothing, replacing_folder
 
 __all__ = ["Collection", "Missing", "document_text"]
@@ -169,6 +171,33 @@ class Collection:
             )
         return self.qrels[split]
 
+    def learnt_from(self, split: str, positives: Positives | None = None) -> dict[str, dict[str, int]]:
+        """Return the judgements of the queries to learn from, nothing of one that no split judges.
+
+        Args:
+            split: Split whose queries they are.
+            positives: Whether those that no split judges are among them, see `Selection`.
+        """
+        judged_somewhere = {query_id for judged in self.qrels.values() for query_id in judged}
+        unjudged: dict[str, dict[str, int]] = {key: {} for key in self.queries if key not in judged_somewhere}
+        if split not in self.qrels and split == "train" and unjudged and positives != "judged":
+            return unjudged
+        judged = self.judgements(split)
+        return {**judged, **unjudged} if positives in ("optional", "teacher") else judged
+
+    def with_queries(self, queries: Any) -> Collection:
+        """Return the collection with other queries to learn from, unjudged, in place of those of its split `train`.
+
+        Args:
+            queries: As for `load`.
+        """
+        qrels = {split: judged for split, judged in self.qrels.items() if split != "train"}
+        kept = {key: self.queries[key] for judged in qrels.values() for key in judged}
+        # A query that another split judges stays one of that, and is asked here, too: a leak, which is said.
+        asked = {f"{key}-asked" if key in kept else key: text for key, text in read_queries(queries).items()}
+        out = True if self.leaves_out_own else self.ignore_identical_ids
+        return replace(self, queries={**kept, **asked}, qrels=qrels, missing="raise", ignore_identical_ids=out)
+
     def positives(self, split: str) -> dict[str, dict[str, int]]:
         """Return the judgements of one split with a gain above 0, without the queries that have none."""
         relevant = {
@@ -213,7 +242,9 @@ class Collection:
             missing: See `Collection`; of no meaning for a collection.
             ignore_identical_ids: See `Collection`, a copy of which is returned if it says something else. `None` of a
                 dataset of the Hub, or of its copy in the Hub's cache, also asks whether an MTEB task on it says so.
-            queries: Table of queries, where they are not beside the documents.
+            queries: Queries, where they are not beside the documents: a table, a text file with one in a line (`.txt`
+                or `.log`), or a list of texts. They need no judgements: see `positives` of `Selection`. Of a folder or
+                dataset with judgements they take the place of the queries of its split `train`.
             judgements: Table of judgements; all judged documents are relevant where it has no gains.
             test_share: Share of the queries of own tables that become the split `test`; all others are `train`.
             by: Whether these are drawn one by one, or by `"document"`: no query of one side has a relevant document of
@@ -241,6 +272,8 @@ class Collection:
         folder = Path(source).expanduser() if isinstance(source, str | os.PathLike) else None
         own = {"queries": queries, "judgements": judgements, "test_share": test_share or None, **columns}
         own = {name: value for name, value in own.items() if value is not None}
+        if folder is not None and own.keys() == {"queries"} and is_collection(fetched(folder, revision)):
+            return cls.load(source, revision=revision, **options).with_queries(queries)
         if folder is None or folder.is_file() or own:
             own = {"revision": revision, **own, **({"by": by, "seed": seed} if test_share else {})}
             return cls.from_tables(source, **own, **options)

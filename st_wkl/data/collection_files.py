@@ -88,7 +88,10 @@ def read_beir(folder: Path) -> tuple[Texts, Texts, Qrels, dict[str, Any]]:
     files = _judgement_files(folder)
     if lost := [split for split in about.get("splits", [""] if not files else []) if split not in files]:
         which = f" of the split {lost[0]!r}" if lost[0] else ""
-        raise FileNotFoundError(f"{folder} has no judgements{which}: expected qrels/<split>.tsv, e.g. qrels/train.tsv.")
+        raise FileNotFoundError(
+            f"{folder} has no judgements{which}: expected qrels/<split>.tsv, e.g. qrels/train.tsv. Where there are "
+            "none, give corpus.jsonl as the source and queries.jsonl as its queries."
+        )
     qrels = {}
     for split, file in files.items():
         named = file_kind(file) in (".jsonl", ".json", ".parquet")
@@ -309,6 +312,11 @@ def task_ignores_identical_ids(folder: Path) -> bool:
         getattr(task, "ignore_identical_ids", False) and task.metadata.dataset["path"] == "/".join(parts[1:])
         for task in mteb.get_tasks(exclude_superseded=False)
     )
+
+
+def is_collection(folder: Path) -> bool:
+    """Return whether a folder holds documents, queries and judgements in BEIR's or MTEB's layout."""
+    return (folder / "qrels").is_dir() or "corpus" in config_names(folder)
 
 
 def config_names(folder: Path) -> list[str]:

@@ -32,6 +32,7 @@ from st_wkl.data.dataset_files import (
 from st_wkl.data.exporters import LAYOUTS
 from st_wkl.data.importers import convert
 from st_wkl.data.pairwise import pointwise_preferences
+from st_wkl.data.selection import NOTHING_RELEVANT, WITHOUT_POSITIVES
 from st_wkl.data.settled import Lists, fit, settled
 from st_wkl.files import replacing_folder
 
@@ -155,6 +156,12 @@ class DistillationDataset:
             relevant[query_id][document_id] = gain
         return relevant
 
+    def unjudged(self) -> dict[str, int]:
+        """Return how many queries have no judged positive, and for how many the teacher's best stands as one."""
+        taught = int((self.provenance.get("counts") or {}).get("teacher_positives") or 0)
+        without = sum(not judged for judged in self.positives().values())
+        return {"unjudged_queries": without + taught, "teacher_positives": taught}
+
     def to_columns(self, n: int | None = None, *, copied: bool = False) -> Dataset:
         """Return the columns that sentence-transformers' stock trainers and distillation losses take.
 
@@ -191,6 +198,9 @@ class DistillationDataset:
         if not len(kept):
             largest = 1 + int(negatives[has_positive].max(initial=0))
             remedy = f"The largest n that works is {largest}." if largest > 1 else "No n works: build it again."
+            remedy = (
+                remedy if len(has_positive) else f"{NOTHING_RELEVANT.format('this dataset')}, and columns begin with one. {WITHOUT_POSITIVES}"
+            )
             raise ValueError(f"None of {len(self.train):,} rows can be used with n={n}: {why}. {remedy}")
         if dropped:
             warnings.warn(f"{dropped:,} of {len(self.train):,} rows are dropped: {why}.", stacklevel=2)

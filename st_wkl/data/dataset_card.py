@@ -57,7 +57,7 @@ def dataset_card(provenance: Mapping[str, Any], *, rows: int, documents: int, pr
         f"# {markdown_text(collection)}, scored by {markdown_text(teacher)}",
         f"{rows:,} candidate lists over {documents:,} documents for ranking distillation, "
         f"with the {'' if provenance.get('imported') else 'raw '}scores of the teacher. Made with st_wkl.",
-        _COLUMNS + (_PREFERENCES if preferences else ""),
+        _COLUMNS + (_PREFERENCES if preferences else "") + _unjudged(provenance),
     ]
     if made:
         parts += ["## Where it comes from", f"| | |\n| :-- | :-- |\n{made}"]
@@ -84,6 +84,20 @@ _PREFERENCES = (
     "\n\nThe `train` config also has `preferences`: a pairwise teacher's `probability` that document `first` of the "
     "row is better than document `second`; places count from 0."
 )
+
+
+def _unjudged(provenance: Mapping[str, Any]) -> str:
+    counts = provenance.get("counts") or {}
+    if not (number := counts.get("unjudged_queries")):
+        return ""
+    margin = (provenance.get("selection") or {}).get("positive_margin")
+    told = f"\n\n{number:,} queries have no judged positive"
+    if taught := counts.get("teacher_positives"):
+        told += (
+            f"; in the lists of {taught:,} the label 1 is the teacher's best document, ahead of the next by {margin:g}"
+        )
+    return f"{told}. Labels are 0 for all else that nobody has judged."
+
 
 _USE = inspect.cleandoc("""
     ```python

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # A judgement below 0 is TREC's mark for documents that are neither relevant nor irrelevant; the builder leaves such
 # documents out of a list altogether.
 UNUSABLE = -1
+# What a dataset says of queries without a judged positive, if it has any.
+UNJUDGED = ("unjudged_queries", "teacher_positives")
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,6 +36,8 @@ class LeakReport:
         near_queries: `{test query: {training query: Jaccard}}` of the others that share nearly all words.
         shared_documents: `{test query: its relevant documents that are positives of the training set}`.
         near: Jaccard coefficient from which two queries count as near.
+        unjudged_queries: Number of training queries without a judged positive; they count among the queries.
+        teacher_positives: Number of these whose positive is the teacher's best document.
     """
 
     training: str
@@ -44,6 +48,8 @@ class LeakReport:
     near_queries: dict[str, dict[str, float]] = field(default_factory=dict)
     shared_documents: dict[str, list[str]] = field(default_factory=dict)
     near: float = 0.9
+    unjudged_queries: int = 0
+    teacher_positives: int = 0
 
     @property
     def shared_judgements(self) -> int:
@@ -78,6 +84,7 @@ class LeakReport:
             "share_of_queries": round(self.share_of_queries, 6),
             "shared_judgements": self.shared_judgements,
             "share_of_judgements": round(self.share_of_judgements, 6),
+            **{name: count for name in UNJUDGED if (count := getattr(self, name))},
         }
 
     def __repr__(self) -> str:
@@ -88,6 +95,12 @@ class LeakReport:
             f"{self.share_of_judgements:.1%} of the {self.test_judgements:,} relevant judgements. "
             f"{len(self.equal_queries):,} test queries are training queries too, and {len(self.near_queries):,} are "
             f"nearly one (Jaccard coefficient of the words ≥ {self.near:g})."
+            + (
+                f" {self.unjudged_queries:,} training queries have no judged positive; of {self.teacher_positives:,} "
+                "the teacher's best document is one."
+                if self.unjudged_queries
+                else ""
+            )
         )
 
 
@@ -130,13 +143,14 @@ def find_leaks(
     if not 0 < near <= 1:
         raise ValueError(f"near is a Jaccard coefficient above 0 and at most 1, got {near}.")
     name, queries, positive_texts = _training_side(train, collection)
+    unjudged = {} if isinstance(train, str | tuple) else train.unjudged()
     relevant = collection.positives(split)
     equal, nearly = near_texts({query_id: collection.queries[query_id] for query_id in relevant}, queries, near)
-    keys = {_document_key(text) for text in positive_texts}
+    keys = {document_key(text) for text in positive_texts}
     shared = {
         query_id: found
         for query_id, judged in relevant.items()
-        if (found := [key for key in judged if _document_key(collection.documents[key]) in keys])
+        if (found := [key for key in judged if document_key(collection.documents[key]) in keys])
     }
     return LeakReport(
         training=name,
@@ -147,6 +161,7 @@ def find_leaks(
         near_queries=nearly,
         shared_documents=shared,
         near=near,
+        **unjudged,
     )
 
 
@@ -196,7 +211,7 @@ def document_disjoint(
         raise ValueError(f"train and test are both {train!r}; give two splits.")
     if not 0 <= test_share <= 1:
         raise ValueError(f"test_share must be from 0 to 1, got {test_share}.")
-    sides = {split: _relevant_keys(collection, split) for split in (train, test)}
+    sides = {split: relevant_keys(collection, split) for split in (train, test)}
     shared = sorted(sides[train] & sides[test])
     for_test = set(shared) if test_share == 1 else {key for key in shared if _draw(key, seed) < test_share}
     qrels = dict(collection.qrels)
@@ -224,16 +239,17 @@ def _draw(key: str, seed: int) -> float:
     return random.Random(f"{seed} {key}").random()
 
 
-def _relevant_keys(collection: Collection, split: str) -> set[str]:
+def relevant_keys(collection: Collection, split: str) -> set[str]:
+    """Return the keys of the documents that are relevant in a split, see `document_key`."""
     relevant = collection.positives(split)
-    return {_document_key(collection.documents[key]) for judged in relevant.values() for key in judged}
+    return {document_key(collection.documents[key]) for judged in relevant.values() for key in judged}
 
 
 def _without(collection: Collection, split: str, lost: set[str]) -> dict[str, dict[str, int]]:
     kept = {}
     for query_id, judged in collection.judgements(split).items():
         gains = {
-            document_id: UNUSABLE if gain > 0 and _document_key(collection.documents[document_id]) in lost else gain
+            document_id: UNUSABLE if gain > 0 and document_key(collection.documents[document_id]) in lost else gain
             for document_id, gain in judged.items()
         }
         if any(gain > 0 for gain in gains.values()):
@@ -241,7 +257,8 @@ def _without(collection: Collection, split: str, lost: set[str]) -> dict[str, di
     return kept
 
 
-def _document_key(text: str) -> str:
+def document_key(text: str) -> str:
+    """Return what copies of a document share: its text, white space and Unicode's ways of writing a letter aside."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 

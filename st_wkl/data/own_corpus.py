@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shlex
 import warnings
@@ -15,12 +16,13 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from st_wkl.data._rows import file_kind, numbered_lines
 from st_wkl.data.collection_files import By, Judged, Qrels, Texts, whole_gains
 from st_wkl.data.grouping import Ids
 from st_wkl.data.layouts import roles, titled, told_columns
 from st_wkl.data.tables import Table, as_text, seen, tables
 from st_wkl.ranges import check_options
-from st_wkl.text import text_hash
+from st_wkl.text import plain_text, text_hash
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +42,9 @@ def read_corpus(
     told = told_columns(columns)
     made = _Corpus(told)
     found = [(table, "") for table in tables(source, revision)]
-    for part, kind in ((queries, "queries"), (judgements, "judgements")):
-        found += [(table, kind) for table in tables(part, name=f"the {kind}")] if part is not None else []
+    found += [(table, "queries") for table in _asked_in(queries)] if queries is not None else []
+    if judgements is not None:
+        found += [(table, "judgements") for table in tables(judgements, name="the judgements")]
     first = {table.name: table.first() for table, _ in found}
     there = {column for part in first.values() for column in part.column_names}
     if lost := [column for column in told.values() if column not in there]:
@@ -64,6 +67,63 @@ def read_corpus(
             "--query), or give tables of queries and judgements (queries=, judgements=; --queries, --judgements)."
         )
     return made.documents, made.queries, made.judged
+
+
+def read_queries(source: Any) -> Texts:
+    """Return queries by their ids; see `Collection.load`.
+
+    Args:
+        source: A table, a text file with one in a line, or a list of texts.
+
+    Raises:
+        ValueError: A row has no text, or there are none.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")  # that one repeats another one
+        ...     list(read_queries(["who purrs", "Who  purrs", "who barks"]).values())
+        ['who purrs', 'who barks']
+    """
+    made = _Corpus({})
+    for table in _asked_in(source):
+        first = table.first()
+        _tell(table.name, "queries", first.column_names, _own(first, {}))
+        made.add_queries(table, first)
+    if not made.queries:
+        raise ValueError(f"{source!r:.80} holds no queries.")
+    return made.queries
+
+
+def _asked_in(source: Any) -> list[Table]:
+    """Return tables of queries; lines become one, without those that are empty or repeat another one."""
+    name, lines = "the queries", source
+    if isinstance(source, str | os.PathLike) and file_kind(Path(source)) in (".txt", ".log"):
+        name, lines = str(source), [*numbered_lines(Path(source).expanduser())]
+        if lines and all("\t" in line for _, line in lines):
+            raise ValueError(
+                f"{name}: each line has a tab, as in {lines[0][1]!r:.80}, and is read as one query. If these are "
+                "columns, give them names in a first line, such as query_id and query, and call the file .tsv."
+            )
+    elif isinstance(source, list | tuple):
+        lines = [*enumerate(source, 1)]
+    else:
+        return tables(source, name=name)
+    kept: dict[str, str] = {}
+    for number, text in lines:
+        if not isinstance(text, str):
+            raise TypeError(f"{name}, number {number}: a query is text (str), got {text!r:.80}.")
+        if text.strip():
+            kept.setdefault(plain_text(text), text.strip())
+    total = max((number for number, _ in lines), default=0)
+    full = sum(bool(text.strip()) for _, text in lines)
+    if total > len(kept):
+        warnings.warn(
+            f"{name}: {len(kept):,} queries of {total:,} lines; {total - full:,} are empty, {full - len(kept):,} "
+            "repeat another one (case and white space aside).",
+            stacklevel=5,
+        )
+    return [Table(name, pa.table({"query": pa.array(kept.values(), pa.large_string())}))]
 
 
 def _tell(name: str, kind: str, columns: list[str], found: Mapping[str, str]) -> None:

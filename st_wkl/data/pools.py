@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from st_wkl.data.copies import COPY, NEAR, REPEATED, Texts, find_copies
-from st_wkl.data.selection import Selection, choose, false_negatives
+from st_wkl.data.selection import Selection, choose, false_negatives, lead
 
 # Public collections have queries with 1,400 positives.
 LONGEST_LIST = 2_048
@@ -109,6 +109,8 @@ def make_pools(
 ) -> Pools:
     """Return what is to be scored for each query: its positives, and its negatives as far as they matter.
 
+    A query without a positive has one negative more, and needs two, to be ranked.
+
     Args:
         found: Each query with its judgements and its candidates, best first.
         texts: Texts of the documents.
@@ -117,7 +119,7 @@ def make_pools(
         dropped: Counts of what is left out, which grow.
     """
     # Twice the pool is deep enough to fill it; copies further down cannot be chosen.
-    gathered = _Gathered(texts, dropped, 2 * options.pool(num_negatives), options.max_positives)
+    gathered = _Gathered(texts, dropped, 2 * options.pool(num_negatives), options)
     for query_id, judged, ranked in found:
         gathered.add(query_id, judged, ranked)
     counts, sizes = np.array(gathered.counts, int), np.array(gathered.sizes, int)
@@ -126,12 +128,16 @@ def make_pools(
     kind = find_copies(known, negatives, sizes, positives, counts)
     for name, number in DUPLICATES.items():
         dropped[name] += int((kind == number).sum())
-    best = _first(counts, np.ones(len(positives), bool), options.max_positives)
+    best = np.ones(len(positives), bool)
+    if options.max_positives is not None:
+        best = _first(counts, best, np.full(len(counts), options.max_positives))
     dropped["further_positives"] += int((~best).sum())
-    left = _first(sizes, kind == 0, options.pool(num_negatives))
+    more = (counts == 0).astype(int)
+    left = _first(sizes, kind == 0, options.pool(num_negatives) + more)
     chosen = np.flatnonzero(left)
     if not options.needs_scores:
-        chosen = _chosen(np.repeat(np.arange(len(sizes)), sizes), chosen, gathered.query_ids, options, num_negatives)
+        rows_of = np.repeat(np.arange(len(sizes)), sizes)
+        chosen = _chosen(rows_of, chosen, gathered.query_ids, options, num_negatives + more)
     rows = [np.repeat(np.arange(len(part)), part) for part in (counts, sizes)]
     documents = np.concatenate([positives[best], negatives[chosen]])
     gains = np.concatenate([np.array(gathered.gains, np.int32)[best], np.zeros(len(chosen), np.int32)])
@@ -139,7 +145,7 @@ def make_pools(
     order = np.argsort(rows_of, kind="stable")
     lengths = np.bincount(rows_of, minlength=len(counts))
     pools = Pools(gathered.query_ids, list(gathered.numbers), lengths, documents[order], gains[order])
-    kept = pools.with_negatives
+    kept = pools.with_negatives & (lengths > 1)
     dropped["queries_without_negative"] += int((~kept).sum())
     return pools if kept.all() else pools.take(np.arange(len(documents)), kept)
 
@@ -147,10 +153,9 @@ def make_pools(
 class _Gathered:
     """Positives and negatives of all queries as numbers."""
 
-    def __init__(
-        self, texts: Mapping[str, str], dropped: dict[str, int], depth: int, max_positives: int | None
-    ) -> None:
-        self.dropped, self.depth, self.max_positives = dropped, depth, max_positives
+    def __init__(self, texts: Mapping[str, str], dropped: dict[str, int], depth: int, options: Selection) -> None:
+        self.dropped, self.depth, self.max_positives = dropped, depth, options.max_positives
+        self.keeps_unjudged = options.keeps_unjudged
         self.blank = {key for key, text in texts.items() if not text or text.isspace()}
         self.numbers: dict[str, int] = {}
         self.query_ids: list[str] = []
@@ -159,7 +164,7 @@ class _Gathered:
         self.positives, self.negatives, self.gains = array("i"), array("i"), array("i")
 
     def add(self, query_id: str, judged: Mapping[str, int], ranked: Sequence[str]) -> None:
-        """Add a query, unless it has no positive or no candidate; count what is left out."""
+        """Add a query, unless it has no candidate, or no positive and needs one; count what is left out."""
         dropped, numbers, blank = self.dropped, self.numbers, self.blank
         relevant = [key for key, gain in judged.items() if gain > 0]
         if len(relevant) > 1:
@@ -172,8 +177,9 @@ class _Gathered:
         if blank:
             positives, negatives = ([key for key in side if key not in blank] for side in (relevant, others))
         dropped["empty_documents"] += len(relevant) - len(positives) + len(others) - len(negatives)
-        if not positives or not ranked:
-            dropped["queries_without_candidate" if positives else "queries_without_positive"] += 1
+        usable = bool(positives) or self.keeps_unjudged
+        if not usable or not ranked:
+            dropped["queries_without_candidate" if usable else "queries_without_positive"] += 1
             dropped["further_positives"] += len(positives[self.max_positives or len(positives) :])
             return
         negatives = negatives[: self.depth]
@@ -185,23 +191,21 @@ class _Gathered:
         self.negatives.extend([numbers.setdefault(key, len(numbers)) for key in negatives])
 
 
-def _first(sizes: np.ndarray, among: np.ndarray, most: int | None) -> np.ndarray:
-    """Return which entries are among the first `most` of those of their row that count at all."""
-    if most is None:
-        return among
+def _first(sizes: np.ndarray, among: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Return which entries are among the first, as many as `most` says of each row, of those that count at all."""
     seen = np.cumsum(among)
     before = np.concatenate([[0], seen])[np.cumsum(sizes) - sizes]
-    return among & (seen - np.repeat(before, sizes) <= most)
+    return among & (seen - np.repeat(before, sizes) <= np.repeat(most, sizes))
 
 
-def _chosen(rows: np.ndarray, places: np.ndarray, keys: list[str], options: Selection, n: int) -> np.ndarray:
-    """Choose n of each row's places, by the first stage's order or at random."""
+def _chosen(rows: np.ndarray, places: np.ndarray, keys: list[str], options: Selection, n: np.ndarray) -> np.ndarray:
+    """Choose each row's n of its places, by the first stage's order or at random."""
     sizes = np.bincount(rows[places], minlength=len(keys))
     if options.choice == "top":
         return places[_first(sizes, np.ones(len(places), bool), n)]
     chosen = [places[:0]]
-    for part, key in zip(np.split(places, np.cumsum(sizes)[:-1]) if len(sizes) else [], keys, strict=True):
-        chosen.append(part[choose(len(part), n, options.choice, seed=options.seed, key=key)])
+    for part, key, most in zip(np.split(places, np.cumsum(sizes)[:-1]) if len(sizes) else [], keys, n, strict=True):
+        chosen.append(part[choose(len(part), int(most), options.choice, seed=options.seed, key=key)])
     return np.concatenate(chosen)
 
 
@@ -209,12 +213,12 @@ def make_lists(pools: Pools, options: Selection, num_negatives: int, dropped: di
     """Filter and choose by the teacher's scores, if the selection asks for it; lists without a negative go."""
     if not options.needs_scores:
         return pools
-    probabilities = bool(len(pools.scores)) and float(pools.scores.min()) >= 0 and float(pools.scores.max()) <= 1
+    probabilities = _are_probabilities(pools)
     chosen = []
     for query_id, span in zip(pools.query_ids, pools.spans(), strict=True):
         scores, split = pools.scores[span], int((pools.gains[span] > 0).sum())
         places = np.arange(split, len(scores))
-        if options.filters:
+        if options.filters and split:  # the margins are measured from a positive
             removed = false_negatives(
                 scores[split:],
                 scores[:split],
@@ -227,10 +231,64 @@ def make_lists(pools: Pools, options: Selection, num_negatives: int, dropped: di
             places = places[~removed]
             dropped["queries_without_negative"] += not len(places)
         how: dict[str, Any] = {"scores": scores[places], "seed": options.seed, "key": query_id}
-        places = places[choose(len(places), num_negatives, options.choice, **how)]
+        places = places[choose(len(places), num_negatives + (not split), options.choice, **how)]
         chosen += [np.arange(split) + span.start, places + span.start]
     every = np.concatenate([np.zeros(0, int), *chosen])
     return pools.take(every, np.bincount(pools.rows[every[pools.gains[every] <= 0]], minlength=len(pools)) > 0)
+
+
+def _are_probabilities(pools: Pools) -> bool:
+    return bool(len(pools.scores)) and float(pools.scores.min()) >= 0 and float(pools.scores.max()) <= 1
+
+
+def teacher_positives(
+    pools: Pools, texts: Mapping[str, str], options: Selection, barred: Set[str], dropped: dict[str, int]
+) -> Pools:
+    """Make the teacher's best document the positive of a list that has none, where it is ahead of the next.
+
+    Args:
+        pools: The lists with their scores.
+        texts: Texts of the documents.
+        options: How far ahead it has to be.
+        barred: Documents that may be no positive.
+        dropped: Counts of what is left out, which grow: copies of these positives.
+
+    Returns:
+        The lists, in which such a positive stands first with a gain of 1.
+
+    Raises:
+        ValueError: No list has a positive, judged or made here.
+    """
+    known = Texts([texts[key] for key in pools.ids], options.near_duplicates)
+    probabilities, gains = _are_probabilities(pools), pools.gains.copy()
+    leads, order = [], [np.zeros(0, int)]
+    for span in pools.spans():
+        places = np.arange(span.start, span.stop)
+        order.append(places)
+        if (gains[span] > 0).any():
+            continue
+        best = int(places[np.argmax(pools.scores[span])])
+        rest = places[places != best]
+        sizes = np.array([len(rest)]), np.array([1])
+        kind = find_copies(known, pools.documents[rest], sizes[0], pools.documents[best : best + 1], sizes[1])
+        leads.append(lead(pools.scores[best], pools.scores[rest[kind == 0]], probabilities=probabilities))
+        if not leads[-1] > 0 or leads[-1] < options.positive_margin:
+            continue
+        if pools.ids[pools.documents[best]] in barred:
+            dropped["leaked_positives"] += 1
+            continue
+        gains[best] = 1
+        order[-1] = np.array([best, *rest[kind == 0]])
+        for name, number in DUPLICATES.items():
+            dropped[name] += int((kind == number).sum())
+    if not (gains > 0).any():
+        raise ValueError(
+            f"The teacher's best document is ahead of the next by {options.positive_margin:g} in none of "
+            f"{len(leads):,} lists; the leads are {float(np.median(leads)):.3g} at the median, and {max(leads):.3g} at "
+            "most. Lower positive_margin (scores that are stored stay), or set positives to optional and train with KL."
+        )
+    every = np.concatenate(order)
+    return dataclasses.replace(pools, gains=gains).take(every, np.ones(len(pools), bool))
 
 
 def correct_labels(pools: Pools, correction: str | None) -> int:

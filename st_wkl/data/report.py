@@ -111,10 +111,15 @@ def teacher_report(dataset: DistillationDataset, *, temperature: float = 1.0) ->
     Example:
         >>> print(teacher_report(DistillationDataset.load("nfcorpus-distillation")))  # doctest: +SKIP
     """
+    scores, gains = _scores_and_gains(dataset)
+    return report_on_lists(scores.values.to_numpy(), gains, lengths=scores.lengths, temperature=temperature)
+
+
+def _scores_and_gains(dataset: DistillationDataset) -> tuple[Ragged, np.ndarray]:
+    """Return the scores and the judged gains: none where some are the teacher's own, with which it would agree."""
     scores, labels = (Ragged(columns(dataset.train)[name]) for name in ("scores", "labels"))
-    return report_on_lists(
-        scores.values.to_numpy(), labels.values.to_numpy(), lengths=scores.lengths, temperature=temperature
-    )
+    gains = labels.values.to_numpy()
+    return scores, np.zeros_like(gains) if dataset.unjudged()["teacher_positives"] else gains
 
 
 def report_on_lists(
@@ -314,8 +319,8 @@ def plot_report(dataset: DistillationDataset, path: str | os.PathLike[str]) -> P
     except ImportError as error:
         raise ImportError("Plots need matplotlib: pip install 'st-wkl[plots]'.") from error
     report = teacher_report(dataset)
-    scores, labels = (Ragged(columns(dataset.train)[name]) for name in ("scores", "labels"))
-    lists, gains = _Lists(scores.values.to_numpy(), scores.lengths), labels.values.to_numpy()
+    scores, gains = _scores_and_gains(dataset)
+    lists = _Lists(scores.values.to_numpy(), scores.lengths)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     axes = figure.subplots(1, 3)
     _plot_scores(axes[0], lists.values, gains > 0)

@@ -5,22 +5,29 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from st_wkl.data.copies import COPY, NEAR, REPEATED, Texts, find_copies
-from st_wkl.ranges import check_options
+from st_wkl.ranges import OptionError, check_options
 from st_wkl.text import plain_text
 
 Choice = Literal["top", "random", "quantiles"]
 Reference = Literal["best", "worst"]
 Correction = Literal["raise_positives", "swap_positives"]
+Positives = Literal["judged", "optional", "teacher"]
+# One wording for whoever needs positives and finds none.
+NOTHING_RELEVANT = "No document of {} is judged relevant"
+WITHOUT_POSITIVES = (
+    "Train with KL alone (loss='kl'), build it with the teacher's best as positive (selection positives='teacher'), or "
+    "give judgements."
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Selection:
     """How a list is made of the judged positives and the candidates of a query.
 
@@ -44,6 +51,14 @@ class Selection:
             out; they are never negatives.
         near_duplicates: Candidates whose words have at least this Jaccard coefficient with those of a positive are
             left out: unjudged versions of a relevant document. `None` for exact copies only.
+        positives: What becomes of a query without a judged positive. `"judged"`: it is dropped, counted. `"optional"`:
+            its list has none, and teaches by the teacher's scores alone. `"teacher"`: the teacher's best document of
+            its list is one, if it is ahead by `positive_margin`; copies and near copies of it are no negatives. With
+            these two, queries that no split judges are learnt from, too. `None`: `"judged"`, or `"optional"` where the
+            collection has no split `train` to learn from.
+        positive_margin: How far the teacher's best stands ahead of the next, near copies aside, to be a positive, in
+            logits: at 1 its odds are 2.7 times as good. Scores that are probabilities are turned into logits for it.
+            Without a lead the best of two equals would be a positive, and the other one a negative.
         seed: For `"random"` and `"quantiles"`. The draw of a query depends on nothing else than this and its id.
 
     Raises:
@@ -62,6 +77,8 @@ class Selection:
     label_correction: Correction | None = None
     max_positives: int | None = None
     near_duplicates: float | None = 0.9
+    positives: Positives | None = None
+    positive_margin: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,14 +87,31 @@ class Selection:
             "choice": ("top", "random", "quantiles"),
             "reference": ("best", "worst"),
             "label_correction": (None, "raise_positives", "swap_positives"),
+            "positives": (None, "judged", "optional", "teacher"),
         }
         for name, allowed in options.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
         check_options(pool_size=self.pool_size, max_positives=self.max_positives, seed=self.seed)
+        check_options(positive_margin=self.positive_margin)
+        if self.positive_margin != 1.0 and self.positives != "teacher":
+            raise OptionError("positive_margin", "is the lead of the teacher's best: set positives to teacher.")
         _check_margins(self.relative_margin, self.absolute_margin)
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
             raise ValueError(f"near_duplicates is a Jaccard coefficient in (0, 1], got {self.near_duplicates}.")
+
+    def __repr__(self) -> str:
+        return f"Selection({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as identities hold them: those for unjudged queries only where these are kept."""
+        later = ("positives", "positive_margin") if self.positives is None else ()
+        return {name: value for name, value in asdict(self).items() if name not in later}
+
+    @property
+    def keeps_unjudged(self) -> bool:
+        """Whether queries without a judged positive stay."""
+        return self.positives in ("optional", "teacher")
 
     @property
     def filters(self) -> bool:
@@ -87,7 +121,7 @@ class Selection:
     @property
     def needs_scores(self) -> bool:
         """Whether the whole pool must be scored before the choice."""
-        return self.filters or self.choice == "quantiles"
+        return self.filters or self.choice == "quantiles" or self.positives == "teacher"
 
     def pool(self, num_negatives: int) -> int:
         """Return the size of the pool for lists of `num_negatives`."""
@@ -149,6 +183,28 @@ def false_negatives(
         else:  # logarithms: the sigmoid of a logit below -745 is 0
             removed |= -np.logaddexp(0, -values) >= math.log(relative_margin) - np.logaddexp(0, -limit)
     return removed
+
+
+def lead(best: float, others: Sequence[float] | np.ndarray, *, probabilities: bool = False) -> float:
+    """Return how far a document stands ahead of the best of others by the teacher's scores, in logits.
+
+    Args:
+        best: Its score.
+        others: `(n,)` scores of the others, without copies of it.
+        probabilities: The scores are probabilities; the lead is that of their logits, a millionth from 0 and 1 at most.
+
+    Returns:
+        The lead, below 0 if it is behind; infinite if there is no other.
+
+    Example:
+        >>> lead(4.5, [1.5, -3.0]), round(lead(0.8, [0.5], probabilities=True), 3)
+        (3.0, 1.386)
+    """
+    values = np.array([best, *others], np.float64)
+    if probabilities:
+        values = values.clip(1e-6, 1 - 1e-6)
+        values = np.log(values) - np.log1p(-values)
+    return float(values[0] - values[1:].max(initial=-np.inf))
 
 
 def choose(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import st_wkl.functional as functional
 from st_wkl.functional._checks import check
-from st_wkl.losses.base import CandidateListLoss
+from st_wkl.losses.base import NOTHING_TO_WEIGH, CandidateListLoss
 from st_wkl.losses.lists import CandidateLists
 from st_wkl.losses.options import spelled_out
 
@@ -27,7 +27,8 @@ class WeightedKLDistillationLoss(CandidateListLoss):
 
     It weighs every term of the KL divergence by how badly the student still ranks that document: a relevant document
     counts less the better it is ranked, a negative counts more the higher it stands, most above the positive.
-    `gamma=0, alpha=0` is plain KL.
+    `gamma=0, alpha=0` is plain KL. A list without a positive is weighed as negatives alone: what the teacher puts first
+    counts as little as the student thinks of it. `distill` refuses a dataset of such lists only, which KL suits.
 
     Takes the columns of `DistillKLDivLoss`: query, positive, negative_1, …, and a label column with the teacher's raw
     scores of those candidates; or, with `ListwiseCollator`, lists of any length.
@@ -82,6 +83,11 @@ class WeightedKLDistillationLoss(CandidateListLoss):
     function = staticmethod(functional.weighted_kl)
     teacher_softmax = True
     paper = "yang2024weighted"
+
+    @property
+    def if_nothing_is_positive(self) -> str:  # type: ignore[override]
+        """What becomes of a list without a positive."""
+        return NOTHING_TO_WEIGH if self.gamma else CandidateListLoss.if_nothing_is_positive
 
     def loss_from_scores(
         self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,7 @@ def _check_same(
         "collection": {"name": builder.collection.name, "fingerprint": builder.collection.fingerprint},
         "split": builder.split,
         "num_negatives": builder.num_negatives,
-        "selection": asdict(builder.selection),
+        "selection": builder.selection.to_dict(),
         "teacher": builder.teacher.identity,
         "round": made,
     }

@@ -29,7 +29,9 @@ class CollectionConfig:
     Args:
         source: BEIR folder, or Hub id or folder in MTEB's layout.
         split: Split of the judgements to learn from.
-        limit: Use the first so many judged queries only.
+        queries: Queries to learn from that nobody has judged, in place of that split: a text file with one in a line
+            (`.txt`, `.log`), or a table. The source may then be documents alone. Default: the collection's own.
+        limit: Use the first so many queries only.
         missing: `raise` an error for judgements of documents or queries that are not there, or `drop` them, counted.
         ignore_identical_ids: Leave the document of a query's own id out of candidates, lists and results, or not.
             Default: if most queries are documents of the same id and text.
@@ -40,12 +42,20 @@ class CollectionConfig:
 
     source: str
     split: str = "train"
+    queries: str | None = None
     limit: int | None = None
     missing: Literal["raise", "drop"] = "raise"
     ignore_identical_ids: bool | None = None
     revision: str | None = None
     against: str | None = "test"
     drop_leaks: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would be ignored."""
+        if self.queries is not None and self.split != "train":
+            raise OptionError(
+                "split", f"is {self.split!r}, and queries that nobody has judged take its place: leave it out."
+            )
 
 
 @dataclass(frozen=True)

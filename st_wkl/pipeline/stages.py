@@ -68,7 +68,8 @@ class Parts:
     @cached_property
     def query_ids(self) -> list[str]:
         """The queries that are learnt from."""
-        return list(self.collection.judgements(self.config.collection.split))[: self.config.collection.limit]
+        asked = self.config.collection
+        return list(self.collection.learnt_from(asked.split, self.config.selection.positives))[: asked.limit]
 
     @cached_property
     def teacher(self) -> Any:
@@ -142,7 +143,7 @@ class Parts:
     def _check_collection(self) -> None:
         """Check what a run asks of its collection: splits, lists that fit, ids that a run file can hold."""
         config = self.config
-        judged = self.collection.judgements(config.collection.split)
+        judged = self.collection.learnt_from(config.collection.split, config.selection.positives)
         check_lists(judged, self.query_ids, config.candidates.num_negatives, config.selection.max_positives)
         for key in (*self.queries, *self.collection.documents):
             check_id(key)

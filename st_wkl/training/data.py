@@ -25,8 +25,8 @@ from transformers import TrainerCallback
 
 from st_wkl.data.arrow import Ragged
 from st_wkl.data.collator import DOCUMENTS, OWN, ListwiseCollator
-from st_wkl.data.selection import shared_judgements, twin_queries
-from st_wkl.losses.base import NOTHING_TO_COMPARE
+from st_wkl.data.selection import NOTHING_RELEVANT, WITHOUT_POSITIVES, shared_judgements, twin_queries
+from st_wkl.losses.base import NOTHING_TO_COMPARE, NOTHING_TO_WEIGH
 from st_wkl.losses.cached import StudentLoss
 from st_wkl.losses.pair_distill import PairwisePreferenceLoss
 from st_wkl.losses.weighted_sum import WeightedSumLoss
@@ -151,26 +151,28 @@ def _check_draws(dataset: Any, negatives: int | None, what: str) -> None:
 
 
 def _check_positives(loss: nn.Module, dataset: Any, what: str) -> None:
-    """Stop where nothing is judged relevant, and the loss, or say so where a term of it, compares positives alone."""
+    """Stop where nothing is judged relevant, and the loss, or say so where a term of it, learns of positives alone."""
     if (labels := _labels(dataset)) is None:
         return
     gain = float(pc.max(pc.list_flatten(labels)).as_py() or 0)
     terms: list[Any] = [
         part for part in loss.modules() if isinstance(part, StudentLoss) and not isinstance(part, WeightedSumLoss)
     ]
-    idle = [
-        type(term).__name__
+    does = {
+        NOTHING_TO_COMPARE: "compares relevant documents with others",
+        NOTHING_TO_WEIGH: "weighs by what is relevant",
+    }
+    idle = {
+        type(term).__name__: does[term.if_nothing_is_positive]
         for term in terms
-        if getattr(term, "if_nothing_is_positive", None) == NOTHING_TO_COMPARE and gain < term.positive_threshold
-    ]
+        if getattr(term, "if_nothing_is_positive", None) in does and gain < term.positive_threshold
+    }
     if not idle:
         return
-    told = f"No document of {what} is judged relevant (the highest gain is {gain:g})"
-    if len(idle) == len(terms):
-        raise ValueError(
-            f"{told}, and {idle[0]} compares relevant documents with others: the student would learn nothing. Train "
-            "with KL alone (loss='kl'), or give judgements."
-        )
+    told = f"{NOTHING_RELEVANT.format(what)} (the highest gain is {gain:g})"
+    if all(type(term).__name__ in idle for term in terms):
+        name, why = next(iter(idle.items()))
+        raise ValueError(f"{told}, and {name} {why}: the student would learn nothing. {WITHOUT_POSITIVES}")
     logger.warning("%s: %s adds nothing to the loss.", told, ", ".join(idle))
 
 

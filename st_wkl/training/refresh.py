@@ -7,7 +7,6 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +131,7 @@ class RefreshCandidatesCallback(TrainerCallback):
             "teacher": builder.teacher.identity,
             "pairwise": None if builder.pairwise is None else builder.pairwise.identity,
             "num_negatives": builder.num_negatives,
-            "selection": asdict(builder.selection),
+            "selection": builder.selection.to_dict(),
         }
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
