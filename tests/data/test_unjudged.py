@@ -114,7 +114,7 @@ def test_judged_and_unjudged_queries_together() -> None:
         "b": {"dogs": 0, "cats": 0, "again": 0, "birds": 0},
     }
     found = rows(build(judged, positives="teacher", positive_margin=0.4))
-    assert [list(found["a"].items())[0], list(found["b"].items())[0]] == [("dogs", 2), ("dogs", 1)]
+    assert [next(iter(found["a"].items())), next(iter(found["b"].items()))] == [("dogs", 2), ("dogs", 1)]
 
 
 def test_the_teachers_best_is_a_positive_where_it_is_ahead() -> None:
@@ -137,7 +137,8 @@ def test_probabilities_are_compared_as_logits() -> None:
     """A sigmoid's .982 and .731 are .25 apart, and the logits 3: no margin would hold for both kinds of teacher."""
     sigmoid = build(teacher=Table(lambda score: 1 / (1 + np.exp(-score))), positives="teacher")
     assert rows(sigmoid) == rows(build(positives="teacher"))
-    assert lead(1.0, [1.0], probabilities=True) == 0.0 and lead(1.0, []) == np.inf
+    assert lead(1.0, [1.0], probabilities=True) == 0.0
+    assert lead(1.0, []) == np.inf
 
 
 def test_a_teacher_that_is_nowhere_ahead_gives_no_positives() -> None:
@@ -179,7 +180,8 @@ def test_a_test_question_in_a_log_is_a_leak() -> None:
     assert build(of, positives="optional", drop_leaks=True).train["query_id"] == ["b"]
     other = collection(queries={**ASKED, "t": "which pet is loud"}, qrels={"test": {"t": {"cats": 1}}})
     barred = build(other, positives="teacher", positive_margin=0.5, drop_leaks=True)
-    assert set(rows(barred)["a"].values()) == {0} and rows(barred)["b"]["dogs"] == 1
+    assert set(rows(barred)["a"].values()) == {0}
+    assert rows(barred)["b"]["dogs"] == 1
     assert barred.provenance["dropped"]["leaked_positives"] == 1
 
 
@@ -223,7 +225,8 @@ def test_cards_say_where_positives_come_from(student: Any, tmp_path: Path) -> No
     card = (tmp_path / "student" / "README.md").read_text(encoding="utf-8")
     assert "2 without a judged positive; the teacher's best document as positive of 1" in card
     seen = Exposure.load(tmp_path / "student")
-    assert seen is not None and (seen.unjudged_queries, seen.teacher_positives, len(seen.positives)) == (2, 1, 1)
+    assert seen is not None
+    assert (seen.unjudged_queries, seen.teacher_positives, len(seen.positives)) == (2, 1, 1)
 
 
 def test_a_file_of_lines_is_enough(tmp_path: Path) -> None:
@@ -249,7 +252,8 @@ def test_queries_of_a_judged_collection_are_taken_in_place_of_its_training_split
     folder = write_beir(small_collection(), tmp_path / "animals")
     test_query = small_collection().queries["q0-0"]
     found = Collection.load(folder, queries=["do cats drink", test_query])
-    assert list(found.qrels) == ["test"] and found.documents == small_collection().documents
+    assert list(found.qrels) == ["test"]
+    assert found.documents == small_collection().documents
     assert sorted(found.learnt_from("train")) == sorted({*found.queries} - {*found.qrels["test"]})
     dataset = build(found, WordOverlap())
     assert sorted(dataset.queries["text"]) == ["do cats drink", test_query]
@@ -274,6 +278,8 @@ def test_command_line_and_configuration_take_a_log(tmp_path: Path) -> None:
     code, out, error = st_wkl("run", config, "--quiet")
     assert code == 0, error
     built, ran = (DistillationDataset.load(tmp_path / place) for place in ("built", "run/dataset"))
-    assert built.train.to_list() == ran.train.to_list() and len(built) == 2
+    assert built.train.to_list() == ran.train.to_list()
+    assert len(built) == 2
     code, _, error = st_wkl("build", folder, *told, "--split", "test", "--output", tmp_path / "other")
-    assert code and "--split is 'test', and queries that nobody has judged take its place" in error
+    assert code
+    assert "--split is 'test', and queries that nobody has judged take its place" in error
