@@ -199,7 +199,9 @@ class DistillationDataset:
             largest = 1 + int(negatives[has_positive].max(initial=0))
             remedy = f"The largest n that works is {largest}." if largest > 1 else "No n works: build it again."
             remedy = (
-                remedy if len(has_positive) else f"{NOTHING_RELEVANT.format('this dataset')}, and columns begin with one. {WITHOUT_POSITIVES}"
+                remedy
+                if len(has_positive)
+                else f"{NOTHING_RELEVANT.format('this dataset')}, and columns begin with one. {WITHOUT_POSITIVES}"
             )
             raise ValueError(f"None of {len(self.train):,} rows can be used with n={n}: {why}. {remedy}")
         if dropped:

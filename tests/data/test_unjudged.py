@@ -26,6 +26,7 @@ from st_wkl.training.distillation import distill
 from tests.helpers.animals import WordOverlap, small_collection, write_beir
 from tests.helpers.command import st_wkl
 
+TOLD = NOTHING_RELEVANT.format("this dataset")
 DOCUMENTS = {
     "cats": "Cats purr when they are happy.",
     "again": "When they are happy, cats purr!",
@@ -196,9 +197,9 @@ def test_losses_that_compare_positives_refuse(student: Any, tmp_path: Path) -> N
     """They would train hours without learning anything; the way out is in the message, the same everywhere."""
     dataset = build()
     for name in ("weighted-kl", "margin-kl", "margin-mse", "list-contrastive", "in-batch", "adaptive-margin"):
-        with pytest.raises(ValueError, match=f"{NOTHING_RELEVANT}.*would learn nothing. Train with KL.*'teacher'"):
+        with pytest.raises(ValueError, match=f"{TOLD}.*would learn nothing. Train with KL.*'teacher'"):
             distill(student, dataset, make_loss(student, name), output_dir=tmp_path / name)
-    with pytest.raises(ValueError, match=f"{NOTHING_RELEVANT}, and columns begin with one. Train with KL"):
+    with pytest.raises(ValueError, match=f"{TOLD}, and columns begin with one. Train with KL"):
         dataset.to_columns(3)
 
 
@@ -207,7 +208,7 @@ def test_lists_without_positives_train(student: Any, tmp_path: Path, caplog: pyt
     dataset = build()
     with caplog.at_level(logging.WARNING):
         distill(student, dataset, output_dir=tmp_path / "student")
-    assert f"{NOTHING_RELEVANT} (the highest gain is 0): InBatchContrastiveLoss adds nothing" in caplog.text
+    assert f"{TOLD} (the highest gain is 0): InBatchContrastiveLoss adds nothing" in caplog.text
     exposure = Exposure.load(tmp_path / "student")
     assert exposure is not None
     assert (len(exposure.queries), len(exposure.positives), exposure.unjudged_queries) == (2, 0, 2)
