@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint test-newest test-oldest test-pinned test-readme study-small clean
+.PHONY: demo test test-slow lint docs docs-serve test-newest test-oldest test-pinned test-readme study-small clean
 
 demo: .venv/demo
 	@$(BIN)/st-wkl demo
@@ -21,6 +21,15 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy st_wkl
 
+# The site, from docs/ and the docstrings, into site/; a warning is an error. It asks no other server for anything.
+MKDOCS = NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs
+docs: .venv/docs
+	$(MKDOCS) build --strict --quiet
+	@echo 'The site is in site/index.html.'
+
+docs-serve: .venv/docs
+	$(MKDOCS) serve
+
 # The wheel in a fresh environment, .venv-JOB: the newest of everything, the floors of pyproject.toml, constraints.txt;
 # the README as a newcomer meets it.
 # On Linux plain torch brings 3 GB of CUDA. TORCH takes another build: make test-newest TORCH=torch==2.13.0, or with
@@ -37,7 +46,7 @@ study-small: .venv/dev
 	$(BIN)/python examples/study/study.py check
 
 clean:
-	rm -rf .venv .venv-* demo-output study-output .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-* site demo-output study-output .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info
 
 # torch is named so that its pinned CPU-sized version is chosen before anything else asks for the newest one.
 .venv/demo: pyproject.toml constraints.txt
@@ -48,4 +57,9 @@ clean:
 .venv/dev: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch --editable '.[dev]'
+	@touch $@ .venv/demo .venv/docs
+
+.venv/docs: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch --editable '.[onnx,docs]'
 	@touch $@ .venv/demo

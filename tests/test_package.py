@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 import st_wkl
-from st_wkl.data.collection import Collection
-from tests.helpers.animals import small_collection
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,24 +49,3 @@ def test_private_names_of_others_stay_in_one_file() -> None:
     )
     users = {path.name for path in (ROOT / "st_wkl").rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))}
     assert users <= {"_compat.py"}
-
-
-def test_scripts_of_the_readme_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, static_student_path: Path, cross_encoder_onnx_path: Path
-) -> None:
-    """The first thing that a newcomer copies has to work; only the Hub ids are replaced by local folders here."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    scripts = "\n".join(re.findall(r"```python\n(.*?)```", readme, flags=re.S))
-    collection = small_collection()
-    monkeypatch.setattr(Collection, "load", classmethod(lambda cls, source, **_: collection))
-    for hub_id, folder in {
-        "sentence-transformers/all-MiniLM-L6-v2": static_student_path,
-        "cross-encoder/ms-marco-MiniLM-L12-v2": cross_encoder_onnx_path,
-    }.items():
-        assert hub_id in scripts
-        scripts = scripts.replace(hub_id, str(folder))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    # The stock trainer's default arguments, but without its checkpoints and reports.
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    exec(compile(scripts, "README.md", "exec"), {})
