@@ -10,22 +10,11 @@ import importlib
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import st_wkl
 from st_wkl.cli import _made
-from st_wkl.data.selection import Selection
-from st_wkl.pipeline import (
-    CandidatesConfig,
-    CollectionConfig,
-    DevConfig,
-    EvaluationConfig,
-    ImportConfig,
-    LossConfig,
-    RunConfig,
-    StudentConfig,
-    TeacherConfig,
-)
+from st_wkl.pipeline import ImportConfig, RunConfig
 from st_wkl.pipeline.options import described
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -43,17 +32,12 @@ ROOMS = {
     "pipeline": ("Whole runs", ["pipeline"]),
     "models": ("Models, records, packaged files", ["models", "record", "packaged"]),
 }
+# The parts of a configuration by their key, those that may be left out included.
 STAGES = {
-    "Collection": ("collection", CollectionConfig),
-    "Candidates": ("candidates", CandidatesConfig),
-    "Teacher": ("teacher", TeacherConfig),
-    "Selection": ("selection", Selection),
-    "Student": ("student", StudentConfig),
-    "Loss": ("loss", LossConfig),
-    "Dev split": ("dev", DevConfig),
-    "Evaluation": ("evaluation", EvaluationConfig),
-    "A whole run": ("", RunConfig),
-    "Import": ("", ImportConfig),
+    key: part
+    for key, kind in get_type_hints(RunConfig).items()
+    for part in (get_args(kind) or (kind,))
+    if isinstance(part, type) and dataclasses.is_dataclass(part)
 }
 
 
@@ -87,15 +71,10 @@ def options_page() -> str:
         "configuration (`candidates.top_k`), and stands with the same words in `--help` and in what `st-wkl init`",
         "writes. `--set KEY=VALUE` sets any key of a configuration for one run.",
     ]
-    for title, (key, kind) in STAGES.items():
+    for title, kind in [*STAGES.items(), ("A whole run", RunConfig), ("Import", ImportConfig)]:
         told = described(kind)
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            f"`{kind.__name__}`" + (f", the part `{key}:` of a configuration." * bool(key)),
-            "",
-        ]
+        part = f", the part `{title}:` of a configuration." if title in STAGES else "."
+        lines += ["", f"## {title}", "", f"`{kind.__name__}`{part}", ""]
         lines += ["| option | default | what it means |", "| :-- | :-- | :-- |"]
         for entry in dataclasses.fields(kind):
             meaning = told[entry.name].replace("|", "\\|")
