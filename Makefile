@@ -21,10 +21,10 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy st_wkl
 
-# The site, from docs/ and the docstrings, into site/; a warning is an error. It asks no other server for anything.
+# The site, from docs/ and the docstrings, into site/; a warning is an error (with --quiet it would be none). It asks no other server for anything.
 MKDOCS = NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs
 docs: .venv/docs
-	$(MKDOCS) build --strict --quiet
+	$(MKDOCS) build --strict
 	@echo 'The site is in site/index.html.'
 
 docs-serve: .venv/docs

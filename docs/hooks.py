@@ -28,7 +28,7 @@ ROOMS = {
     "training": ("Training", ["training", "training.dev", "training.lora", "training.cut", "training.refresh"]),
     "methods": ("Methods", [f"methods.{name}" for name in ("collective", "moving_average", "paraphrases", "rounds")]),
     "evaluation": ("Evaluation", ["evaluation"]),
-    "publish": ("Publishing", ["publish", "publish.hub", "publish.leaderboard"]),
+    "publish": ("Publishing", ["publish.model_card", "publish.licences", "publish.hub", "publish.leaderboard"]),
     "pipeline": ("Whole runs", ["pipeline"]),
     "models": ("Models, records, packaged files", ["models", "record", "packaged"]),
 }
@@ -41,6 +41,12 @@ STAGES = {
 }
 
 
+COMMANDS = """Every command takes `--json`, shows its progress, and goes on where it stopped when it was killed.
+Wherever a Hub id fits, a folder does too, and so do `packaged:` names. `--dry-run` of `build` says how many pairs,
+tokens and hours the teacher will need. The exit status is 0, 1 for an error in one line, 2 for flags that are none.
+"""
+
+
 def public(module: str) -> dict[str, Any]:
     """Return the public classes and functions of a module by name, in its own order."""
     found = importlib.import_module(f"st_wkl.{module}")
@@ -51,9 +57,9 @@ def public(module: str) -> dict[str, Any]:
     return {name: value for name, value in kinds.items() if callable(value) and value.__doc__}
 
 
-def names_page(title: str, modules: list[str]) -> str:
-    """Return a page that shows every public name of some modules where it is defined, each once."""
-    lines, seen = [f"# {title}", ""], set()
+def names_page(title: str, modules: list[str], seen: set[str]) -> str:
+    """Return a page that shows every public name of some modules that no page before it has shown."""
+    lines = [f"# {title}", ""]
     for module in modules:
         for value in public(module).values():
             if value.__module__.startswith("st_wkl") and (home := f"{value.__module__}.{value.__name__}") not in seen:
@@ -94,7 +100,9 @@ def _default(entry: dataclasses.Field) -> str:
 def command_line_page() -> str:
     """Return the page of the command line, as cyclopts writes it."""
     text = _made().generate_docs(output_format="markdown", recursive=True)
-    return text.replace("# st-wkl\n", "# Command line\n", 1).replace("```console", "```text")
+    # Started as a module, this process has a name that is none of the command's.
+    text = re.sub(r"(?m)^(st-wkl.*?) -m mkdocs", r"\1", text)
+    return text.replace("# st-wkl\n", f"# Command line\n\n{COMMANDS}\n", 1).replace("```console", "```text")
 
 
 def messages_page() -> str:
@@ -136,12 +144,22 @@ def index_page() -> str:
 
 def pages() -> dict[str, str]:
     """Return all pages that are made here by their place in the site."""
-    made = {f"reference/{page}.md": names_page(*room) for page, room in ROOMS.items()}
+    seen: set[str] = set()
+    made = {f"reference/{page}.md": names_page(*room, seen) for page, room in ROOMS.items()}
     made["reference/index.md"] = index_page()
     made["reference/options.md"] = options_page()
     made["reference/command-line.md"] = command_line_page()
     made["reference/messages.md"] = messages_page()
     return made
+
+
+def on_config(config: Any) -> Any:
+    """Put each how-to that `mkdocs.yml` does not name at the end of its part."""
+    named = re.findall(r"how-to/[\w-]+\.md", Path(config.config_file_path).read_text(encoding="utf-8"))
+    there = sorted(f"how-to/{path.name}" for path in (Path(config.docs_dir) / "how-to").glob("*.md"))
+    part = next(entry["How to"] for entry in config.nav if "How to" in entry)
+    part += [page for page in there if page not in named]
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:

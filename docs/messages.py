@@ -9,6 +9,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "st_wkl"
 # Calls whose first text is a message; so is what is raised.
 SAYS = {"warn", "warning"}
+# What Python's own protocols ask for, and no user meets.
+INSIDE = {"AttributeError", "NotImplementedError", "SystemExit"}
 
 
 def words(node: ast.AST | None) -> str:
@@ -33,8 +35,8 @@ def messages() -> Iterator[tuple[str, str, str]]:
                 continue
             name = ast.unparse(call.func).rpartition(".")[2]
             texts = [text for text in map(words, call.args) if len(text.replace("…", "")) > 10]
-            if texts and (isinstance(node, ast.Raise) or name in SAYS):
-                kind = name if isinstance(node, ast.Raise) else "warning"
+            if texts and name not in INSIDE and (isinstance(node, ast.Raise) or name in SAYS):
+                kind = "warning" if name in SAYS else name if name[0].isupper() else "error"
                 yield room, kind, " ".join(texts[-1].split())
 
 

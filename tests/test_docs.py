@@ -129,14 +129,14 @@ def test_every_block_of_a_page_runs(page: Path, cache: Path, tmp_path: Path, mon
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """A page without a place, a link that leads nowhere and a name that is gone are warnings of mkdocs."""
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "NO_MKDOCS_2_WARNING": "1"},
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "INFO" not in line)
     pages = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
     elsewhere = re.compile(
         r"<(?:script|img|link rel=.?(?:stylesheet|preconnect|icon))[^>]*(?:src|href)=.?(?:https?:)?//"
