@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -266,8 +266,9 @@ def train(
 def evaluate(
     asked: Asked,
     model: str,
-    tasks: list[str],
+    tasks: list[str] | None = None,
     *,
+    benchmark: list[str] | None = None,
     output: Path | None = None,
     evaluation: EvaluationConfig = _EVALUATION,
     name: str | None = None,
@@ -275,21 +276,30 @@ def evaluate(
     against: Path | None = None,
     teacher: Path | None = None,
     truncate_dim: int | None = None,
+    dry_run: bool = False,
     trust_remote_code: bool = False,
 ) -> Answer:
     """Evaluate a model through MTEB, with nDCG@10 per query, and compare it with another by a paired test.
 
+    Finished tasks of a benchmark are kept in the cache, in the layout of the leaderboard: killed at any moment, the
+    same command goes on at the task where it was, the smallest first.
+
     Args:
         model: Hub id, folder, bm25, or bm25:k1=0.9,b=0.4,language=none.
-        tasks: MTEB tasks by name, BEIR folders, or Hub ids in MTEB's layout.
+        tasks: MTEB tasks by name, BEIR folders, or Hub ids in MTEB's layout. Default: the benchmark NanoBEIR.
+        benchmark: Benchmark by MTEB's name, such as 'MTEB(eng, v2)'; its cache is mteb-cache by default; repeatable.
         output: Results file to write.
         name: What the results call the model. Default: its folder or Hub id.
         revision: Name of weights that cannot be hashed.
         against: Results file of another model to compare with.
         teacher: Results file of the teacher: how much of its lead?
         truncate_dim: Dimensions to which embeddings are cut. Default: all that the model is used with.
+        dry_run: Evaluate the smallest task, which is kept, and only say how long the others will take.
         trust_remote_code: Run code of the models' repositories. Read it before.
     """
+    whole = benchmark or ([] if tasks else ["NanoBEIR"])
+    if whole and evaluation.cache is None:
+        evaluation = replace(evaluation, cache="mteb-cache")
     from st_wkl.evaluation import Results, compare_all, effects_table
     from st_wkl.evaluation.effects import go_by_p
     from st_wkl.pipeline import steps
@@ -297,17 +307,16 @@ def evaluate(
     # Files that cannot be read must be found out before the work.
     other = None if against is None else Results.load(against)
     ceiling = None if teacher is None else Results.load(teacher)
-    results = steps.evaluate(
-        model,
-        tasks,
-        evaluation,
-        name=name,
-        revision=revision,
-        output=output,
-        truncate_dim=truncate_dim,
-        show_progress=not asked.quiet,
-        trust_remote_code=trust_remote_code,
-    )
+    given: dict[str, Any] = {
+        "name": name,
+        "revision": revision,
+        "truncate_dim": truncate_dim,
+        "trust_remote_code": trust_remote_code,
+    }
+    given |= {"dry_run": dry_run, "show_progress": not asked.quiet, "output": None if dry_run else output}
+    results = steps.evaluate(model, [*(tasks or ()), *whole], evaluation, **given)
+    if dry_run:
+        return {**asdict(results), "hours": results.hours}, str(results)
     value: dict[str, Any] = {"tasks": {task.task: task.metrics for task in results.tasks}}
     value["groups"] = {task.task: {group: task.mean(group) for group in task.groups} for task in results.tasks}
     lines = [results.table()]

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import SentenceTransformer
-from tqdm.auto import tqdm
 
 from st_wkl.data.candidates import BM25
 from st_wkl.data.collection_files import whole_gains
 from st_wkl.data.selection import without_own
+from st_wkl.evaluation.benchmark import Estimate, size_of, smallest_first, with_progress
+from st_wkl.evaluation.efficiency import measure_efficiency
 from st_wkl.evaluation.results import Results, TaskScores, check_replaceable, results_file, saved
 from st_wkl.evaluation.runs import run_scores
 from st_wkl.files import parents_of
 from st_wkl.metrics import MEASURES
+from st_wkl.model_checks import say_new
 from st_wkl.models import identity, load_model
 from st_wkl.packaged import named
 from st_wkl.ranges import check_options
@@ -57,6 +59,7 @@ def evaluate(
     first_stage: FirstStage | None = None,
     top_k: int = 100,
     cache: str | Path | None = None,
+    datasets: str | Path | None = None,
     efficiency: bool = False,
     truncate_dim: int | None = None,
     batch_size: int = 32,
@@ -91,6 +94,8 @@ def evaluate(
         top_k: Candidates of a query; means nothing without `first_stage`.
         cache: Folder for MTEB's results and rankings; a task is computed once for each model revision and dataset
             revision. None to compute always.
+        datasets: Folder with the data of MTEB's tasks, each in a folder called after the task or its dataset, as
+            `huggingface_hub.snapshot_download(..., local_dir=)` writes it. None for the Hub.
         efficiency: Measure speed and size on the texts of the first task, too: `results.model["efficiency"]`, see
             `st_wkl.evaluation.efficiency.measure_efficiency`.
         truncate_dim: Dimensions to which embeddings are cut, as those of a student that was trained with `matryoshka`
@@ -126,7 +131,7 @@ def evaluate(
     if BM25.of(first_stage) is None:
         takes = "'bm25', a run, a run file, or a retriever's folder or Hub id"
         check_source(first_stage, "first_stage", takes, file=True)
-    resolved = resolve_tasks(tasks, split, ignore_identical_ids)
+    resolved = resolve_tasks(tasks, split, ignore_identical_ids, datasets)
     if output is not None:
         check_replaceable(output)
     other = bm25 or TeacherWrapper.of(model, name, revision)
@@ -140,19 +145,90 @@ def evaluate(
     speed = {"batch_size": batch_size, "show_progress": show_progress}
     stage = partial(staged, first_stage=first_stage, top_k=top_k, speed=speed, trust_remote_code=trust_remote_code)
     kept = {} if cache is None else {"cache": Path(cache).expanduser(), "top_k": top_k}
-    scores: list[TaskScores] = []
+    scores: dict[int, list[TaskScores]] = {}
     # That nothing can be written there is found out before the work.
     with quiet(show_progress), nullcontext() if output is None else parents_of(results_file(output)):
         runner, about = _runner(other or model, name, revision, truncate_dim, trust_remote_code)
-        for task in tqdm(resolved, desc="Tasks", disable=not show_progress or len(resolved) == 1):
-            used, entries = _evaluate_task(runner, task, exposure, stage, {**speed, **kept})
-            scores += entries
+        for task in with_progress(resolved, None if first_stage is None else top_k, show_progress):
+            used, scores[id(task)] = _evaluate_task(runner, task, exposure, stage, {**speed, **kept})
             if bm25 and len(used.name) >= len(about["name"]):  # the longer one says more of what was done
                 about |= {"name": used.name, "revision": used.mteb_model_meta.revision}
     about["name"] = name or about["name"]
     if efficiency:
         about["efficiency"] = _measured(runner.model, resolved[0], batch_size)
-    return saved(Results(model=about, tasks=scores), output)
+    return saved(Results(model=about, tasks=[entry for task in resolved for entry in scores[id(task)]]), output)
+
+
+def estimate(
+    model: AnyModel | BM25 | Teacher | str | Path,
+    tasks: Task | Iterable[Task],
+    *,
+    cache: str | Path | None = None,
+    first_stage: FirstStage | None = None,
+    top_k: int = 100,
+    name: str | None = None,
+    revision: str | None = None,
+    truncate_dim: int | None = None,
+    trust_remote_code: bool = False,
+    split: str | None = None,
+    ignore_identical_ids: bool | None = None,
+    datasets: str | Path | None = None,
+    batch_size: int = 32,
+    **options: Any,
+) -> Estimate:
+    """Evaluate the smallest task that the cache lacks, and say how long the others will take.
+
+    Args:
+        model: As for `evaluate`, as is all else.
+        tasks: What is to be evaluated.
+        cache: Where the smallest task is kept, too.
+        first_stage: What finds candidates. Which tasks are done after it is not known before it has searched.
+        top_k: Its candidates of a query.
+        name: Name of the model.
+        revision: Its revision.
+        truncate_dim: Dimensions to which embeddings are cut.
+        trust_remote_code: Run code of the repositories.
+        split: Split of the judgements.
+        ignore_identical_ids: Whether the document of a query's own id is left out.
+        datasets: Folder with the data of MTEB's tasks.
+        batch_size: Texts per forward pass.
+        options: Others of `evaluate`.
+
+    Example:
+        >>> print(estimate("student", "BEIR", cache="mteb-cache"))  # doctest: +SKIP
+    """
+    from st_wkl.evaluation.identity import TeacherWrapper
+    from st_wkl.evaluation.tasks import is_kept, resolve_tasks
+
+    resolved = resolve_tasks(tasks, split, ignore_identical_ids, datasets)
+    depth = None if first_stage is None else top_k
+    other = BM25.of(model) or TeacherWrapper.of(model, name, revision)
+    done: list[AbsTask] = []
+    if cache is not None and depth is None and not isinstance(other, BM25):
+        runner = _runner(other or model, name, revision, truncate_dim, trust_remote_code)[0]
+        done = [task for task in resolved if is_kept(runner, task, Path(cache).expanduser(), top_k)]
+    left = [task for task in smallest_first(resolved, depth) if task not in done]
+    names = tuple(task.metadata.name for task in done)
+    if not left:
+        return Estimate(names, {}, None, None)
+    measured = evaluate(
+        model,
+        left[0],
+        name=name,
+        revision=revision,
+        first_stage=first_stage,
+        top_k=top_k,
+        cache=cache,
+        truncate_dim=truncate_dim,
+        batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+        **options,
+    )
+    seconds = max(entry.seconds for entry in measured.tasks)  # each is of all splits and subsets together
+    size = size_of(left[0], depth)
+    sizes = {task.metadata.name: size_of(task, depth) for task in left[1:]}
+    names = (*names, left[0].metadata.name)
+    return Estimate(names, sizes, left[0].metadata.name, size / max(seconds, 1e-3) if size else None)
 
 
 def _runner(
@@ -161,7 +237,6 @@ def _runner(
     """Return what MTEB runs, and what the results say about it."""
     from st_wkl.evaluation.identity import TeacherWrapper, identified
     from st_wkl.evaluation.two_stage import bm25_settings
-    from st_wkl.model_checks import say_new
 
     if truncate_dim is not None and isinstance(model, BM25 | TeacherWrapper):
         raise ValueError("truncate_dim cuts embeddings, and this model has none. Leave it out.")
@@ -240,7 +315,12 @@ def _entry(
         "split": split,
         "subset": subset,
         "main_metric": main_metric,
-        "metrics": {metric: scores[metric] for metric in scores if metric == main_metric or metric.startswith(_KEPT)},
+        # As MTEB rounds them in its files, so that a run that goes on has the numbers of one that was left alone.
+        "metrics": {
+            metric: round(float(scores[metric]), 6)
+            for metric in scores
+            if metric == main_metric or metric.startswith(_KEPT)
+        },
         "dataset_revision": task.metadata.dataset["revision"],
         "seconds": seconds,
     }
@@ -262,7 +342,6 @@ def _measured(model: AnyModel, task: AbsTask, batch_size: int) -> dict[str, Any]
     """Return what the model costs on the texts of a retrieval task."""
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
-    from st_wkl.evaluation.efficiency import measure_efficiency
     from st_wkl.evaluation.tasks import data_of, loaded, texts_of
 
     if not isinstance(task, AbsTaskRetrieval):

@@ -6,8 +6,11 @@ Importing this module imports MTEB, which takes seconds.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
+import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,7 +30,9 @@ from mteb.results import TaskResult
 from st_wkl.data.collection import Collection, document_text
 from st_wkl.evaluation.identity import FILES, check_source
 from st_wkl.evaluation.runs import relevant_qrels
-from st_wkl.files import content_hash, file_name
+from st_wkl.files import content_hash, file_name, read_object, set_aside
+
+logger = logging.getLogger(__name__)
 
 _TAKES = "the name of an MTEB task or benchmark, a BEIR folder, a dataset id of the Hub, a Collection or an MTEB task"
 
@@ -108,23 +113,40 @@ Task: TypeAlias = str | Path | Collection | AbsTask
 
 
 def resolve_tasks(
-    tasks: Task | Iterable[Task], split: str | None = None, ignore_identical_ids: bool | None = None
+    tasks: Task | Iterable[Task],
+    split: str | None = None,
+    ignore_identical_ids: bool | None = None,
+    datasets: str | Path | None = None,
 ) -> list[AbsTask]:
     """Return MTEB tasks for names, folders and collections.
+
+    Private tasks of a benchmark are left out and named, unless `datasets` has their data.
 
     Args:
         tasks: One or several of: an MTEB task or benchmark name, a BEIR folder, a Hub dataset id in MTEB's layout, a
             `Collection`, an MTEB task. A benchmark stands for its tasks, an aggregated task for its parts.
         split: Split to evaluate on. None for the task's own; for a collection `"test"`, or its only split.
         ignore_identical_ids: See `Collection`; None for what a collection or a task says itself.
+        datasets: Folder with the data of MTEB's tasks, see `with_data_of`; None for the Hub.
 
     Raises:
-        FileNotFoundError: If a path is no folder.
-        ValueError: If a name is unknown (the nearest ones are given), two tasks have the same name, or an MTEB task is
-            to leave out other documents than it says.
+        FileNotFoundError: If a path is no folder, or `datasets` lacks the data of a task.
+        ValueError: If a name is unknown (the nearest ones are given), two tasks have the same name, a task is private,
+            or an MTEB task is to leave out other documents than it says.
     """
     items = [tasks] if isinstance(tasks, str | Path | Collection | AbsTask) else list(tasks)
     resolved = [task for item in items for task in _resolve(item, split, ignore_identical_ids)]
+    if datasets is not None:
+        resolved = [task if isinstance(task, CollectionTask) else with_data_of(task, datasets) for task in resolved]
+    elif private := [task for task in resolved if not task.metadata.is_public]:
+        told = (
+            f"{', '.join(task.metadata.name for task in private)}: private, so only MTEB's maintainers can run it, "
+            "when asked in an evaluation request, whose text `st-wkl leaderboard prepare` writes"
+        )
+        if any(task.metadata.name in items for task in private) or len(private) == len(resolved):
+            raise ValueError(f"{told}. Leave it out, or name a folder that has its data with datasets=")
+        logger.warning("%s. Left out.", told)
+        resolved = [task for task in resolved if task.metadata.is_public]
     names = [task.metadata.name for task in resolved]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two tasks are called {', '.join(repeated)}; give the collections different names")
@@ -153,6 +175,45 @@ def _resolve(item: Task, split: str | None, ignore_identical_ids: bool | None) -
                 "would not be those of MTEB. Leave the option out, or evaluate on its dataset as a collection."
             )
     return parts
+
+
+def with_data_of(task: AbsTask, folder: str | Path) -> AbsTask:
+    """Return a task of MTEB whose data come from a folder.
+
+    Args:
+        task: The task.
+        folder: Holds a folder called after the task or its dataset, as `snapshot_download(..., local_dir=)` fills it.
+            Where that says of every file that it is of the task's own commit, results count as the Hub's; else their
+            dataset revision is a hash of the files.
+
+    Raises:
+        FileNotFoundError: If there is no such folder; the message says how to get it.
+    """
+    path, commit = task.metadata.dataset["path"], task.metadata.dataset["revision"]
+    names = (task.metadata.name, path, path.split("/")[-1])
+    place = next((found for name in names if (found := Path(folder).expanduser() / name).is_dir()), None)
+    if place is None:
+        raise FileNotFoundError(
+            f"{folder} has no data of {task.metadata.name}: no folder {', '.join(dict.fromkeys(names))} is in "
+            f"it. With a connection, huggingface_hub.snapshot_download({path!r}, repo_type='dataset', "
+            f"revision={commit!r}, local_dir={str(Path(folder) / names[0])!r}) fetches them"
+        )
+    files = sorted(file for file in place.rglob("*") if file.is_file() and ".cache" not in file.parts)
+    notes = {
+        file: place / ".cache" / "huggingface" / "download" / f"{file.relative_to(place)}.metadata" for file in files
+    }
+    stated = {note.read_text(encoding="utf-8").split("\n")[0] if note.is_file() else "" for note in notes.values()}
+    revision = commit
+    if stated != {commit}:
+        digest = hashlib.blake2b(digest_size=16)
+        for file in files:
+            digest.update(f"{file.relative_to(place).as_posix()}\n".encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "blake2b").digest())
+        revision = f"files.{digest.hexdigest()}"
+    task = copy(task)
+    task.metadata = task.metadata.model_copy(update={"dataset": {"path": str(place), "revision": revision}})
+    return task
 
 
 def _parts(task: AbsTask, split: str | None) -> list[AbsTask]:
@@ -239,18 +300,15 @@ def texts_of(corpus: Any) -> dict[str, str]:
 def run_mteb(
     model: Any, task: AbsTask, *, batch_size: int, show_progress: bool, cache: Path | None = None, top_k: int = 0
 ) -> tuple[TaskResult, Mapping[str, Any]]:
-    """Return MTEB's result and its rankings by subset and split, from the cache if both are there."""
+    """Return MTEB's result and its rankings by subset and split, from the cache if both are there and whole."""
     ranked, results, strategy = isinstance(task, AbsTaskRetrieval), None, "always"
     with tempfile.TemporaryDirectory(prefix="st_wkl_") as temporary:
         folder = Path(temporary)
         if cache is not None:
-            # One folder of rankings for each model, task and dataset: MTEB merges what it finds in a file.
-            meta = model.mteb_model_meta
-            key = [str(meta.name), str(meta.revision), task.metadata.name, task.metadata.dataset["revision"], top_k]
-            folder = cache / "rankings" / content_hash([*key, sorted(task.eval_splits)])[:20]
-            results = NamedCache(cache)
-            if not ranked or (folder / task.prediction_file_name).is_file():
-                strategy = "only-missing"
+            results, folder = NamedCache(cache), _rankings(model, task, cache, top_k)
+            strategy = "only-missing" if is_kept(model, task, cache, top_k) else "always"
+            if strategy == "always":
+                shutil.rmtree(folder, ignore_errors=True)  # MTEB would add to what a killed process left
         outcome = mteb.evaluate(
             model,
             task,
@@ -263,3 +321,29 @@ def run_mteb(
         )
         file = folder / task.prediction_file_name
         return outcome.task_results[0], json.loads(file.read_text(encoding="utf-8")) if ranked else {}
+
+
+def is_kept(model: Any, task: AbsTask, cache: Path, top_k: int = 0) -> bool:
+    """Say whether a cache holds the results of a task, and its rankings if it has any; half a file is none."""
+    results = NamedCache(cache)
+    try:
+        found = results.load_task_result(task.metadata.name, model.mteb_model_meta)
+    except (ValueError, KeyError):
+        set_aside(results.get_task_result_path(task.metadata.name, model.mteb_model_meta))
+        return False
+    if found is None or found.get_missing_evaluations(task):
+        return False
+    ranked = read_object(_rankings(model, task, cache, top_k) / task.prediction_file_name)
+    places = [
+        (subset, split) for split, subsets in found.scores.items() for subset in (s["hf_subset"] for s in subsets)
+    ]
+    return not isinstance(task, AbsTaskRetrieval) or all(
+        split in (ranked or {}).get(subset, {}) for subset, split in places if split in task.eval_splits
+    )
+
+
+def _rankings(model: Any, task: AbsTask, cache: Path, top_k: int) -> Path:
+    """Return the folder of a task's rankings: one for each model, task and dataset, as MTEB merges what it finds."""
+    meta = model.mteb_model_meta
+    key = [str(meta.name), str(meta.revision), task.metadata.name, task.metadata.dataset["revision"], top_k]
+    return cache / "rankings" / content_hash([*key, sorted(task.eval_splits)])[:20]

@@ -282,6 +282,7 @@ class EvaluationConfig:
         top_k: Candidates of a query from the first stage. Default: 100.
         batch_size: Texts per forward pass.
         cache: Folder to keep MTEB's results and rankings in, by the model's weights. Default: none.
+        datasets: Folder with the data of MTEB's tasks, each in one called after its task. Default: the Hub.
         efficiency: Measure speed and index size, too.
     """
 
@@ -293,6 +294,7 @@ class EvaluationConfig:
     top_k: int | None = None
     batch_size: int = 32
     cache: str | None = None
+    datasets: str | None = None
     efficiency: bool = False
 
     def __post_init__(self) -> None:

@@ -138,7 +138,7 @@ class Parts:
                     "is missing: a cross-encoder can only rerank. Name what finds its candidates, such as bm25, or set "
                     "evaluation: null; dev: {split: ...} reranks the candidates of the run.",
                 )
-            resolve_tasks(self.tasks(), config.evaluation.split)
+            resolve_tasks(self.tasks(), config.evaluation.split, datasets=config.evaluation.datasets)
 
     def _check_collection(self) -> None:
         """Check what a run asks of its collection: splits, lists that fit, ids that a run file can hold."""
@@ -343,6 +343,7 @@ def _tasks_inputs(parts: Parts) -> dict[str, Any]:
         "leaves_out_own": asked.ignore_identical_ids,
         "first_stage": None if asked.first_stage is None else source_digest(named(asked.first_stage)[0]),
         "top_k": asked.top_k,
+        "datasets": None if asked.datasets is None else source_digest(asked.datasets),
         "efficiency": asked.efficiency or None,
     }
 

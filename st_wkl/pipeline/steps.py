@@ -253,16 +253,17 @@ def adapter_folder(student: Path) -> Path:
     return student.with_name(f"{student.name}-adapter")
 
 
-def evaluate(model: Any, tasks: Sequence[Any], options: EvaluationConfig, **given: Any) -> evaluation.Results:
-    """Measure a model as the options say; what else is given goes to `st_wkl.evaluate`."""
+def evaluate(
+    model: Any, tasks: Sequence[Any], options: EvaluationConfig, *, dry_run: bool = False, **given: Any
+) -> Any:
+    """Measure a model, or say how long it would take, as the options say; what else is given goes to `evaluate`."""
     if options.missing == "drop":
         tasks = [
             Collection.load(task, missing="drop") if isinstance(task, str) and _is_collection(task) else task
             for task in tasks
         ]
     told = {"model": model, "tasks": tasks, "top_k": options.top_k or 100}
-    results: evaluation.Results = call(evaluation.evaluate, options, **told, **given)
-    return results
+    return call(evaluation.estimate if dry_run else evaluation.evaluate, options, **told, **given)
 
 
 def _is_collection(task: str) -> bool:

@@ -160,13 +160,12 @@ def prepare(
         checked = mock_run(model, meta) if mock else None
         reference = bool(place) and all(_about(folder)["name"] == repo_id for folder in result_folders(sources))
         rows = coverage(meta, seen, tasks)
-        questions = open_questions(meta, checked, public, citation is not None, reference, bool(tasks))
-        told = {
+        told: dict[str, Any] = {
             "module": module,
             "tasks": tasks,
             "notes": notes,
             "coverage": rows,
-            "questions": questions,
+            "questions": open_questions(meta, checked, public, citation is not None, reference, bool(tasks)),
             "mock": checked,
             "public": public,
             "reference": reference,
@@ -174,9 +173,8 @@ def prepare(
             "origin": _origin(meta, record, named),
         }
         _write(new, student, meta, told)
-    found = output / place.relative_to(new) if place else None
-    written = (output / f"{module}.py", found, tasks, output / _PAGE)
-    return Submission(output, meta, *written, tuple(notes), tuple(rows), tuple(questions))
+    written = (output / f"{module}.py", output / place.relative_to(new) if place else None, tasks, output / _PAGE)
+    return Submission(output, meta, *written, tuple(notes), tuple(rows), tuple(told["questions"]))
 
 
 def _check_folders(student: Path, output: Path) -> None:
