@@ -29,7 +29,7 @@ from st_wkl.publish.front_matter import read_card
 from st_wkl.publish.leaderboard_model import known_training_datasets, model_meta
 from st_wkl.publish.model_card import name_of
 from st_wkl.publish.review import Coverage, coverage, mock_run, not_zero_shot, open_questions
-from st_wkl.record import RECORD_FILE, TrainingRecord
+from st_wkl.record import RECORD_FILE, TrainingRecord, collection_of
 
 _PAGE = "PULL_REQUESTS.md"
 _META, _SETTINGS = "model_meta.json", "run_settings.jsonl"
@@ -130,8 +130,8 @@ def prepare(
     result_folders(sources)  # before the model is loaded
     repo_id = f"{org}/{name or student.resolve().name}"
     record = TrainingRecord.load(student) if (student / RECORD_FILE).is_file() else None
-    collection = (record.dataset.get("collection") if record else None) or {}
-    named = str(collection.get("name") if isinstance(collection, dict) else collection)
+    named = [collection_of(data) for data in record.datasets.values()] if record else []
+    public_data = bool(named) and all(map(is_hub_id, named))
     licence = license or _card_license(student)
     seen, notes = known_training_datasets(record, trained_on)
     if isinstance(citation, Path) or (citation and not citation.lstrip().startswith("@")):
@@ -145,7 +145,8 @@ def prepare(
         license=licence,
         training_datasets=seen,
         adapted_from=record.student if record and is_hub_id(record.student) else None,
-        training_data=training_data or (f"https://huggingface.co/datasets/{named}" if is_hub_id(named) else False),
+        training_data=training_data
+        or (f"https://huggingface.co/datasets/{named[0]}" if public_data and len(named) == 1 else public_data),
         languages=languages,
         release_date=release_date,
         contacts=contacts,
@@ -170,7 +171,7 @@ def prepare(
             "public": public,
             "reference": reference,
             "disclosed": not_zero_shot(meta, seen, tasks),
-            "origin": _origin(meta, record, named),
+            "origin": _origin(meta, record, ", ".join(named)),
         }
         _write(new, student, meta, told)
     written = (output / f"{module}.py", output / place.relative_to(new) if place else None, tasks, output / _PAGE)

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from st_wkl.markdown import is_hub_id, markdown_code
-from st_wkl.record import TrainingRecord
+from st_wkl.record import TrainingRecord, collection_of
 
 if TYPE_CHECKING:
     from st_wkl.models import AnyModel
@@ -207,14 +207,15 @@ def known_training_datasets(
         )
     parts: list[tuple[str, set[str] | None, str]] = []
     if record is not None:
-        stated = record.dataset.get("collection")
-        collection = str(stated.get("name") if isinstance(stated, Mapping) else stated)
-        matching = {
-            name for name, path in names.items() if collection in (path, name) or name.lower() == collection.lower()
-        }
-        told = f"the MTEB task {', '.join(sorted(matching))}" if matching else "no MTEB task that we recognise"
-        parts.append((f"Collection {markdown_code(collection)}", matching or None, told))
-        for role, model in [("Teacher", teacher) for teacher in _models(record.teacher)] + [("Base", record.student)]:
+        for collection in dict.fromkeys(map(collection_of, record.datasets.values())):
+            matching = {
+                name for name, path in names.items() if collection in (path, name) or name.lower() == collection.lower()
+            }
+            told = f"the MTEB task {', '.join(sorted(matching))}" if matching else "no MTEB task that we recognise"
+            parts.append((f"Collection {markdown_code(collection)}", matching or None, told))
+        identities = [record.teacher, *(data.get("teacher") for data in record.datasets.values())]
+        teachers = dict.fromkeys(("Teacher", model) for model in _models(identities))
+        for role, model in [*teachers, ("Base", record.student)]:
             seen = _trained_on(model)
             told = "MTEB does not know what it was trained on" if seen is None else ", ".join(sorted(seen)) or "nothing"
             parts.append((f"{role} {markdown_code(model)}", seen, told))

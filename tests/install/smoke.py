@@ -1,4 +1,4 @@
-"""What an installed st-wkl has to be able to do: every loss, a build, LoRA with reload and merge, evaluation, a card.
+"""What an installed st-wkl has to be able to do: losses, a build, LoRA and its merge, evaluation, card, MTEB's entry.
 
 Run: python -I tests/install/smoke.py    (in an environment that the wheel is installed in; two minutes, no Hub)
 
@@ -22,6 +22,7 @@ import torch
 import st_wkl
 from st_wkl import Collection, CrossEncoderTeacher, DistillationDatasetBuilder, compare, distill, evaluate
 from st_wkl.packaged import CROSS_ENCODER, MINILM, STATIC_STUDENT, fetch
+from st_wkl.publish.leaderboard import prepare
 from st_wkl.training import LOSSES, default_arguments
 from st_wkl.training.lora import merge
 
@@ -110,6 +111,12 @@ def main() -> None:
     Path("config.yaml").write_text(CONFIG, encoding="utf-8")
     command("run", "config.yaml")
     assert "nDCG@10" in Path("run/student/README.md").read_text(encoding="utf-8")
+    done = prepare("run/student", org="lab", revision="0123456789" * 4, license="mit", output="submission")
+    mock = Path("submission/mteb_mock_run_results.md").read_text(encoding="utf-8")
+    assert "MockRetrievalTask" in mock, "MTEB's layout has changed"
+    assert "| ✗ |" not in mock, mock
+    assert {row.name for row in done.coverage} >= {"MTEB(eng, v2)", "BEIR", "NanoBEIR"}
+    print("MTEB takes the entry", flush=True)
     print("the card of a run is written: all done")
 
 

@@ -186,6 +186,15 @@ def test_the_teacher_s_and_the_base_s_data_count_as_the_student_s() -> None:
     assert [note.split()[0] for note in notes] == ["Collection", "Teacher", "Base"]
     assert any("`mteb/scifact`: the MTEB task SciFact" in note for note in notes)
 
+    two = {
+        "a": {"collection": "mteb/nfcorpus", "teacher": {"model": "lab/secret"}},
+        "b": {"collection": "mteb/scifact"},
+    }
+    seen, notes = known_training_datasets(record(dataset={"datasets": two}), [])
+    assert seen is not None
+    assert {"NFCorpus", "SciFact", "MSMARCO"} <= seen.keys(), "those of all datasets of a mixture"
+    assert any("Teacher `lab/secret`: MTEB does not know" in note for note in notes)
+
     unknown = record(teacher={"kind": "ensemble", "teachers": [{"model": "lab/secret"}, {"model": "lab/other"}]})
     seen, notes = known_training_datasets(unknown)
     assert seen is None, "unknown must not become `nothing`"
