@@ -131,7 +131,6 @@ def prepare(
     repo_id = f"{org}/{name or student.resolve().name}"
     record = TrainingRecord.load(student) if (student / RECORD_FILE).is_file() else None
     named = [collection_of(data) for data in record.datasets.values()] if record else []
-    public_data = bool(named) and all(map(is_hub_id, named))
     licence = license or _card_license(student)
     seen, notes = known_training_datasets(record, trained_on)
     if isinstance(citation, Path) or (citation and not citation.lstrip().startswith("@")):
@@ -145,8 +144,7 @@ def prepare(
         license=licence,
         training_datasets=seen,
         adapted_from=record.student if record and is_hub_id(record.student) else None,
-        training_data=training_data
-        or (f"https://huggingface.co/datasets/{named[0]}" if public_data and len(named) == 1 else public_data),
+        training_data=training_data or _public_data(named),
         languages=languages,
         release_date=release_date,
         contacts=contacts,
@@ -176,6 +174,12 @@ def prepare(
         _write(new, student, meta, told)
     written = (output / f"{module}.py", output / place.relative_to(new) if place else None, tasks, output / _PAGE)
     return Submission(output, meta, *written, tuple(notes), tuple(rows), tuple(told["questions"]))
+
+
+def _public_data(collections: list[str]) -> str | bool:
+    """Return where the training data are on the Hub, True for several places, False if some are not there."""
+    there = bool(collections) and all(map(is_hub_id, collections))
+    return f"https://huggingface.co/datasets/{collections[0]}" if there and len(collections) == 1 else there
 
 
 def _check_folders(student: Path, output: Path) -> None:
