@@ -51,6 +51,7 @@ class TrainingRecord:
         prompts: What stood before queries and documents, in training as in use; empty without prompts.
         precision: Number types of the weights as they were `loaded`, `trained` and `saved`. Empty in records of earlier
             versions, which trained them as they were loaded.
+        command: The command that makes the student, without folders of this machine; empty where none was typed.
         run: A hash of `identity`.
         identity: All that decides the outcome, by which a run that is started again knows its student. Empty in records
             of earlier versions, whose `run` is a hash of less.
@@ -72,6 +73,7 @@ class TrainingRecord:
     run: str = field(default_factory=str)
     identity: dict[str, Any] = field(default_factory=dict)
     precision: dict[str, str] = field(default_factory=dict)
+    command: str = field(default_factory=str)
 
     def __repr__(self) -> str:
         """Show in a line how the student was made; `save` writes all of it."""

@@ -49,6 +49,8 @@ def test_build_train_evaluate(
     assert "'loss'" not in err, "quiet is quiet"
     card = (student / "README.md").read_text(encoding="utf-8")
     assert "WeightedKLDistillationLoss" in card
+    line = "st-wkl train scored --student potion-base-8M --output student"
+    assert line in card.replace(static_student_path.name, "potion-base-8M")
     assert str(tmp_path) not in card
     code, out, err = st_wkl("evaluate", static_student_path, beir_folder, "--output", before, *common)
     assert code == 0, err
@@ -57,8 +59,14 @@ def test_build_train_evaluate(
     answer = json.loads(out)
     assert 0 < answer["tasks"]["animals"]["ndcg_at_10"] <= 1
     assert answer["difference"]["animals"]["queries"] == 40
-    code, out, err = st_wkl("evaluate", student, beir_folder, "--against", before, "--quiet")
+    after = tmp_path / "after.json"
+    code, out, err = st_wkl("evaluate", student, beir_folder, "--against", before, "--output", after, "--quiet")
     assert re.search(r"against .*before\.json:\n\| Task .*Δ nDCG@10 \[95 %\](.|\n)*\| animals \(test\)", out)
+    code, out, err = st_wkl("card", student, f"before={before}", f"after={after}")
+    assert code == 0, err
+    card = (student / "README.md").read_text(encoding="utf-8")
+    assert "after − before" in card
+    assert line in card.replace(static_student_path.name, "potion-base-8M"), "what `train` knew is still told"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +76,7 @@ def test_build_train_evaluate(
         (["train", "nowhere", "--student", "x", "--output", "out"], "nowhere"),
         (["train", "nowhere", "--student", "x", "--output", "out", "--merge"], "add --lora"),
         (["train", "nowhere", "--student", "x", "--output", "out", "--patience", "2"], "add --dev"),
+        (["train", ".", "--student", "x", "--output", "out", "--set", "report_to=none"], "as in training.report_to="),
         (["evaluate", "x/y/z", "NoSuchTask", "--against", "nowhere.json"], "nowhere.json"),
     ],
 )

@@ -99,6 +99,7 @@ def test_settings_override_the_file() -> None:
     for setting, message in (
         ("loss.name", "takes path.to.key=value"),
         ("los.name=kl", r"there is no 'los' \(did you mean 'loss'\?\)"),
+        ("learning_rate=1", r"there is no 'learning_rate'\. Say the part, too, as in training\.learning_rate="),
         ("output.folder=x", "output is 'out' and has no keys"),
         ("collection.limit=some", "collection.limit is 'some'"),
     ):

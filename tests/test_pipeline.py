@@ -101,6 +101,8 @@ def test_a_complete_run_is_not_done_again(folder: Path, undisturbed: Path, monke
     card = (undisturbed / "student" / "README.md").read_text(encoding="utf-8")
     assert "minishlab/potion-base-8M" in card
     assert "st-wkl run config.yaml" in card
+    assert "|  | before | after | BM25 | after − before |" in card
+    assert again.bm25 is not None
     assert str(undisturbed) not in card
     saved = RunConfig.load(undisturbed / "config.yaml")
     assert saved == config(folder, undisturbed)

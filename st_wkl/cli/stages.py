@@ -69,6 +69,7 @@ def run(asked: Asked, config: Path, *, set: list[str] | None = None, output: Pat
         set: Override a key: --set training.learning_rate=1e-3; repeatable.
         output: Override the output folder.
     """
+    from st_wkl.evaluation import results_table
     from st_wkl.pipeline.runner import run as run_all
 
     wanted = [*(set or []), *([f"output={output}"] if output is not None else [])]
@@ -79,7 +80,8 @@ def run(asked: Asked, config: Path, *, set: list[str] | None = None, output: Pat
         value["before"] = {task.task: task.metrics for task in result.before.tasks}
         value["after"] = {task.task: task.metrics for task in result.after.tasks}
         value["difference"] = {name: asdict(comparison) for name, comparison in result.comparisons.items()}
-        lines += ["before", result.before.table(), "after", result.after.table()]
+        columns = {"before": result.before, "after": result.after}
+        lines.append(results_table(columns if result.bm25 is None else columns | {"BM25": result.bm25}))
         lines += [f"{name}: {comparison}" for name, comparison in result.comparisons.items()]
     if result.skipped:
         lines.append(f"Complete before: {', '.join(result.skipped)}.")
@@ -255,6 +257,7 @@ def train(
         merge=merge,
         dev=dev,
         show_progress=not asked.quiet,
+        command=asked.line,
     )
     lines = [f"The student is in {output}, trained in {record.seconds:.0f} s."]
     if record.dev:

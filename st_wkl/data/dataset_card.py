@@ -16,7 +16,9 @@ _TABLES = ("train", "queries", "documents")
 _TAGS = ("sentence-transformers", "st-wkl", "knowledge-distillation", "distillation")
 
 
-def dataset_card(provenance: Mapping[str, Any], *, rows: int, documents: int, preferences: bool, contents: str) -> str:
+def dataset_card(
+    provenance: Mapping[str, Any], *, rows: int, documents: int, preferences: bool, contents: str, scores: str = ""
+) -> str:
     """Return the README.md of a distillation dataset, from its provenance and its sizes.
 
     Beside what the builder writes, three entries of the provenance are read, which only a person knows: `license` (of
@@ -31,6 +33,7 @@ def dataset_card(provenance: Mapping[str, Any], *, rows: int, documents: int, pr
         contents: Hash of the dataset's files. `load_dataset` caches a folder by its name and by what this card says of
             it, not by the files: without the hash in the configs' `description` it would serve the old data after a
             folder was built again.
+        scores: How the scores lie, see `scores_by_label`.
 
     Example:
         >>> card = dataset_card({"license": "mit"}, rows=809, documents=5_183, preferences=False, contents="f00")
@@ -57,16 +60,23 @@ def dataset_card(provenance: Mapping[str, Any], *, rows: int, documents: int, pr
         f"# {markdown_text(collection)}, scored by {markdown_text(teacher)}",
         f"{rows:,} candidate lists over {documents:,} documents for ranking distillation, "
         f"with the {'' if provenance.get('imported') else 'raw '}scores of the teacher. Made with st_wkl.",
+        "## Usage",
+        _USE,
         _COLUMNS + (_PREFERENCES if preferences else "") + _unjudged(provenance),
     ]
-    if made:
-        parts += ["## Where it comes from", f"| | |\n| :-- | :-- |\n{made}"]
-    parts += [text for text in (_report(provenance), _leaks(provenance)) if text]
+    teacher_told = [_report(provenance), markdown_block("text", scores) if scores else ""]
+    if any(teacher_told):
+        parts += ["## The teacher", *filter(None, teacher_told)]
+    parts += [text for text in (_leaks(provenance),) if text]
     if provenance.get("command"):
         command = str(provenance["command"]).strip()
         language = "python" if command.startswith("Distillation") else "bash"
-        parts += ["## How to make it again", markdown_block(language, command)]
-    parts += ["## How to use it", _USE]
+        parts += ["## How it was made", markdown_block(language, command)]
+    if made:
+        told = f"| | |\n| :-- | :-- |\n{made}"
+        parts.append(
+            f"<details>\n<summary>Collection, teacher, selection, counts, versions</summary>\n\n{told}\n\n</details>"
+        )
     front = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     text = "\n\n".join(parts)
     return f"---\n{front}---\n\n{without_local_paths(text, Path.cwd())}\n"
@@ -103,7 +113,7 @@ _USE = inspect.cleandoc("""
     ```python
     from st_wkl.data import DistillationDataset
 
-    dataset = DistillationDataset.from_hub("path/to/this/folder").to_columns()
+    dataset = DistillationDataset.load("path/to/this/folder").to_columns()
     ```
 
     or with sentence-transformers alone (`scores` only: a collator takes the first label column that it finds):
@@ -149,7 +159,7 @@ def _report(provenance: Mapping[str, Any]) -> str:
         report = TeacherReport(**(provenance.get("report") or {}))
     except TypeError:  # made by hand, or by another version
         return ""
-    return f"## The teacher\n\n{report}"
+    return str(report)
 
 
 def _leaks(provenance: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 
 from st_wkl.data.dataset_card import dataset_card
+from st_wkl.data.report import scores_by_label
 
 TABLES = ("train", "queries", "documents")
 PROVENANCE = "provenance.json"
@@ -94,8 +95,16 @@ def describe(folder: Path, provenance: dict[str, Any]) -> None:
         documents=documents.metadata.num_rows,
         preferences=PREFERENCES in train.schema_arrow.names,
         contents=contents,
+        scores=_scores(folder) if train.metadata.num_rows else "",
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _scores(folder: Path) -> str:
+    """Return the picture of the scores of a folder's lists."""
+    table = pq.read_table(folder / "train.parquet", columns=["scores", "labels"])
+    scores, labels = (table[name].combine_chunks().flatten().to_numpy() for name in ("scores", "labels"))
+    return scores_by_label(scores, labels > 0) if len(scores) else ""
 
 
 def _file_digest(path: Path) -> bytes:

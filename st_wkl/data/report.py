@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -80,20 +81,20 @@ class TeacherReport:
 
     def __repr__(self) -> str:
         """Return the report in sentences."""
-        text = [
-            f"{self.lists:,} lists, scores from {self.lowest_score:.2f} to {self.highest_score:.2f}, mean spread of a "
-            f"list {self.mean_spread:.2f}; {self.constant_lists:,} lists have one score only."
-        ]
+        text = [f"{self.lists:,} lists, scores from {self.lowest_score:.2f} to {self.highest_score:.2f}."]
+        if self.constant_lists:
+            text.append(f"In {self.constant_lists:,} of them all documents have one score.")
         if self.precision_at_1 is not None:
             text.append(
-                f"The teacher's best document is judged relevant in {self.precision_at_1:.1%} of the lists, nDCG@10 "
-                f"over the list {self.ndcg_at_10:.3f}; it turns {self.contradicted_pairs:.1%} of the judged pairs "
-                f"round, and the best positive stands {self.mean_margin:+.2f} from the best negative."
+                f"The teacher's best document is judged relevant in {self.precision_at_1:.1%} of the lists (nDCG@10 "
+                f"{self.ndcg_at_10:.3f}), and {self.contradicted_pairs:.1%} of the pairs of a relevant and another "
+                f"document stand the wrong way round; the best relevant one is {self.mean_margin:+.2f} from the best "
+                "other."
             )
-        text.append(f"At temperature {self.temperature:g} the softmax over a list has {self.entropy:.0%} of the most")
-        text[-1] += " entropy that it can have"
+        text.append(f"Over a list, the softmax of the scores has {self.entropy:.0%} of the entropy of equal scores")
+        text[-1] += f" at temperature {self.temperature:g}"
         if self.suggested_temperature is not None:
-            text[-1] += f"; {self.suggested_temperature:.2g} gives one half, a start for a search"
+            text[-1] += f", and half of it at {self.suggested_temperature:.2g}, where a search can start"
         text[-1] += "."
         return " ".join(text)
 
@@ -301,6 +302,38 @@ def _ndcg(scores: np.ndarray, gains: np.ndarray, depth: int = 10) -> np.ndarray:
     discounts = 1 / np.log2(np.arange(2, order.shape[1] + 2))
     found = np.take_along_axis(gains, order, axis=1)
     return (found * discounts).sum(axis=1) / np.ascontiguousarray(ideal * discounts).sum(axis=1)
+
+
+def scores_by_label(scores: np.ndarray, relevant: np.ndarray, *, bins: int = 12, width: int = 20) -> str:
+    """Return how the scores of relevant and of other documents lie, as bars of text, which every page can show.
+
+    Args:
+        scores: Teacher scores of any number of documents.
+        relevant: Whether each is judged relevant.
+        bins: Ranges of the score, one a line.
+        width: Length of the longest bar, in characters.
+
+    Example:
+        >>> scores, relevant = np.array([2.0, 1.0, 0.0, 0.0]), np.array([True, False, False, False])
+        >>> print(scores_by_label(scores, relevant, bins=2, width=4))
+              score | relevant (1) | other (3)
+        1.00 … 2.00 | ████ 100 %   | █ 33 %
+        0.00 … 1.00 |              | ███ 67 %
+    """
+    edges = np.linspace(scores.min(), scores.max(), bins + 1)
+    rows = [["score"], *([f"{low:.2f} … {high:.2f}"] for low, high in itertools.pairwise(edges))]
+    sides = {"relevant": scores[relevant], "other": scores[~relevant]}
+    shares = {name: np.histogram(values, edges)[0] / max(1, len(values)) for name, values in sides.items()}
+    longest = max(found.max() for found in shares.values()) or 1.0
+    for name, found in shares.items():
+        rows[0].append(f"{name} ({len(sides[name]):,})")
+        for row, share in zip(rows[1:], found, strict=True):
+            row.append(
+                f"{'█' * max(1, round(width * share / longest))} {share:.0%}".replace("%", " %") if share else ""
+            )
+    first, second = (max(len(row[place]) for row in rows) for place in (0, 1))
+    lines = [f"{row[0]:>{first}} | {row[1]:<{second}} | {row[2]}".rstrip() for row in [rows[0], *rows[:0:-1]]]
+    return "\n".join(lines)
 
 
 def plot_report(dataset: DistillationDataset, path: str | os.PathLike[str]) -> Path:

@@ -176,7 +176,7 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
     @property
     def citation(self) -> str:
         """BibTeX of the paper, for the model card."""
-        return f"\n{_citations()[self.paper]}" if self.paper else ""
+        return cited(self.paper)
 
     def forward(
         self,
@@ -302,10 +302,11 @@ class StudentLoss(CachedLossMixin, nn.Module, ABC):
 
 
 @cache
-def _citations() -> dict[str, str]:
-    """Return the entries of citations.bib by their keys."""
+def cited(paper: str) -> str:
+    """Return an entry of citations.bib by its key; `""` for none."""
     text = files("st_wkl.losses").joinpath("citations.bib").read_text(encoding="utf-8")
-    return {entry[1]: entry[0] for entry in re.finditer(r"@\w+\{([^,]+),\n(?: .*\n)*\}\n", text)}
+    entries = {entry[1]: entry[0] for entry in re.finditer(r"@\w+\{([^,]+),\n(?: .*\n)*\}\n", text)}
+    return f"\n{entries[paper]}" if paper else ""
 
 
 def _merge_candidates(columns: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:

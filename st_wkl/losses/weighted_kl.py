@@ -10,7 +10,9 @@ from torch import Tensor
 import st_wkl.functional as functional
 from st_wkl.functional._checks import check
 from st_wkl.losses.base import NOTHING_TO_WEIGH, CandidateListLoss
+from st_wkl.losses.cached import cited
 from st_wkl.losses.lists import CandidateLists
+from st_wkl.losses.listwise import KLDistillLoss
 from st_wkl.losses.options import spelled_out
 
 
@@ -109,3 +111,9 @@ class WeightedKLDistillationLoss(CandidateListLoss):
         """Return the parameters for the model card; a constant bias takes the place of the rank bias."""
         config = super().get_config_dict()
         return config if self.beta is None else {name: value for name, value in config.items() if name != "alpha"}
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper; of plain KL's, where nothing is weighed."""
+        plain = not (self.gamma or self.alpha or self.beta)
+        return cited(KLDistillLoss.paper if plain else self.paper)

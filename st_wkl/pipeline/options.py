@@ -410,6 +410,9 @@ def overridden(tree: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f"--set takes path.to.key=value, got {setting!r}.")
         *parents, key = path.strip().split(".")
         place: Any = tree
+        if not parents and key not in tree:
+            told = f"there is no {key!r}{nearest(key, tree)}"
+            raise ValueError(f"--set {setting}: {told}. Say the part, too, as in training.{key}=….")
         for parent in parents:
             if not isinstance(place, dict) or parent not in place:
                 choices = place if isinstance(place, dict) else ()

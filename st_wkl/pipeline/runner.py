@@ -23,7 +23,17 @@ from st_wkl.evaluation import Comparison, Results
 from st_wkl.files import content_hash, holds_nothing, owned, read_object, write_text
 from st_wkl.packaged import named
 from st_wkl.pipeline.options import RunConfig
-from st_wkl.pipeline.stages import ALL, CONFIG_FILE, STAGES, TRAIN, Parts, Stage, changed, digest, source_digest
+from st_wkl.pipeline.stages import (
+    ALL,
+    CONFIG_FILE,
+    STAGES,
+    TRAIN,
+    Parts,
+    Stage,
+    changed,
+    digest,
+    source_digest,
+)
 from st_wkl.pipeline.steps import adapter_folder
 
 __all__ = ["STAGES", "RunResult", "run"]
@@ -43,6 +53,7 @@ class RunResult:
         student: Folder of the student.
         before: Results of the untrained student; None without evaluation.
         after: Results of the trained student; None without evaluation.
+        bm25: Results of BM25 on the same tasks; None without evaluation, and for rerankers.
         comparisons: The paired difference on each task.
         done: Stages that were worked on now.
         skipped: Stages that were complete already.
@@ -51,6 +62,7 @@ class RunResult:
     student: Path
     before: Results | None = None
     after: Results | None = None
+    bm25: Results | None = None
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -117,7 +129,8 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
         if asked and (state := _state(parts, asked)):
             write_text(complete, json.dumps(state, indent=2) + "\n")
         if config.evaluation is not None:
-            result.before, result.after = parts.results().values()
+            found = parts.results()
+            result.before, result.after, result.bm25 = found["before"], found["after"], found.get("BM25")
             result.comparisons = parts.comparisons()
         return result
 

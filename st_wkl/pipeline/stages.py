@@ -8,11 +8,12 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mteb.abstasks.retrieval import AbsTaskRetrieval
 from sentence_transformers import CrossEncoder
 
 from st_wkl._versions import check_adapters
@@ -29,7 +30,7 @@ from st_wkl.losses.make import split_name
 from st_wkl.packaged import named
 from st_wkl.pipeline import steps
 from st_wkl.pipeline.options import DevConfig, LossConfig, RunConfig, TeacherConfig
-from st_wkl.publish.model_card import write_model_card
+from st_wkl.publish.model_card import PICTURE, write_model_card
 from st_wkl.ranges import OptionError
 from st_wkl.record import TrainingRecord
 from st_wkl.training.dev import SELECTION_ARGUMENTS
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 # What a student's folder holds beside what decides its output.
-_ABOUT = {"README.md", "distillation.json", "training.png", "training_texts.json", "results.json"}
+_ABOUT = {"README.md", PICTURE, "distillation.json", "training.png", "training_texts.json", "results.json"}
 # Inputs that are a part of the configuration, and may gain options: with the defaults of what there was no option for.
 _PARTS: dict[str, Any] = {"loss": LossConfig(), "selection": Selection(), "dev": DevConfig()}
 
@@ -98,9 +99,15 @@ class Parts:
         return self.output / "results" / f"{when}.json"
 
     def results(self) -> dict[str, Results]:
-        """Return the results before and after training, as far as they are asked for."""
-        asked = () if self.config.evaluation is None else ("before", "after")
-        return {when: Results.load(self.results_file(when)) for when in asked}
+        """Return the results before and after training and those of BM25, as far as they are asked for."""
+        asked = () if self.config.evaluation is None else ("before", "after", *(["BM25"] if self.has_bm25 else []))
+        return {when: Results.load(self.results_file(when.lower())) for when in asked}
+
+    @property
+    def has_bm25(self) -> bool:
+        """Whether BM25 stands beside the student; not where the student reranks what a first stage has found."""
+        asked = self.config.evaluation
+        return asked is not None and asked.first_stage is None and self.results_file("bm25").is_file()
 
     def comparisons(self) -> dict[str, Comparison]:
         """Compare after with before on each task that has queries."""
@@ -358,7 +365,11 @@ def _before_inputs(parts: Parts) -> dict[str, Any]:
 
 
 def _evaluate_before(parts: Parts) -> None:
-    student = parts.config.student
+    student, asked = parts.config.student, parts.config.evaluation
+    if asked is not None and asked.first_stage is None:
+        tasks = resolve_tasks(parts.tasks(), asked.split, asked.ignore_identical_ids)
+        if found := [task for task in tasks if isinstance(task, AbsTaskRetrieval)]:  # what can be searched
+            _evaluate(parts, "bm25", "bm25", "BM25", found)
     model = steps.load_student(student)[0] if student.prompts else parts.start[0]
     _evaluate(parts, "before", model, parts.start[1])
 
@@ -371,12 +382,12 @@ def _evaluate_after(parts: Parts) -> None:
     _evaluate(parts, "after", str(parts.student), f"{parts.start[1].split('/')[-1]}-{parts.collection.name}")
 
 
-def _evaluate(parts: Parts, when: str, model: Any, name: str) -> None:
+def _evaluate(parts: Parts, when: str, model: Any, name: str, tasks: Sequence[Any] | None = None) -> None:
     assert parts.config.evaluation is not None
     steps.evaluate(
         model,
-        parts.tasks(),
-        parts.config.evaluation,
+        tasks or parts.tasks(),
+        parts.config.evaluation if when != "bm25" else dataclasses.replace(parts.config.evaluation, efficiency=False),
         name=name,
         output=parts.results_file(when),
         show_progress=parts.show_progress,

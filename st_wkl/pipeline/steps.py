@@ -37,6 +37,7 @@ from st_wkl.pipeline.options import (
     StudentConfig,
     TeacherConfig,
 )
+from st_wkl.publish.model_card import write_model_card
 from st_wkl.ranges import OptionError, nearest
 from st_wkl.reading import check_training_arguments
 from st_wkl.record import RECORD_FILE, TrainingRecord
@@ -205,6 +206,7 @@ def train(
     collection: Collection | None = None,
     candidates: Candidates | None = None,
     show_progress: bool = True,
+    command: str = "",
 ) -> TrainingRecord:
     """Train a student into a folder, or go on with it; an adapter that is merged is kept beside it.
 
@@ -220,6 +222,7 @@ def train(
         collection: Where its split is, unless it names another.
         candidates: What a cross-encoder reranks there. Default: BM25's.
         show_progress: Show bars.
+        command: What was typed, for the card.
     """
     check_adapters(lora is not False)
     if isinstance(dataset, Path):
@@ -245,6 +248,10 @@ def train(
     merged = (output / RECORD_FILE).is_file() and TrainingRecord.load(output).run == record.run
     if merge and is_first() and not merged:
         merge_adapter(folder, output, trust_remote_code=student.trust_remote_code, save_dtype=student.save_dtype)
+    if command and not record.command and is_first():
+        record = dataclasses.replace(TrainingRecord.load(output), command=command)
+        record.save(output)
+        write_model_card(output, record=record, results={})
     return record
 
 

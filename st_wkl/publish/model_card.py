@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from transformers import TrainingArguments
 
-from st_wkl import markdown
+from st_wkl import losses, markdown
 from st_wkl.evaluation.compare import Comparison, paired_difference
+from st_wkl.evaluation.effects import compare_all
+from st_wkl.evaluation.report import plot_effects
 from st_wkl.evaluation.results import SHARED, UNSEEN, Results, TaskScores
 from st_wkl.files import write_text
 from st_wkl.markdown import listed, markdown_code, markdown_table, markdown_text, without_local_paths
@@ -29,11 +36,16 @@ from st_wkl.record import TrainingRecord
 
 BEGIN, END = "<!-- st-wkl:begin -->", "<!-- st-wkl:end -->"
 _BLOCK = re.compile(rf"{BEGIN}.*?{END}", re.DOTALL)
-_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
+_TEMPLATES = Path(__file__).parent / "templates"
 _PARTS = {SHARED: "with a seen document", UNSEEN: "with none seen"}
 _ADAPTER = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets"}
+PICTURE = "differences.png"
 # Of means that were rounded to 5 decimals on both sides.
 _ROUNDING = 1e-4
+# Weighted KL that weighs nothing, as the default loss is recorded.
+_UNWEIGHTED = {"gamma": 0, "alpha": 0}
+# The training arguments that are told at their defaults, too.
+_TOLD = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
 
 
 def write_model_card(
@@ -65,7 +77,7 @@ def write_model_card(
         comparison: The paired difference between after and before, of the task that it names.
         notes: What a reader must know to read the numbers, a paragraph each, such as that the documents of the test
             queries were seen in training.
-        command: The command that gives this model.
+        command: The command that gives this model. Default: what the record says.
         licences: `"student"`, `"teacher"` and `"training data"` to their licences, see `licence_of`. Default: what the
             record says of the model that training started from, and the dataset's provenance of the other two. A
             licence that the card states already stays.
@@ -98,17 +110,17 @@ def write_model_card(
     licence = None
     if record is not None or licences is not None:
         licence = licence_of(_licences(record, licences or {}))
-    whole = comparison is not None and not comparison.group and comparison.metric == "ndcg_at_10"
     values = {
         **(_about_training(record, folder) if record is not None else {"datasets": []}),
-        "tables": _tables(results, compared if whole else ""),
+        **_results(results),
         "comparison": comparison,
         "compared": compared,
         "notes": notes,
         "other_start": other_start,
         "licence": licence,
         "stated": str(getattr(card.data, "license", None) or ""),
-        "command": command,
+        "picture": _picture(folder, results),
+        "command": command or (record.command if record is not None else ""),
     }
     block = _block(folder, _BLOCK.sub("", card.text), record, values)
     parts = [BEGIN, block, marker(after) if after else "", END]
@@ -126,8 +138,40 @@ def write_model_card(
     return path
 
 
+@contextmanager
+def headed(student: Any, record: TrainingRecord) -> Iterator[None]:
+    """Have a student saved with a card that says what it is, in place of sentence-transformers' general one."""
+    data = student.model_card_data
+    template, data.template_path = data.template_path, _TEMPLATES / "student.md.jinja"
+    if data.model_name in (None, data.get_default_model_name()):  # which the first checkpoint has made
+        data.model_name = _title(record)
+    try:
+        yield
+    finally:
+        data.template_path = template
+
+
+def _title(record: TrainingRecord) -> str:
+    """Return who learnt, from whom, on what."""
+    teachers, data = name_of(record.teacher).split(" and "), [name_of(one) for one in record.datasets.values()]
+    student, taught, on = (
+        " and ".join(Path(name).name for name in names) for names in ([record.student], teachers, data)
+    )
+    return f"{student} taught by {taught} on {on}"
+
+
+def _picture(folder: Path, results: Mapping[str, Results]) -> str:
+    """Draw the differences of several tasks beside the card, where matplotlib is installed."""
+    tasks = [{scores.task for scores in results[when].tasks} for when in ("before", "after") if when in results]
+    if len(tasks) < 2 or len(set.intersection(*tasks)) < 2 or importlib.util.find_spec("matplotlib") is None:
+        return ""
+    return plot_effects(compare_all(results["before"], {"after": results["after"]}), folder / PICTURE).name
+
+
 def name_of(description: Mapping[str, Any]) -> str:
-    """Return what a teacher's identity or a dataset's provenance calls itself."""
+    """Return what a teacher's identity or a dataset's provenance calls itself; an ensemble's are those of its parts."""
+    if "kind" in description and (parts := description.get("teachers") or description.get("teacher")):
+        return " and ".join(map(name_of, parts if isinstance(parts, list) else [parts]))
     for key in ("name", "model", "collection"):
         value = description.get(key)
         if isinstance(value, Mapping):
@@ -143,11 +187,10 @@ def _block(folder: Path, rest: str, record: TrainingRecord | None, values: Mappi
     cited = bool(keys) and all(key in rest for key in keys)
     block = ModelCard.from_template(
         ModelCardData(library_name="sentence-transformers"),
-        template_path=str(Path(__file__).parent / "templates" / "model_card.md.jinja"),
+        template_path=str(_TEMPLATES / "model_card.md.jinja"),
         markdown=markdown,
         usage="" if "## Usage" in rest else usage(folder),
         citation=record.loss_citation if record is not None and not cited else "",
-        measured_on=list({t["task"]: (t["task"], t["few"], t["shared"]) for t in values["tables"]}.values()),
         max_length=max_length(folder),
         reranks=saved_class(folder) == "CrossEncoder",
         **values,
@@ -221,12 +264,8 @@ def _with_block(text: str, block: str, path: Path, written: str) -> str:
     return f"{text.rstrip()}{newline * 2}{block}{newline}"
 
 
-def _tables(results: Mapping[str, Results], told: str) -> list[dict[str, Any]]:
-    """Return what the card shows of each task: a column per label, rows for metrics and for parts of the queries.
-
-    Args:
-        results: Label of the column to results.
-        told: The task whose difference over all queries is told elsewhere.
+def _results(results: Mapping[str, Results]) -> dict[str, Any]:
+    """Return what the card shows of results: one table of nDCG@10, one of other metrics, and what to read into them.
 
     Raises:
         ValueError: If two columns of a task were measured on different data.
@@ -235,38 +274,73 @@ def _tables(results: Mapping[str, Results], told: str) -> list[dict[str, Any]]:
     for label, entry in results.items():
         for scores in entry.tasks:
             tasks.setdefault((scores.task, scores.split, scores.subset), {})[label] = scores
-    return [_table(*key, columns, key[0] == told) for key, columns in tasks.items()]
+    compared = "before" in results and "after" in results
+    head = ["", *map(markdown_text, results), *(["after − before"] if compared else [])]
+    main = [head, [":--", *["--:"] * (len(head) - 1)]]
+    others = [line[: len(results) + 1] for line in main]
+    seen: dict[str, tuple[str, int, int]] = {}
+    baselines: list[str] = []
+    all_parts: list[str] = []
+    for (task, split, subset), found in tasks.items():
+        _check_same_data(found)
+        columns = {label: found.get(label) for label in results}
+        name = ", ".join([task, *([split] if split != "test" else []), *([subset] if subset != "default" else [])])
+        parts = _parts(found)
+        shared = len(parts.get(_PARTS[SHARED], ()))
+        queries = sorted({len(scores.per_query) for scores in found.values() if scores.per_query})
+        seen.setdefault(task, (task, min(queries, default=0), shared))
+        metrics = {metric for scores in found.values() for metric in scores.metrics}
+        first = "ndcg_at_10" if "ndcg_at_10" in metrics else next(iter(found.values())).main_metric
+        shown = [m for m in [*METRIC_LABELS, *{s.main_metric for s in found.values()}] if m in metrics]
+        for metric in dict.fromkeys([first, *shown]):
+            told = f"{markdown_text(name)}, {METRIC_LABELS.get(metric, metric)}"
+            if metric == first and queries:
+                told += f", {' or '.join(f'{count:,}' for count in queries)} queries"
+                told += next((f", all {part}" for part in parts if len(parts) == 1), "")
+            row = [told, *(_value(scores, metric) for scores in columns.values())]
+            if metric != first:
+                others.append(row)
+            else:
+                main.append(
+                    [*row, *([_difference(columns, None) if metric == "ndcg_at_10" else ""] if compared else [])]
+                )
+        if len(parts) > 1 and first == "ndcg_at_10":
+            for part, ids in parts.items():
+                values = [_mean(s.per_query[query] for query in ids) if s else "" for s in columns.values()]
+                difference = [_difference(columns, ids)] if compared else []
+                main.append([f"· {len(ids):,} {part}", *values, *difference])
+            all_parts.append(task)
+        baselines += _ahead(name, columns, results)
+    return {
+        "table": markdown_table(main) if tasks else "",
+        "others": markdown_table(others) if len(others) > 2 else "",
+        "measured_on": list(seen.values()),
+        "two_parts": bool(all_parts),
+        "bracketed": any(few for _, few, _ in seen.values()),
+        "baselines": baselines,
+    }
 
 
-def _table(task: str, split: str, subset: str, columns: Mapping[str, TaskScores], told: bool) -> dict[str, Any]:
-    _check_same_data(columns)
-    # The parts of the queries that one of the columns knows, if all columns have these queries.
+def _parts(columns: Mapping[str, TaskScores]) -> dict[str, list[str]]:
+    """Return the parts of the queries that one of the columns knows, if all columns have these queries."""
     alike = len({frozenset(scores.per_query) for scores in columns.values()}) == 1
     groups = next((scores.groups for scores in columns.values() if scores.groups and alike), {})
-    counts = sorted({len(scores.per_query) for scores in columns.values() if scores.per_query})
-    about = [f"split {markdown_code(split)}", *([] if subset == "default" else [f"subset {markdown_code(subset)}"])]
-    about += [f"{' or '.join(f'{count:,}' for count in counts)} queries"] if counts else []
-    about += [f"all {_PARTS[group]}" for group in groups if len(groups) == 1]  # a row of its own would say it again
-    parts = {_PARTS[group]: ids for group, ids in groups.items() if len(groups) > 1}
-    lines = [["", *map(markdown_text, columns)], [":--", *["--:"] * len(columns)]]
-    metrics = [m for m in METRIC_LABELS if any(m in scores.metrics for scores in columns.values())]
-    for metric in [*metrics, *sorted({scores.main_metric for scores in columns.values()} - set(metrics))]:
-        lines.append([METRIC_LABELS.get(metric, metric), *(_value(scores, metric) for scores in columns.values())])
-        if metric == "ndcg_at_10":
-            lines += [
-                [f"· {len(ids):,} {part}", *(_mean([s.per_query[query] for query in ids]) for s in columns.values())]
-                for part, ids in parts.items()
-            ]
-    return {
-        "task": task,
-        "about": ", ".join(about),
-        "rows": markdown_table(lines),
-        "differences": "; ".join(_differences(columns, parts, told)),
-        "queries": bool(counts),
-        "two_parts": bool(parts),
-        "few": min(counts, default=0),
-        "shared": len(groups.get(SHARED, [])),
-    }
+    return {_PARTS[group]: ids for group, ids in groups.items()}
+
+
+def _ahead(task: str, columns: Mapping[str, TaskScores | None], results: Mapping[str, Results]) -> Iterator[str]:
+    """Say where BM25, which needs no training, is ahead of this model."""
+    after = columns.get("after")
+    for label, scores in columns.items():
+        if not (after and scores and results[label].name.lower().startswith("bm25")):
+            continue
+        if after.per_query and after.per_query.keys() == scores.per_query.keys():
+            d = paired_difference([scores.per_query[query] - after.per_query[query] for query in after.per_query])
+            if d.mean > 0:
+                yield (
+                    f"{markdown_text(task)}: {markdown_text(results[label].name)}, which needs no training, is "
+                    f"{d.mean:.4f} nDCG@10 ahead of this model, {d.bounds()}, p = {d.p_value:.2g}."
+                )
 
 
 def _check_same_data(columns: Mapping[str, TaskScores]) -> None:
@@ -281,31 +355,36 @@ def _check_same_data(columns: Mapping[str, TaskScores]) -> None:
             )
 
 
-def _differences(columns: Mapping[str, TaskScores], parts: Mapping[str, list[str]], told: bool) -> Iterator[str]:
-    """Yield the paired differences between the student before and after, if both were measured."""
-    before, after = columns.get("before"), columns.get("after")
-    if before is None or after is None or not before.per_query or before.per_query.keys() != after.per_query.keys():
-        return
-    for what, ids in {**({} if told else {"on all queries": list(before.per_query)}), **parts}.items():
-        d = paired_difference([after.per_query[query] - before.per_query[query] for query in ids])
-        yield f"{d.mean:+.4f} {d.bounds()} {what}, p = {d.p_value:.2g}"
+def _difference(columns: Mapping[str, TaskScores | None], ids: Sequence[str] | None) -> str:
+    """Return the paired difference between the student before and after on some queries, if both were measured."""
+    before, after = columns["before"], columns["after"]
+    if not before or not after or not before.per_query or before.per_query.keys() != after.per_query.keys():
+        return ""
+    d = paired_difference([after.per_query[query] - before.per_query[query] for query in ids or before.per_query])
+    return f"{d.mean:+.4f}<br>{_unbroken(d.bounds())}<br>p = {d.p_value:.2g}"
 
 
-def _value(scores: TaskScores, metric: str) -> str:
-    value = f"{scores.metrics[metric]:.4f}" if metric in scores.metrics else ""
-    ranked = value and metric == "ndcg_at_10" and scores.per_query
-    return f"{value}{_interval(list(scores.per_query.values()))}" if ranked else value
+def _value(scores: TaskScores | None, metric: str) -> str:
+    if scores is None or metric not in scores.metrics:
+        return ""
+    ranked = metric == "ndcg_at_10" and scores.per_query
+    return f"{scores.metrics[metric]:.4f}{_interval(list(scores.per_query.values())) if ranked else ''}"
 
 
-def _mean(values: list[float]) -> str:
-    return f"{sum(values) / len(values):.4f}{_interval(values)}"
+def _mean(values: Iterable[float]) -> str:
+    found = list(values)
+    return f"{sum(found) / len(found):.4f}{_interval(found)}"
 
 
 def _interval(values: list[float]) -> str:
     if len(values) == 1:
         return ""
     found = paired_difference(values, interval="percentile")  # from zero: the mean itself, which stays within 0 and 1
-    return f"<br>[{found.low:.3f},&nbsp;{found.high:.3f}]"  # on a line of its own: broken inside, it cannot be read
+    return f"<br>{_unbroken(f'[{found.low:.3f}, {found.high:.3f}]')}"  # broken inside, it cannot be read
+
+
+def _unbroken(text: str) -> str:
+    return text.replace(" ", "&nbsp;")
 
 
 def _about_training(record: TrainingRecord, folder: Path) -> dict[str, Any]:
@@ -318,12 +397,19 @@ def _about_training(record: TrainingRecord, folder: Path) -> dict[str, Any]:
             f"alpha `{lora['alpha']}`, {lora['trainable']:,} weights trained ({lora['share']:.2%})"
         )
     several = len(record.datasets) > 1
+    defaults = {entry.name: entry.default for entry in fields(TrainingArguments)}
     return {
         "record": record,
         "datasets": [_about_data(data, name if several else "") for name, data in record.datasets.items()],
         "teacher": name_of(record.teacher),
         "teacher_license": _licences(record, {}).get("teacher"),
         "adapter": adapter,
+        "losses": list(_losses(record.loss, record.loss_config)),
+        "arguments": {
+            name: value
+            for name, value in record.arguments.items()
+            if name in _TOLD or (value or None) != (getattr(defaults.get(name), "value", defaults.get(name)) or None)
+        },
     }
 
 
@@ -352,3 +438,19 @@ def _licences(record: TrainingRecord | None, given: Mapping[str, str | None]) ->
         else:
             known |= {f"{part} of {markdown_code(name)}": licence for name, licence in stated.items()}
     return {**known, **given}
+
+
+def _losses(name: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each term of a loss with those of its parameters that are not at their defaults."""
+    terms = {key: value for key, value in config.items() if isinstance(value, Mapping)}
+    if name == "WeightedSumLoss" and terms:
+        for term, options in terms.items():
+            yield from _losses(term, options)
+        return
+    made = getattr(losses, name, None)
+    defaults = {} if made is None else {key: one.default for key, one in inspect.signature(made).parameters.items()}
+    plain = _UNWEIGHTED if name == "WeightedKLDistillationLoss" else {}
+    if plain and all(config.get(key) == value for key, value in plain.items()):
+        name, defaults = "KLDistillLoss", defaults | plain
+    defaults |= {"weight": 1, "similarity_fct": config.get("similarity_fct")}
+    yield listed(name, {key: value for key, value in config.items() if key not in defaults or value != defaults[key]})

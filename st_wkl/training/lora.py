@@ -13,6 +13,7 @@ import hashlib
 import logging
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from torch import nn
 
 from st_wkl.files import owned, replacing, replacing_folder
 from st_wkl.models import is_trusted, load_model
-from st_wkl.publish.model_card import write_model_card
+from st_wkl.publish.model_card import headed, write_model_card
 from st_wkl.record import EXPOSURE_FILE, RECORD_FILE, TrainingRecord
 from st_wkl.training.students import name_of, named_dtype
 
@@ -386,7 +387,8 @@ def merge(
     check_base(student, record.lora if record else {}, base, trust_remote_code=trusted)
     expected = outputs(student)
     merged = merged_in_place(student)
-    with owned(output), replacing_folder(output) as unfinished:
+    told = headed(merged, record) if record is not None else nullcontext()
+    with owned(output), replacing_folder(output) as unfinished, told:
         merged.save_pretrained(str(unfinished))
         again = load_model(unfinished, trust_remote_code=trusted)[0]
         if (found := difference(expected, outputs(again))) > TOLERANCE:

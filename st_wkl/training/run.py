@@ -22,7 +22,7 @@ from st_wkl._versions import package_versions
 from st_wkl.files import content_hash, sync_tree
 from st_wkl.model_checks import check_student
 from st_wkl.models import check_reloads, hash_weights, load_model, prompts_of
-from st_wkl.publish.model_card import write_model_card
+from st_wkl.publish.model_card import headed, write_model_card
 from st_wkl.record import RECORD_FILE, Exposure, TrainingRecord
 from st_wkl.training.data import TrainingData, try_loss, whole_batches
 from st_wkl.training.guard import (
@@ -257,7 +257,8 @@ class Run:
         """Write the student and all that belongs to it; the record comes last, so a folder with it is complete."""
         for left in self.folder.glob(".tmp*"):  # safetensors gives weights their name when they are whole
             left.unlink()
-        save(student, self.folder)
+        with headed(student, record):
+            save(student, self.folder)
         write_model_card(self.folder, record=record, results={})
         parts = parts_of(self.dataset)
         unknown = [name for name, part in parts.items() if not hasattr(part, "provenance")]

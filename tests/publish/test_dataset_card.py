@@ -31,6 +31,8 @@ def test_the_card_says_it_all(tmp_path: Path) -> None:
         "196 of 300 test queries have a relevant document that is a positive here (63.7% of",
         "--store scores.sqlite3",
         "st-wkl `0.1.0`",
+        "relevant (1)",
+        'DistillationDataset.load("path',
     ):
         assert words in card.text
     assert "empty documents" not in card.text
@@ -45,7 +47,7 @@ def test_cards_without_provenance(tmp_path: Path, provenance: dict[str, Any]) ->
     """Datasets made by hand have a card too, and one that the Hub reads."""
     text = (dataset(provenance).save_to_disk(tmp_path / "dataset") / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(text.split("---")[1])["configs"]
-    assert "## How to use it" in text
+    assert "## Usage" in text
 
 
 def test_folders_load_without_the_collection(tmp_path: Path) -> None:
