@@ -30,7 +30,8 @@ from st_wkl.losses.make import split_name
 from st_wkl.packaged import named
 from st_wkl.pipeline import steps
 from st_wkl.pipeline.options import DevConfig, LossConfig, RunConfig, TeacherConfig
-from st_wkl.publish.model_card import PICTURE, write_model_card
+from st_wkl.publish.card_results import PICTURE
+from st_wkl.publish.model_card import write_model_card
 from st_wkl.ranges import OptionError
 from st_wkl.record import TrainingRecord
 from st_wkl.training.dev import SELECTION_ARGUMENTS

@@ -22,7 +22,8 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 
 from st_wkl.evaluation import Comparison
-from st_wkl.publish.model_card import BEGIN, END, PICTURE, headed, write_model_card
+from st_wkl.publish.card_results import PICTURE
+from st_wkl.publish.model_card import BEGIN, END, headed, write_model_card
 from tests.helpers.cards import CITATION, record, results
 from tests.helpers.students import CLASSES, make_student
 
