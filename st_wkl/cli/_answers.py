@@ -125,6 +125,10 @@ _HUSH = {
 }
 
 
+# What libraries say that nobody who runs a command can act on.
+_NOISE = ("mtime may not be reliable", "Repo card metadata block was not found", "'pin_memory' argument is set as true")
+
+
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
     """Keep libraries from printing and from showing bars."""
@@ -143,10 +147,19 @@ def _hushed() -> Iterator[None]:
 def _log_to_stderr(quiet: bool) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.ERROR if quiet else logging.WARNING)
     logging.getLogger("st_wkl").setLevel(logging.ERROR if quiet else logging.INFO)
+    for name in ("transformers.trainer_utils", "huggingface_hub.repocard"):
+        logging.getLogger(name).addFilter(lambda record: not any(part in record.getMessage() for part in _NOISE))
+    # Bars of tables that are written in a moment; those of downloads stay.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():  # bars of others would fill a log; ours write lines there
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         # One line per warning: the source line that Python adds means nothing to someone who runs a command.
-        if not quiet and not issubclass(category, (FutureWarning, DeprecationWarning)):
+        noise = issubclass(category, (FutureWarning, DeprecationWarning)) or any(
+            part in str(message) for part in _NOISE
+        )
+        if not (quiet or noise or any(part in str(message) for part in _NOISE)):
             print(message, file=sys.stderr)
 
     warnings.showwarning = show  # type: ignore[assignment]

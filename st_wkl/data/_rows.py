@@ -14,7 +14,8 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
+
+from st_wkl.progress import progress
 
 # Longest first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
@@ -59,7 +60,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     number = 0
     with _explained(path, lambda: number), _opened(path) as lines:
-        for number, line in enumerate(tqdm(lines, desc=path.name, unit=" lines", delay=2, leave=False), 1):
+        for number, line in enumerate(progress(lines, desc=path.name, unit=" lines", delay=2, leave=False), 1):
             if "\0" in line:
                 raise ValueError(
                     f"{path}, line {number}: there is a NUL character. If the file is UTF-16 without a byte order "

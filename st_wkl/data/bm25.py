@@ -13,14 +13,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from st_wkl.progress import progress
 from st_wkl.ranges import check_options
 from st_wkl.text import unspaced, unspaced_characters, words
 
 # Numba's compilation takes some seconds of every process; numpy has searched as many documents for thousands of queries
 # by then, with the same scores.
 COMPILE_ABOVE = 10_000
+
+
+# Documents from which bm25s' own bars stand long enough to be read.
+_MANY = 50_000
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ class BM25:
         name, tokenizer = self.name_over(documents.values()), _tokenizer(self)
         # A text without a word gets no token at all: bm25s' own way, an empty token, makes a query of unknown words
         # match every empty document.
-        options: dict[str, Any] = {"return_as": "ids", "allow_empty": False, "show_progress": show_progress}
+        bars = show_progress and len(documents) > _MANY
+        options: dict[str, Any] = {"return_as": "ids", "allow_empty": False, "show_progress": bars}
         corpus = tokenizer.tokenize(documents.values(), update_vocab=True, **options)
         vocabulary = tokenizer.get_vocab_dict()
         if not vocabulary:
@@ -132,7 +137,7 @@ class BM25:
         bm25s = _bm25s()
         compiled = len(corpus) > COMPILE_ABOVE
         index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene", backend="numba" if compiled else "numpy")
-        index.index((corpus, vocabulary), create_empty_token=False, show_progress=show_progress)
+        index.index((corpus, vocabulary), create_empty_token=False, show_progress=bars)
         return name, _retrieve(index, tokens, list(documents), top_k, compiled, show_progress)
 
 
@@ -152,7 +157,7 @@ def _retrieve(
 
     chunks = [queries[start : start + 64] for start in range(0, len(queries), 64)]
     with (
-        tqdm(total=len(queries), desc="BM25", unit=" queries", disable=not show_progress) as bar,
+        progress(total=len(queries), desc="BM25", unit=" queries", disable=not show_progress) as bar,
         ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
     ):
         for lists in pool.map(retrieve, chunks):

@@ -9,10 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm.auto import tqdm
-
 from st_wkl.data._rows import chained, delimited, file_kind, numbered_lines
 from st_wkl.files import file_name
+from st_wkl.progress import progress
 
 Texts = dict[str, str]
 Judged = dict[str, dict[str, int]]
@@ -119,7 +118,7 @@ def write_beir(folder: Path, documents: Texts, queries: Texts, qrels: Qrels, abo
     for stem, texts in (("corpus", documents), ("queries", queries)):
         titled = {"title": ""} if stem == "corpus" else {}
         with (folder / f"{stem}.jsonl").open("w", encoding="utf-8") as file:
-            for key, text in tqdm(texts.items(), desc=stem, delay=2, leave=False):
+            for key, text in progress(texts.items(), desc=stem, delay=2, leave=False):
                 entry = {"_id": _identifier(key, f"The {stem}"), **titled, "text": text}
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     for split, judged in qrels.items():
@@ -233,7 +232,7 @@ def _collected(entries: Iterable[tuple[Any, ...]]) -> Judged:
 
 def _judgement_rows(files: list[Path], split: str) -> Iterator[tuple[Any, ...]]:
     """Yield `(place, query id, document id, gain)` of files whose rows have names."""
-    for where, row in tqdm(chained(files), desc="judgements", delay=2, leave=False):
+    for where, row in progress(chained(files), desc="judgements", delay=2, leave=False):
         at, values = _columns(list(row)), list(row.values())
         if absent := [name for role, name in zip(_COLUMNS, _HUB_COLUMNS, strict=True) if role not in at]:
             raise ValueError(

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from st_wkl.data.endpoint import Endpoint, ModelChanged, Watched, check_url, find_key
 from st_wkl.data.rerank_apis import described
 from st_wkl.data.teacher import Lists, RemoteError, from_parts, text_key
+from st_wkl.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -285,7 +285,9 @@ class ChatListTeacher(_Chat):
             RemoteError: The server gives no answer; the message names the query.
         """
         found = [np.zeros(len(documents), dtype=np.float32) for _, documents in lists]
-        for place, scores in tqdm(self.list_parts(lists), total=len(lists), unit=" lists", disable=not show_progress):
+        for place, scores in progress(
+            self.list_parts(lists), desc="Judging", total=len(lists), unit=" lists", disable=not show_progress
+        ):
             found[place] = scores
         return found
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
 
 from st_wkl.files import expanded, replacing
+from st_wkl.progress import progress
 
 # Marks exported files and their layout.
 _KEY, _VERSION = b"st_wkl.scores", b"1"
@@ -37,7 +37,7 @@ def write_export(
     with (
         replacing(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
-        tqdm(total=total, desc="export", unit=" scores", disable=not show_progress) as bar,
+        progress(total=total, desc="export", unit=" scores", disable=not show_progress) as bar,
     ):
         for rows in batches:
             columns = [
@@ -70,7 +70,7 @@ def read_export(path: str | os.PathLike[str], *, show_progress: bool = True) -> 
                     "export it again."
                 )
             total = file.metadata.num_rows
-            with tqdm(total=total, desc="import", unit=" scores", disable=not show_progress) as bar:
+            with progress(total=total, desc="import", unit=" scores", disable=not show_progress) as bar:
                 for batch in file.iter_batches(BATCH):
                     rows = batch.to_pydict()
                     if problem := _problem(rows):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from st_wkl.data.engines import score_chunks
 from st_wkl.data.plan import Chunks, Plan
@@ -28,6 +27,7 @@ from st_wkl.data.teacher import (
     as_scores,
     text_key,
 )
+from st_wkl.progress import progress
 from st_wkl.ranges import check_options
 
 logger = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ def _score_kept_lists(teacher: Any, lists: Lists, show_progress: bool, store: Sc
         found = split(flat, [len(part) for part in pairs])
     missing = [place for place, scores in enumerate(found) if np.isnan(scores).any()]
     done = len(lists) - len(missing)
-    with tqdm(total=len(lists), initial=done, desc="Ranking", unit=" lists", disable=not show_progress) as bar:
+    with progress(total=len(lists), initial=done, desc="Ranking", unit=" lists", disable=not show_progress) as bar:
         for at, scores in teacher.list_parts([lists[place] for place in missing]):
             query, documents = lists[missing[at]]
             found[missing[at]] = as_scores(scores, [(query, document) for document in documents])
@@ -256,7 +256,7 @@ def _score(
     cut_before, left = getattr(teacher, "truncated_pairs", 0), int(missing.sum())
     writer = _Writer(store, plan)
     # Longest first, a pair costs less and less: only tokens tell how long the rest will take.
-    with tqdm(
+    with progress(
         total=int(plan.work.sum()),
         initial=int(plan.work[~missing].sum()),
         desc="Scoring",

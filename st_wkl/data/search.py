@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from st_wkl.files import content_hash, replacing, set_aside
 from st_wkl.model_checks import check_complete
 from st_wkl.models import load_model, model_revision
+from st_wkl.progress import progress
 
 # Documents in one file of the cache: what a killed run loses at most, and what is in memory at a time.
 _SHARD = 16_384
@@ -50,7 +50,7 @@ def retrieve(
     blocks = [encoder.queries(texts[start : start + _QUERIES_AT_ONCE], prompt) for start in starts]
     best = [_Best(len(block), top_k, block[0].device) for block in blocks]
     size = _TOKEN_SHARD if encoder.kind == "multi-vector" else _SHARD
-    with tqdm(total=len(document_ids), desc=name, unit=" documents", disable=not options["show_progress"]) as bar:
+    with progress(total=len(document_ids), desc=name, unit=" documents", disable=not options["show_progress"]) as bar:
         for start in range(0, len(document_ids), size):
             shard = document_ids[start : start + size]
             vectors = encoder.documents([documents[document_id] for document_id in shard], shard)

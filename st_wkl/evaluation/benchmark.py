@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from st_wkl.markdown import markdown_table
+from st_wkl.progress import progress
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -98,7 +97,7 @@ def with_progress(tasks: list[AbsTask], reranked: int | None, show_progress: boo
         return
     sizes = {id(task): size_of(task, reranked) or 0 for task in tasks}
     total, read, spent, told = sum(sizes.values()), 0, 0.0, False
-    with tqdm(total=total, desc="Tasks", unit="char", unit_scale=True, disable=not show_progress) as bar:
+    with progress(total=total, desc="Tasks", unit=" characters", unit_scale=True, disable=not show_progress) as bar:
         for task in smallest_first(tasks, reranked):
             start = time.perf_counter()
             yield task

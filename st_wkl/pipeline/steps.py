@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers import CrossEncoder
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from st_wkl import evaluation, training
 from st_wkl._processes import is_first
@@ -43,6 +43,7 @@ from st_wkl.reading import check_training_arguments
 from st_wkl.record import RECORD_FILE, TrainingRecord
 from st_wkl.training.cut import cut_layers
 from st_wkl.training.dev import GradedEvaluator
+from st_wkl.training.guard import ProgressLine
 from st_wkl.training.lora import merge as merge_adapter
 from st_wkl.training.students import kind_of
 
@@ -152,14 +153,14 @@ def make_loss(student: Any, options: LossConfig, dataset: DistillationDataset | 
     return call(training.make_loss, options, student=student, report=report, **options.parameters)
 
 
-def make_arguments(student: Any, folder: Path, values: Mapping[str, Any], adapted: bool, show_progress: bool) -> Any:
+def make_arguments(student: Any, folder: Path, values: Mapping[str, Any], adapted: bool) -> Any:
     """Make the training arguments, with what the user says in place of the defaults."""
     check_training_arguments(values, kind_of(student).arguments)
     args = training.default_arguments(student, folder, lora=adapted)
     # Made anew, so that the class checks and completes what the user says.
     made = {entry.name: getattr(args, entry.name) for entry in dataclasses.fields(args) if entry.init}
     try:
-        return type(args)(**{**made, "disable_tqdm": not show_progress, **values})
+        return type(args)(**{**made, "disable_tqdm": True, **values})
     except (TypeError, ValueError) as error:
         raise ValueError(f"training: {error}") from error
 
@@ -229,17 +230,22 @@ def train(
         dataset = DistillationDataset.load(dataset)
     model, name = load_student(student)
     folder = adapter_folder(output) if merge else output
+    args = make_arguments(model, folder, arguments, lora is not False)
+    # With training.disable_tqdm=false the trainer shows its own bar and log.
+    callbacks: list[TrainerCallback] = [ProgressLine()] if show_progress and args.disable_tqdm else []
+    if dev is not None and dev.patience is not None:
+        callbacks.append(EarlyStoppingCallback(dev.patience))
     record = training.distill(
         model,
         dataset,
         make_loss(model, loss, dataset),
-        make_arguments(model, folder, arguments, lora is not False, show_progress),
+        args,
         output_dir=folder,
         lora=make_lora(lora),
         negatives_per_step=loss.negatives_per_step,
         draw=loss.draw,
         evaluator=None if dev is None else make_evaluator(model, dev, collection, candidates),
-        callbacks=[] if dev is None or dev.patience is None else [EarlyStoppingCallback(dev.patience)],
+        callbacks=callbacks,
         resume=True,
         base_name=name,
         trust_remote_code=student.trust_remote_code,

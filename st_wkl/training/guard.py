@@ -17,6 +17,7 @@ from st_wkl.functional._checks import check, checked
 from st_wkl.losses.base import CandidateListLoss
 from st_wkl.losses.lists import CandidateLists
 from st_wkl.losses.weighted_kl import WeightedKLDistillationLoss
+from st_wkl.progress import progress
 
 if TYPE_CHECKING:
     from sentence_transformers.base.trainer import BaseTrainer
@@ -47,6 +48,31 @@ class FiniteWeightsCallback(TrainerCallback):
         """Look at the weights before the checkpoint of an epoch."""
         if control.should_save:
             check_weights(kwargs["model"], args, state.global_step)
+
+
+class ProgressLine(TrainerCallback):
+    """Shows a training in one line with its loss, agreement and dev score, in place of the trainer's dictionaries."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin the line, where a resumed training goes on."""
+        self._at, self._told = state.global_step, dict[str, str]()
+        shown = {"total": state.max_steps, "initial": self._at, "unit": " steps"}
+        self._line = progress(desc="Training", disable=not state.is_world_process_zero, **shown)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the step."""
+        self._line.update(state.global_step - self._at)
+        self._at = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Take what is told from the log."""
+        names = {"loss": "loss", AGREEMENT: "agreement with the teacher", args.metric_for_best_model: "dev"}
+        self._told |= {told: f"{logs[name]:.4g}" for name, told in names.items() if name in (logs or ())}
+        self._line.set_postfix_str(", ".join(f"{told} {value}" for told, value in self._told.items()))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the line."""
+        self._line.close()
 
 
 def check_weights(model: nn.Module, args: TrainingArguments, step: int) -> None:

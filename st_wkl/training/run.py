@@ -14,6 +14,7 @@ import transformers
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.util import get_rank
 from torch import nn
+from transformers import PrinterCallback
 
 import st_wkl.training.checkpoints as checkpoints
 import st_wkl.training.dev as dev
@@ -27,6 +28,7 @@ from st_wkl.record import RECORD_FILE, Exposure, TrainingRecord
 from st_wkl.training.data import TrainingData, try_loss, whole_batches
 from st_wkl.training.guard import (
     FiniteWeightsCallback,
+    ProgressLine,
     check_loss_values,
     check_weights,
     say_few_steps,
@@ -211,6 +213,8 @@ class Run:
             evaluator=self.evaluator,
             callbacks=[*self.callbacks, *data.callbacks] or None,
         )
+        if any(isinstance(one, ProgressLine) for one in self.callbacks):
+            trainer.remove_callback(PrinterCallback)
         try:
             if trainer.is_fsdp_enabled:
                 checkpoints.check_sharded(args, self.whole_loss, resuming=checkpoint is not None)
