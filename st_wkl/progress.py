@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from tqdm.asyncio import tqdm_asyncio
@@ -83,9 +83,10 @@ def progress(
         >>> sum(progress([1, 2, 3], desc="Adding", disable=True))
         6
     """
-    total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
-    shown = {"total": total, "unit": unit, "unit_scale": unit_scale}
+    total = len(iterable) if total is None and isinstance(iterable, Sized) else total
+    shown: dict[str, Any] = {"total": total, "unit": unit, "unit_scale": unit_scale}
     in_terminal = sys.stderr is not None and sys.stderr.isatty()
     if disable or in_terminal or tqdm is not tqdm_asyncio or not logger.isEnabledFor(logging.INFO):
-        return tqdm(iterable, desc=desc, initial=initial, **shown, **options, **({"disable": True} if disable else {}))
+        shown |= {**options, **({"disable": True} if disable else {})}
+        return tqdm(iterable, desc=desc, initial=initial, **shown)
     return _Lines(iterable, initial, prefix=desc, **shown)
