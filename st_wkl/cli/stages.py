@@ -69,7 +69,6 @@ def run(asked: Asked, config: Path, *, set: list[str] | None = None, output: Pat
         set: Override a key: --set training.learning_rate=1e-3; repeatable.
         output: Override the output folder.
     """
-    from st_wkl.evaluation import results_table
     from st_wkl.pipeline.runner import run as run_all
 
     wanted = [*(set or []), *([f"output={output}"] if output is not None else [])]
@@ -80,8 +79,7 @@ def run(asked: Asked, config: Path, *, set: list[str] | None = None, output: Pat
         value["before"] = {task.task: task.metrics for task in result.before.tasks}
         value["after"] = {task.task: task.metrics for task in result.after.tasks}
         value["difference"] = {name: asdict(comparison) for name, comparison in result.comparisons.items()}
-        columns = {"before": result.before, "after": result.after}
-        lines.append(results_table(columns if result.bm25 is None else columns | {"BM25": result.bm25}))
+        lines.append(result.table())
         lines += [f"{name}: {comparison}" for name, comparison in result.comparisons.items()]
     if result.skipped:
         lines.append(f"Complete before: {', '.join(result.skipped)}.")

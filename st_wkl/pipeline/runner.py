@@ -19,7 +19,7 @@ from torch import accelerator
 
 from st_wkl._processes import launched
 from st_wkl._versions import installed_versions
-from st_wkl.evaluation import Comparison, Results
+from st_wkl.evaluation import Comparison, Results, results_table
 from st_wkl.files import content_hash, holds_nothing, owned, read_object, write_text
 from st_wkl.packaged import named
 from st_wkl.pipeline.options import RunConfig
@@ -66,6 +66,11 @@ class RunResult:
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Return the results before and after, and BM25's, as one table."""
+        found = {"before": self.before, "after": self.after, "BM25": self.bm25}
+        return results_table({label: results for label, results in found.items() if results is not None})
 
     def __repr__(self) -> str:
         told = [f"RunResult: {self.student}, done: {', '.join(self.done) or 'nothing'}"]
