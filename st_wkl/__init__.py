@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from st_wkl.data.remote import RemoteTeacher
     from st_wkl.data.selection import Selection
     from st_wkl.data.teachers import CrossEncoderTeacher
+    from st_wkl.data.texts import EmbeddingDataset
+    from st_wkl.data.vectors import VectorStore
     from st_wkl.evaluation import Results, compare, evaluate
     from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
     from st_wkl.losses.coherence import CoherenceLoss
+    from st_wkl.losses.embedding import EmbeddingDistillLoss
     from st_wkl.losses.in_batch import InBatchContrastiveLoss
     from st_wkl.losses.listwise import (
         KLDistillLoss,
@@ -55,6 +58,7 @@ _HOMES = {
     "MSEDistillLoss": "st_wkl.losses.listwise",
     "ListContrastiveLoss": "st_wkl.losses.listwise",
     "CoherenceLoss": "st_wkl.losses.coherence",
+    "EmbeddingDistillLoss": "st_wkl.losses.embedding",
     "InBatchContrastiveLoss": "st_wkl.losses.in_batch",
     "WeightedSumLoss": "st_wkl.losses.weighted_sum",
     "ListwiseCollator": "st_wkl.data.collator",
@@ -63,6 +67,8 @@ _HOMES = {
     "RemoteTeacher": "st_wkl.data.remote",
     "Collection": "st_wkl.data.collection",
     "DistillationDataset": "st_wkl.data.dataset",
+    "EmbeddingDataset": "st_wkl.data.texts",
+    "VectorStore": "st_wkl.data.vectors",
     "Selection": "st_wkl.data.selection",
     "BM25": "st_wkl.data.candidates",
     "distill": "st_wkl.training",
@@ -92,6 +98,7 @@ __all__ = [
     "MSEDistillLoss",
     "ListContrastiveLoss",
     "CoherenceLoss",
+    "EmbeddingDistillLoss",
     "InBatchContrastiveLoss",
     "WeightedSumLoss",
     "ListwiseCollator",
@@ -100,6 +107,8 @@ __all__ = [
     "RemoteTeacher",
     "Collection",
     "DistillationDataset",
+    "EmbeddingDataset",
+    "VectorStore",
     "Selection",
     "BM25",
     "distill",

@@ -241,6 +241,7 @@ def _dataset(
 ) -> DistillationDataset:
     if folder.is_dir():
         return DistillationDataset.load(folder)
+    assert config.teacher is not None, "the demo has one"
     options = (config.collection, config.candidates, config.teacher, config.selection)
     query_ids = list(collection.qrels["train"])
     builder = steps.make_builder(collection, query_ids, candidates, steps.load_teacher(config.teacher), *options)
@@ -259,6 +260,7 @@ def _teacher(
     sample = random.Random(SETTINGS["seed"]).sample(sorted(collection.qrels["test"]), SETTINGS["teacher_questions"])
     pairs = [(query, found.document_id) for query in sample for found in candidates[query][:depth]]
     texts = [(collection.queries[query], collection.documents[document]) for query, document in pairs]
+    assert config.teacher is not None
     assert config.teacher.store is not None
     with ScoreStore(config.teacher.store) as store:
         scores = score_pairs(steps.load_teacher(config.teacher), texts, store=store, show_progress=show_progress)

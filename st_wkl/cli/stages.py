@@ -232,7 +232,7 @@ def train(
     On several GPUs or machines: `torchrun --nproc-per-node 2 -m st_wkl train …`.
 
     Args:
-        dataset: Folder that `st-wkl build` made.
+        dataset: Folder that `st-wkl build` made; for --embedding-teacher also a BEIR folder or a file of texts.
         output: Folder for the trained student.
         lora: Train an adapter in place of all weights; --set lora.r=8 has other parameters of peft's LoraConfig.
         merge: Merge the adapter; it is kept in OUTPUT-adapter.

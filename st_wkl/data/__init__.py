@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from st_wkl.data.collection import Collection, document_text
     from st_wkl.data.dataset import DistillationDataset
+    from st_wkl.data.embedding_teacher import EmbeddingTeacher
     from st_wkl.data.leaks import LeakReport, document_disjoint, find_leaks
     from st_wkl.data.pairwise import preferences, sample_pairs
     from st_wkl.data.report import plot_report, teacher_report
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
         Teacher,
         score_lists,
     )
+    from st_wkl.data.texts import EmbeddingDataset
+    from st_wkl.data.vectors import TeacherVectors, VectorStore
 
 # Where each name lives. It is imported when it is first used, so that whoever needs one file, such as the command line
 # that shows the options of `Selection`, waits for no other.
@@ -47,6 +50,7 @@ _FILES = {
     "candidates": "BM25 Candidate Candidates bm25_candidates find_candidates retriever_candidates",
     "collection": "Collection document_text",
     "dataset": "DistillationDataset",
+    "embedding_teacher": "EmbeddingTeacher",
     "leaks": "LeakReport document_disjoint find_leaks",
     "pairwise": "preferences sample_pairs",
     "report": "plot_report teacher_report",
@@ -56,6 +60,8 @@ _FILES = {
     "selection": "Selection",
     "teachers": "CallablePairwiseTeacher CallableTeacher CrossEncoderPairwiseTeacher CrossEncoderTeacher "
     "ChatListTeacher ChatPairwiseTeacher EnsembleTeacher FeedbackTeacher RemoteTeacher Teacher score_lists",
+    "texts": "EmbeddingDataset",
+    "vectors": "TeacherVectors VectorStore",
 }
 
 __all__ = [
@@ -100,6 +106,10 @@ __all__ = [
     "plot_report",
     "DistillationDatasetBuilder",
     "DistillationDataset",
+    "EmbeddingTeacher",
+    "EmbeddingDataset",
+    "TeacherVectors",
+    "VectorStore",
 ]
 
 

@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+import torch
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.data_collator import BaseDataCollator
 
 from st_wkl.data.selection import Choice, choose, no_negatives
 from st_wkl.functional._scores import LARGEST_SCORE, MASK_VALUES
-from st_wkl.losses.lists import pack
+from st_wkl.losses.lists import ABSENT, CHANNELS, pack, with_vectors
 from st_wkl.model_checks import check_fits
 from st_wkl.models import own_prompt
 from st_wkl.ranges import check_options
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
     from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
     from sentence_transformers.base.training_args import BaseTrainingArguments
 
+    from st_wkl.data.vectors import TeacherVectors
+
 QUERY, DOCUMENTS, SCORES, LABELS, PAIRS, RANKS = "query", "documents", "scores", "labels", "pairs", "ranks"
 OWN = "own"
+TEXT, SIDE = "text", "side"
 _KINDS = ("sentence_transformer", "sparse_encoder", "multi_vector_encoder", "cross_encoder")
 
 
@@ -39,7 +44,8 @@ class ListwiseCollator(BaseDataCollator):
     a pairwise teacher's preferences as `[i, j, probability]`, saying that document i of the list is better than j. For
     `WeightedKLDistillationLoss(ranks="dataset")` it holds `ranks` of its documents, 1 = best. `own` may be the text of
     a document that is the query itself: like any document of the query's very text, and what answers another row of
-    the same query, it is no negative of the row in the batch.
+    the same query, it is no negative of the row in the batch. For `EmbeddingDistillLoss` alone, a row may be a single
+    `text`, whose `side` is "query" or "document".
 
     Pass it as `data_collator=ListwiseCollator(model)` to the trainer of any of the four model classes. For an
     `IterableDataset`, also set `accelerator_config={"dispatch_batches": False}` in the training arguments: otherwise
@@ -61,6 +67,7 @@ class ListwiseCollator(BaseDataCollator):
         draw: How: `"random"`, `"quantiles"` of the teacher's scores, or `"top"`, those that the teacher (where
             there is none, the list) has first, the same in each epoch. See `Selection`.
         seed: Of the draws, which depend on it, the epoch and the row's query alone.
+        vectors: A teacher's embeddings of all texts, for `EmbeddingDistillLoss`: `VectorStore.embed` makes them.
 
     Raises:
         ValueError: When a batch is made, if a row lacks a column, holds a null or empty query, a null document, or
@@ -84,6 +91,7 @@ class ListwiseCollator(BaseDataCollator):
         negatives_per_step: int | None = None,
         draw: Choice = "random",
         seed: int = 0,
+        vectors: TeacherVectors | None = None,
     ) -> None:
         check_options(negatives_per_step=negatives_per_step, seed=seed)
         if draw not in get_args(Choice):
@@ -94,6 +102,7 @@ class ListwiseCollator(BaseDataCollator):
         self.model = model
         self.negatives_per_step, self.draw, self.seed = negatives_per_step, draw, seed
         self.epoch: int | None = None
+        self.vectors = vectors
         self.texts_only = isinstance(model, CrossEncoder)
         self._asks = [name for name in ("prompts", "max_length") if args is None and getattr(self, name) is None]
         self._former = model.model_card_data.all_hyperparameters  # of a training before this one
@@ -107,6 +116,8 @@ class ListwiseCollator(BaseDataCollator):
         self._take_arguments()
         if "dataset_name" in features[0]:
             batch["dataset_name"] = features[0]["dataset_name"]
+        if TEXT in features[0]:
+            return self._texts(batch, features)
         for row in features:
             _check(row)
         if self.negatives_per_step is not None:
@@ -136,7 +147,33 @@ class ListwiseCollator(BaseDataCollator):
         if not self.texts_only:
             others = no_negatives([(row[QUERY], row[DOCUMENTS], row[LABELS], row.get(OWN)) for row in features], unique)
         batch["label"] = pack(indices, texts, scores, gains, pairs, ranks, others)
+        if self.vectors is not None:
+            batch["label"] = with_vectors(batch["label"], self._embedded({"query": queries, "document": texts}))
         return batch
+
+    def _texts(self, batch: dict[str, Any], features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate single texts, those of each side as one column."""
+        if self.vectors is None:
+            raise ValueError(
+                "Rows of single texts have nothing but a teacher's embeddings to teach: give ListwiseCollator(model, "
+                "vectors=VectorStore().embed(teacher, …)), as distill(embedding_teacher=…) does."
+            )
+        found = {side: [row[TEXT] for row in features if row[SIDE] == side] for side in ("query", "document")}
+        if sum(map(len, found.values())) < len(features):
+            wrong = next(row[SIDE] for row in features if row[SIDE] not in found)
+            raise ValueError(f"a text has the side {wrong!r}; it has to be 'query' or 'document'.")
+        for side, texts in found.items():
+            if texts:
+                self._tokenize(batch, side, texts)
+        labels = torch.full((len(features), 1, CHANNELS), ABSENT)
+        batch["label"] = with_vectors(labels, self._embedded(found), texts=True)
+        return batch
+
+    def _embedded(self, texts: dict[Any, list[str]]) -> torch.Tensor:
+        assert self.vectors is not None, "asked where there are vectors"
+        return torch.from_numpy(
+            np.concatenate([self.vectors.of(found, side) for side, found in texts.items() if found])
+        )
 
     def _drawn(self, row: dict[str, Any], most: int) -> dict[str, Any]:
         """Return a row with its positives and some of its negatives, in the order that they had."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from st_wkl.losses.adaptive_margin import AdaptiveRelevanceMarginLoss
 from st_wkl.losses.coherence import CoherenceLoss
+from st_wkl.losses.embedding import EmbeddingDistillLoss
 from st_wkl.losses.in_batch import InBatchContrastiveLoss
 from st_wkl.losses.listwise import (
     KLDistillLoss,
@@ -21,6 +22,7 @@ from st_wkl.losses.weighted_sum import WeightedSumLoss
 __all__ = [
     "AdaptiveRelevanceMarginLoss",
     "CoherenceLoss",
+    "EmbeddingDistillLoss",
     "InBatchContrastiveLoss",
     "KLDistillLoss",
     "ListContrastiveLoss",

@@ -2,9 +2,9 @@
 
 A trainer hands a loss nothing but features and `labels`. Columns (query, positive, negative_1, …) come with `(B, N)`
 teacher scores. Lists of any length come as two columns, all queries and all different documents of the batch, with
-`(B, N, C)` labels that say which document stands where. C is 5, or 5 + N and more where a pairwise teacher's
-preferences ride along, but always odd: wrapper losses read labels whose last size is the embedding dimension as
-embeddings, and no model has an odd one.
+`(B, N, C)` labels that say which document stands where. C is 5, or more where a pairwise teacher's preferences or a
+teacher's embeddings ride along, which its remainder tells without a look at the device; but always odd: wrapper losses
+read labels whose last size is the embedding dimension as embeddings, and no model has an odd one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from st_wkl.functional import _checks
 
 SCORE, GAIN, INDEX, IDENTITY, RANK = range(5)
 CHANNELS = 5
+# What rides along behind the channels: the sum of these is the remainder of C - CHANNELS.
+VECTORS, PREFERENCES, TEXTS, RIDERS = 2, 4, 8, 16
 ABSENT = -1.0
 # (i, j, probability that document i is better than document j), places in one list.
 Preference = tuple[int, int, float]
@@ -106,11 +108,55 @@ def pack(
     parts = [[[*row, *[fill] * (width - len(row))] for row in rows] for rows, fill in filled]
     labels = torch.stack([torch.tensor(part, dtype=torch.float32) for part in parts], dim=-1)
     if pairs is not None:
-        labels = torch.nn.functional.pad(labels, (0, width + width % 2), value=nan)
+        labels = torch.nn.functional.pad(labels, (0, _room(width, PREFERENCES)), value=nan)
         for row, preferences in enumerate(pairs):
             for first, second, probability in preferences:
                 labels[row, first, CHANNELS + second] = probability
     return labels
+
+
+def with_vectors(labels: Tensor, vectors: Tensor, *, texts: bool = False) -> Tensor:
+    """Let the teacher's embeddings of a batch ride along.
+
+    Args:
+        labels: What `pack` made.
+        vectors: `(rows, D)`, those of the queries, then those of the documents.
+        texts: Whether the rows of the batch are single texts and no lists.
+    """
+    before = labels.shape[2] - CHANNELS
+    places = max(labels.shape[0] * labels.shape[1], 1)
+    # Preferences take a place per document, however much room they were given.
+    held = min(before, labels.shape[1]) if before else 0
+    flags = VECTORS | (PREFERENCES if before else 0) | (TEXTS if texts else 0)
+    found = labels.new_zeros(*labels.shape[:2], CHANNELS + _room(held - (-vectors.numel() // places), flags))
+    found[..., : CHANNELS + held] = labels[..., : CHANNELS + held]
+    rest = found[..., CHANNELS + held :]
+    filled = torch.nn.functional.pad(vectors.flatten().to(rest.dtype), (0, rest.numel() - vectors.numel()))
+    found[..., CHANNELS + held :] = filled.view(rest.shape)
+    return found
+
+
+def vectors_of(labels: Tensor, rows: Sequence[int], dimension: int) -> list[Tensor] | None:
+    """Return the teacher's embeddings that ride along, `(rows, D)` for each column, None where there are none."""
+    if not _riders(labels) & VECTORS:
+        return None
+    held = labels.shape[1] if _riders(labels) & PREFERENCES else 0
+    flat = labels[..., CHANNELS + held :].flatten()
+    return list(flat[: sum(rows) * dimension].view(-1, dimension).split(list(rows)))
+
+
+def of_texts(labels: Tensor) -> bool:
+    """Tell whether the rows of a batch are single texts and no lists."""
+    return bool(_riders(labels) & TEXTS)
+
+
+def _riders(labels: Tensor) -> int:
+    return (labels.shape[2] - CHANNELS) % RIDERS
+
+
+def _room(size: int, flags: int) -> int:
+    """Return the smallest number of channels that hold so many and tell what they hold."""
+    return size + (flags - size) % RIDERS
 
 
 def unpack(labels: Tensor, documents: int | None = None) -> CandidateLists:
@@ -145,7 +191,7 @@ def unpack(labels: Tensor, documents: int | None = None) -> CandidateLists:
         index=index,
         mask=mask,
         identity=labels[..., IDENTITY].long(),
-        preferences=labels[..., CHANNELS : CHANNELS + width] if labels.shape[2] > CHANNELS else None,
+        preferences=labels[..., CHANNELS : CHANNELS + width] if _riders(labels) & PREFERENCES else None,
         ranks=ranks if _checks.waits(ranks) or bool((ranks > 0).any()) else None,
     )
 

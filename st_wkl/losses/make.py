@@ -35,9 +35,10 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "regularised-kl": ours.RegularisedKLDistillLoss,
     "list-contrastive": ours.ListContrastiveLoss,
     "in-batch": ours.InBatchContrastiveLoss,
+    "embedding": ours.EmbeddingDistillLoss,
 }
 # What may be added to any other loss: `kl+in-batch` is what students with one embedding per text learn by default.
-IN_BATCH = "in-batch"
+IN_BATCH, EMBEDDING = "in-batch", "embedding"
 # Batches of 32 lists of 16 documents hold 512 texts, whose activations fill 10 GB even of a small transformer.
 MINI_BATCH_SIZE = 32
 # Below and above these shares of its largest entropy a teacher's softmax over a list says nothing but "the first" or
@@ -52,26 +53,26 @@ def is_static(student: Student) -> bool:
     return isinstance(student, SentenceTransformer) and has_static_embedding_input(student)
 
 
-def split_name(name: str) -> tuple[str, bool]:
-    """Return the name of a loss without what is added to it, and whether that is the in-batch term.
+def split_name(name: str) -> tuple[str, list[str]]:
+    """Return the name of a loss without what is added to it, and that.
 
     Raises:
         ValueError: If there is no such loss, or something else is added.
 
     Example:
         >>> split_name("kl+in-batch")
-        ('kl', True)
+        ('kl', ['in-batch'])
     """
     first, *added = (part.strip() for part in name.split("+"))
     for part in (first, *added):
         if part not in LOSSES:
             raise ValueError(f"there is no loss {part!r}{nearest(part, LOSSES)}. Those by name: {', '.join(LOSSES)}.")
-    if added not in ([], [IN_BATCH]) or (added and first == IN_BATCH):
+    if not {*added} <= {IN_BATCH, EMBEDDING} or len({first, *added}) <= len(added):
         raise ValueError(
-            f"loss {name!r}: by name, {IN_BATCH} alone can be added to another loss, as in 'kl+in-batch'. "
-            "WeightedSumLoss(student, [(1.0, …), (1.0, …)]) adds any."
+            f"loss {name!r}: by name, {IN_BATCH} alone can be added to another loss, as in 'kl+in-batch', and "
+            f"{EMBEDDING}, each once. WeightedSumLoss(student, [(1.0, …), (1.0, …)]) adds any."
         )
-    return first, bool(added)
+    return first, added
 
 
 def make_loss(
@@ -82,6 +83,7 @@ def make_loss(
     mini_batch_size: int | None = None,
     matryoshka: Sequence[int] | None = None,
     report: Mapping[str, Any] | None = None,
+    vectors: Any = None,
     **parameters: Any,
 ) -> nn.Module:
     """Make a loss by its name, or the one that the study of this project found best over its collections.
@@ -92,8 +94,9 @@ def make_loss(
 
     Args:
         student: The student.
-        name: A key of `LOSSES`, with `+in-batch` behind it for an in-batch contrastive term of weight 1.
-            Default: `kl+in-batch` if the student has one embedding per text, otherwise `kl`.
+        name: A key of `LOSSES`, with `+in-batch` behind it for an in-batch contrastive term of weight 1, and
+            `+embedding` for an `EmbeddingDistillLoss`. Default: `kl+in-batch` if the student has one embedding per
+            text, otherwise `kl`; with vectors also `+embedding`.
         in_batch: Weight of the in-batch term, at the loss's own student temperature; 0 for none. Default: what the name
             says.
         mini_batch_size: Texts that are embedded at once. Default: 32 for transformers, all for static students.
@@ -102,7 +105,8 @@ def make_loss(
         report: The teacher report in a dataset's provenance. If it says that the teacher's softmax over a list is
             nearly one-hot or nearly flat (less than 5 % or more than 90 % of the largest entropy), the teacher's
             temperature is the one that the report suggests; otherwise 1, which suits a cross-encoder's logits.
-        **parameters: Parameters of the loss.
+        vectors: A teacher's embeddings of all texts, for `embedding`; see `VectorStore.embed`.
+        **parameters: Parameters of the loss; of an `embedding` that is added, too.
 
     Raises:
         ValueError: If there is no such loss or parameter, or a parameter is out of range.
@@ -115,19 +119,32 @@ def make_loss(
     sparse = isinstance(student, SparseEncoder)
     if name is None:
         name = "kl+in-batch" if sparse or isinstance(student, SentenceTransformer) else "kl"
+        name = name if vectors is None else f"{name}+{EMBEDDING}"
+    _check_vectors(name, vectors)
     name, added = split_name(name)
-    weight = float(added) if in_batch is None else in_batch
+    weight = float(IN_BATCH in added) if in_batch is None else in_batch
+    also = _take_parameters(name, parameters) if EMBEDDING in added else {}
     known = _check_parameters(name, student, parameters)
     if mini_batch_size is None and not is_static(student):
         mini_batch_size = MINI_BATCH_SIZE
     try:
         size = None if sparse else mini_batch_size
-        defaults = {"teacher_temperature": _temperature(report), "mini_batch_size": None if weight else size}
+        alone = not weight and EMBEDDING not in added
+        defaults = {
+            "teacher_temperature": None if name == EMBEDDING else _temperature(report),
+            "mini_batch_size": size if alone else None,
+        }
         given = {key: value for key, value in defaults.items() if value is not None and key in known}
+        given |= {"vectors": vectors} if name == EMBEDDING else {}
         loss = LOSSES[name](student, **{**given, **parameters})
+        terms = [(1.0, loss)]
         if weight:
             term = ours.InBatchContrastiveLoss(student, student_temperature=getattr(loss, "student_temperature", None))  # type: ignore[arg-type]
-            loss = ours.WeightedSumLoss(student, [(1.0, loss), (weight, term)], mini_batch_size=size)
+            terms.append((weight, term))
+        if EMBEDDING in added:
+            terms.append((1.0, ours.EmbeddingDistillLoss(student, vectors, **also)))
+        if not alone:
+            loss = ours.WeightedSumLoss(student, terms, mini_batch_size=size)
     except TypeError as error:
         raise ValueError(f"The loss {name!r} on a {type(student).__name__}: {error}.") from error
     if matryoshka is not None:
@@ -162,6 +179,26 @@ def _at_dimensions(student: Student, loss: nn.Module, dimensions: Sequence[int])
     sizes = sorted({*dimensions, full}, reverse=True)
     # A mean, so that learning rates and the weights of other terms mean what they do without it.
     return MatryoshkaLoss(student, loss, sizes, [1 / len(sizes)] * len(sizes))
+
+
+def _check_vectors(name: str, vectors: Any) -> None:
+    """Stop where a teacher's embeddings are missing, or would be used for nothing."""
+    wanted = EMBEDDING in (part.strip() for part in name.split("+"))
+    if wanted and vectors is None:
+        raise ValueError(
+            f"The loss {name!r} learns from a teacher's embeddings: name it, as in distill(…, embedding_teacher=…) or "
+            "--embedding-teacher, or give make_loss(…, vectors=VectorStore().embed(teacher, texts))."
+        )
+    if vectors is not None and not wanted:
+        raise ValueError(f"The loss {name!r} does not look at an embedding teacher's vectors: {name}+{EMBEDDING} does.")
+
+
+def _take_parameters(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Take those parameters out that belong to an `embedding` which is added to a loss."""
+    known: Any = LOSSES[name]
+    own = constructor_defaults(getattr(known, "func", known))
+    of_embedding = constructor_defaults(ours.EmbeddingDistillLoss)
+    return {key: parameters.pop(key) for key in [*parameters] if key in of_embedding and key not in own}
 
 
 def _check_parameters(name: str, student: Student, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "pairs": ("positive-negative", "all"),
     "error": ("l2", "l1", "soft"),
     "target": ("adaptive", "distributed"),
+    "distance_metric": ("cosine", "mse", "l2", "relational"),
+    "projection": ("pca", "learned"),
 }
 _ENTRY = re.compile(r"^ {8}(\w+): .*\n(?: {12}.*\n)*", re.MULTILINE)
 

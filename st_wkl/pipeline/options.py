@@ -218,13 +218,16 @@ class LossConfig:
 
     Args:
         name: `kl`, `weighted-kl`, `margin-kl`, `pair-distill`, `adaptive-margin`, `pearson`, `margin-mse`, `mse`,
-            `rank-net`, `regularised-kl`, `list-contrastive` or `in-batch`, the last also added to another one, as in
-            `kl+in-batch`. Default: that, or `kl` alone where a student has no single embedding for a text.
+            `rank-net`, `regularised-kl`, `list-contrastive`, `in-batch` or `embedding`, the last two also added to
+            another one, as in `kl+in-batch`. Default: that, or `kl` alone where a student has no single embedding for a
+            text; with an embedding_teacher also `+embedding`.
         in_batch: Weight of an in-batch contrastive term beside it. Default: 1 if no loss is named, otherwise 0.
         mini_batch_size: Texts that are embedded at once, which bounds memory. Default: 32 for transformers.
         matryoshka: Dimensions to which embeddings can be cut after training, such as `[256,128,64]`. Default: none.
         negatives_per_step: Negatives of a list that a step sees, drawn anew for each epoch. Default: all.
         draw: How they are drawn: `random`, by `quantiles` of the teacher's scores, or its `top`.
+        embedding_teacher: Bi-encoder whose embeddings of all texts teach, for `embedding`: Hub id, folder or
+            `packaged:` name. They are computed once and kept in the user's cache. Default: none.
         parameters: Parameters of the loss by name, such as `gamma: 2` or `student_temperature: 0.02`.
     """
 
@@ -234,6 +237,7 @@ class LossConfig:
     matryoshka: list[int] | None = None
     negatives_per_step: int | None = None
     draw: Literal["top", "random", "quantiles"] = "random"
+    embedding_teacher: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -310,7 +314,8 @@ class RunConfig:
     Args:
         output: Folder for everything that the run makes.
         collection: What to learn from.
-        teacher: Who teaches.
+        teacher: Who teaches by its scores; `null` where nobody does, and an embedding teacher alone teaches the
+            collection's texts, without candidates.
         student: Who learns.
         candidates: The first stage.
         selection: Which candidates become negatives.
@@ -334,7 +339,7 @@ class RunConfig:
 
     output: str
     collection: CollectionConfig
-    teacher: TeacherConfig
+    teacher: TeacherConfig | None
     student: StudentConfig
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     selection: Selection = field(default_factory=Selection)
@@ -350,6 +355,8 @@ class RunConfig:
         """Refuse what would be ignored."""
         if self.merge and self.lora is False:
             raise OptionError("merge", "merges an adapter: set lora.")
+        if self.teacher is None and (self.loss.embedding_teacher is None or self.loss.name not in (None, "embedding")):
+            raise OptionError("teacher", "is missing: without scores, a loss.embedding_teacher alone can teach.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -385,7 +392,7 @@ class RunConfig:
         return RunConfig.from_dict(overridden(self.to_dict(), settings))
 
     def __repr__(self) -> str:
-        teacher = self.teacher.model or self.teacher.url
+        teacher = self.loss.embedding_teacher if self.teacher is None else self.teacher.model or self.teacher.url
         way = " → ".join(map(str, (self.collection.source, teacher, self.student.model)))
         return f"RunConfig: {way}, in {self.output}"
 

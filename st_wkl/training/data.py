@@ -24,10 +24,11 @@ from torch import nn
 from transformers import TrainerCallback
 
 from st_wkl.data.arrow import Ragged
-from st_wkl.data.collator import DOCUMENTS, OWN, ListwiseCollator
+from st_wkl.data.collator import DOCUMENTS, OWN, TEXT, ListwiseCollator
 from st_wkl.data.selection import NOTHING_RELEVANT, WITHOUT_POSITIVES, shared_judgements, twin_queries
 from st_wkl.losses.base import NOTHING_TO_COMPARE, NOTHING_TO_WEIGH
 from st_wkl.losses.cached import StudentLoss
+from st_wkl.losses.embedding import EmbeddingDistillLoss
 from st_wkl.losses.pair_distill import PairwisePreferenceLoss
 from st_wkl.losses.weighted_sum import WeightedSumLoss
 from st_wkl.models import own_prompt, set_prompts
@@ -96,7 +97,10 @@ def training_data(
                 type(loss).__name__,
             )
             dataset = dataset.with_pointwise_preferences()
+        _check_texts(loss, dataset.train.column_names, draws)
         rows = dataset.to_lists() if lists else dataset.to_columns()
+    elif TEXT in (rows.column_names or []):
+        _check_texts(loss, rows.column_names, draws)
     elif DOCUMENTS in (rows.column_names or []):
         if not lists:
             raise ValueError(
@@ -111,8 +115,11 @@ def training_data(
     columns = [name for name in rows.column_names or [] if name not in DEFAULT_LABEL_COLUMNS]
     _take_prompts(student, args.prompts, columns)
     provenance = getattr(dataset, "provenance", {})
-    if DOCUMENTS in columns or (lists and hasattr(dataset, "to_lists")):
-        collator = ListwiseCollator(student, max_length=getattr(args, "max_length", None), **draws)
+    vectors = _vectors(loss)
+    if TEXT in columns and vectors is not None:
+        provenance = {**provenance, "teacher": {"model": vectors.name, **vectors.teacher}}
+    if TEXT in columns or DOCUMENTS in columns or (lists and hasattr(dataset, "to_lists")):
+        collator = ListwiseCollator(student, max_length=getattr(args, "max_length", None), vectors=vectors, **draws)
         collator.seed = args.seed if args.data_seed is None else args.data_seed
         return TrainingData(rows, collator, count, provenance)
     if draws.get("negatives_per_step") is not None:
@@ -128,6 +135,34 @@ def training_data(
     apart = any(getattr(first, name, None) for name in ("query_length", "document_length", "query_expansion"))
     apart = apart or any(isinstance(module, Router) for module in student.children())
     return TrainingData(rows, None, count, provenance, prompts or None, sides if apart else None)
+
+
+def _terms(loss: nn.Module) -> list[Any]:
+    """Return those losses of this package that a loss consists of."""
+    parts = (part for part in loss.modules() if isinstance(part, StudentLoss))
+    return [part for part in parts if not isinstance(part, WeightedSumLoss)]
+
+
+def _vectors(loss: nn.Module) -> Any:
+    """Return the teacher's embeddings that a loss looks at, None if at none."""
+    found = [term.vectors for term in _terms(loss) if isinstance(term, EmbeddingDistillLoss)]
+    if any(vectors is not found[0] for vectors in found):
+        raise ValueError("A batch holds the vectors of one teacher, and the terms of this loss were made with several.")
+    return next(iter(found), None)
+
+
+def _check_texts(loss: nn.Module, columns: list[str], draws: Mapping[str, Any]) -> None:
+    """Stop where single texts shall teach a loss that needs more."""
+    if TEXT not in columns:
+        return
+    others = [type(term).__name__ for term in _terms(loss) or [loss] if not isinstance(term, EmbeddingDistillLoss)]
+    if others:
+        raise ValueError(
+            f"{others[0]} compares queries with documents, and these are texts without lists: train with "
+            "loss='embedding', or on a DistillationDataset."
+        )
+    if draws.get("negatives_per_step") is not None:
+        raise ValueError("negatives_per_step draws from lists, and these are texts without any: leave it out.")
 
 
 def _labels(dataset: Any) -> pa.ChunkedArray | None:
@@ -155,9 +190,7 @@ def _check_positives(loss: nn.Module, dataset: Any, what: str) -> None:
     if (labels := _labels(dataset)) is None:
         return
     gain = float(pc.max(pc.list_flatten(labels)).as_py() or 0)
-    terms: list[Any] = [
-        part for part in loss.modules() if isinstance(part, StudentLoss) and not isinstance(part, WeightedSumLoss)
-    ]
+    terms = _terms(loss)
     does = {
         NOTHING_TO_COMPARE: "compares relevant documents with others",
         NOTHING_TO_WEIGH: "weighs by what is relevant",

@@ -17,8 +17,9 @@ from torch import nn
 from st_wkl._processes import is_first
 from st_wkl._versions import check_adapters
 from st_wkl.data.provenance import licence_of
+from st_wkl.data.texts import teacher_vectors
 from st_wkl.files import owned
-from st_wkl.losses.make import make_loss
+from st_wkl.losses.make import EMBEDDING, make_loss
 from st_wkl.models import is_trusted, load_model
 from st_wkl.ranges import check_arguments, check_options
 from st_wkl.record import RECORD_FILE, TrainingRecord
@@ -31,14 +32,18 @@ from st_wkl.training.students import HALF, name_of, named_dtype, own_arguments, 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from peft import LoraConfig
+    from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.training_args import BaseTrainingArguments
     from transformers import TrainerCallback
 
     from st_wkl.data.dataset import DistillationDataset
+    from st_wkl.data.embedding_teacher import Embedder
     from st_wkl.data.selection import Choice
+    from st_wkl.data.texts import EmbeddingDataset
+    from st_wkl.data.vectors import TeacherVectors
     from st_wkl.losses.scoring import Student
 
-    Trainable: TypeAlias = DistillationDataset | Dataset | IterableDataset
+    Trainable: TypeAlias = DistillationDataset | EmbeddingDataset | Dataset | IterableDataset
     Loss: TypeAlias = str | nn.Module | Callable[[Any], nn.Module]
 
 logger = logging.getLogger(__name__)
@@ -59,6 +64,7 @@ def distill(
     matryoshka: Sequence[int] | None = None,
     negatives_per_step: int | None = None,
     draw: Choice = "random",
+    embedding_teacher: str | Path | SentenceTransformer | Embedder | TeacherVectors | None = None,
     base_name: str | None = None,
     trust_remote_code: bool = False,
     save_dtype: str | torch.dtype | None = None,
@@ -88,7 +94,7 @@ def distill(
             folder or `packaged:` name. A model that is given is changed by training.
         dataset: What `DistillationDatasetBuilder.build` returned. Losses of this package are trained on its full lists
             of any length, through `ListwiseCollator`; upstream's on its columns. Or a `datasets.Dataset` or
-            `IterableDataset` in either layout. Or several of these, `{"nq": …, "squad": …}`, or a list of distillation
+            `IterableDataset` in either layout; or an `EmbeddingDataset` of texts, for an embedding teacher. Or several of these, `{"nq": …, "squad": …}`, or a list of distillation
             datasets, which are called as their collections. A batch holds rows of one of them, so what answers a query
             in one and is a negative of it in another meets no in-batch contrast; lists that contradict each other so
             are counted and said. Each is drawn from in proportion to its size until all are at their end, or, with
@@ -116,6 +122,9 @@ def distill(
         negatives_per_step: Negatives of a list that a step sees at most, drawn anew for each epoch and list: 31 that
             the teacher has scored cost 7 in a step. Default: all.
         draw: How they are drawn, see `ListwiseCollator`.
+        embedding_teacher: A model whose embeddings of all texts teach, for `loss="embedding"` or one with `+embedding`,
+            as in "kl+in-batch+embedding"; what `VectorStore.embed` takes, or returned. They are computed once and
+            stored. With an `EmbeddingDataset`, texts are enough. Default: none.
         base_name: What the record calls the model that training started from. Default: its Hub id or folder name.
         trust_remote_code: Run code of the student's repository, whenever it is loaded. Only for repositories that you
             have read. A student that was loaded with it stays so.
@@ -168,7 +177,14 @@ def distill(
             evaluator=evaluator,
             callbacks=list(callbacks),
             dataset=dataset,
-            loss=_make_losses(loss, loaded, dataset, mini_batch_size=mini_batch_size, matryoshka=matryoshka),
+            loss=_make_losses(
+                loss,
+                loaded,
+                dataset,
+                mini_batch_size=mini_batch_size,
+                matryoshka=matryoshka,
+                vectors=None if embedding_teacher is None else teacher_vectors(embedding_teacher, dataset),
+            ),
             draws=_draws(negatives_per_step, draw),
         )
         identity, data = run.prepare(resume=resume)
@@ -224,19 +240,27 @@ def _draws(negatives_per_step: int | None, draw: str) -> dict[str, Any]:
 def _make_losses(loss: Any, student: Student, dataset: Any, **options: Any) -> nn.Module | dict[str, nn.Module]:
     """Return the loss, or those of several datasets by their names."""
     if isinstance(loss, Mapping):
-        return {name: _make_loss(loss[name], student, part, **options) for name, part in dataset.items()}
+        # Vectors are for those that look at them.
+        plain = {**options, "vectors": None}
+        looks = {name for name, own in loss.items() if own is None or (isinstance(own, str) and EMBEDDING in own)}
+        return {
+            name: _make_loss(loss[name], student, part, **(options if name in looks else plain))
+            for name, part in dataset.items()
+        }
     if isinstance(dataset, dict) and (loss is None or isinstance(loss, str)):
         return losses_for(dataset, lambda _, part: _make_loss(loss, student, part, **options))
     return _make_loss(loss, student, dataset, **options)
 
 
 def _make_loss(loss: Any, student: Student, dataset: Any, **options: Any) -> nn.Module:
+    loss = getattr(dataset, "loss", None) if loss is None else loss
     if loss is None or isinstance(loss, str):
         report = getattr(dataset, "provenance", {}).get("report")
         return make_loss(student, loss, report=report, **options)
     if given := [name for name in options if options[name] is not None]:
-        own = "give it to your own" if given[0] == "mini_batch_size" else "put MatryoshkaLoss around your own"
-        raise ValueError(f"{given[0]} is for a loss that is made here: {own} loss instead.")
+        own = "put MatryoshkaLoss around your own" if given[0] == "matryoshka" else "give it to your own"
+        name = "embedding_teacher" if given[0] == "vectors" else given[0]
+        raise ValueError(f"{name} is for a loss that is made here: {own} loss instead.")
     made = loss if isinstance(loss, nn.Module) else loss(student)
     if not isinstance(made, nn.Module):
         raise TypeError(f"loss has to be a name, a loss or a function that returns one; this gave {made!r}.")

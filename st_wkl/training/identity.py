@@ -346,6 +346,8 @@ class Describer:
         """Describe an object by its class and state, apart where it has the value that its constructor gives it."""
         if isinstance(value, nn.Module) and hasattr(value, "model_card_data"):
             return {"class": type(value).__name__, "model": model_revision(value)}  # type: ignore[arg-type]
+        if hasattr(value, "run_identity"):
+            return {"class": type(value).__name__, **self(value.run_identity())}
         if not hasattr(value, "__dict__"):
             self.unknown.append(".".join(self._path) or type(value).__name__)
             return {"class": type(value).__name__, "unlike any other": uuid.uuid4().hex}

@@ -139,7 +139,9 @@ def data_of(
         rows = {name: copy.copy(part.rows) for name, part in parts.items()}
         count = _rows_of_an_epoch([part.count or 0 for part in parts.values()], args)
         prompts, routes = (_by_dataset(parts, what) for what in ("prompts", "routes"))
-    return TrainingData(rows, first.collator, count, _provenance(parts), prompts, routes)
+    collators = [part.collator for part in parts.values()]
+    collator = next((found for found in collators if getattr(found, "vectors", None) is not None), first.collator)
+    return TrainingData(rows, collator, count, _provenance(parts), prompts, routes)
 
 
 def _check_layouts(parts: Mapping[str, TrainingData]) -> None:

@@ -21,6 +21,7 @@ import st_wkl.training.dev as dev
 from st_wkl._processes import is_first
 from st_wkl._versions import package_versions
 from st_wkl.files import content_hash, sync_tree
+from st_wkl.losses.embedding import save_projections
 from st_wkl.model_checks import check_student
 from st_wkl.models import check_reloads, hash_weights, load_model, prompts_of
 from st_wkl.publish.model_card import headed, write_model_card
@@ -167,6 +168,7 @@ class Run:
             checkpoints.write_identity(self.work, identity)
         if adapter:
             checkpoints.keep_exactly(trainer, trust_remote_code=self.trusted)
+        checkpoints.keep_own_weights(trainer, self.loss)
         student, history, scores = self._fit(trainer, checkpoint)
         record = TrainingRecord(
             student=self.name,
@@ -263,6 +265,7 @@ class Run:
             left.unlink()
         with headed(student, record):
             save(student, self.folder)
+        save_projections(self.loss, self.folder)
         write_model_card(self.folder, record=record, results={})
         parts = parts_of(self.dataset)
         unknown = [name for name, part in parts.items() if not hasattr(part, "provenance")]

@@ -97,8 +97,8 @@ def features_and_labels(trainer_like: Any, rows: list[dict[str, Any]], kind: str
     return [{k.removeprefix(name): v for k, v in batch.items() if k.startswith(name)} for name in names], labels
 
 
-def listwise_batch(model: Any, kind: str, rows: list[dict[str, Any]]) -> tuple[Any, Tensor]:
-    return features_and_labels(ListwiseCollator(model), rows, kind, model)
+def listwise_batch(model: Any, kind: str, rows: list[dict[str, Any]], **options: Any) -> tuple[Any, Tensor]:
+    return features_and_labels(ListwiseCollator(model, **options), rows, kind, model)
 
 
 def gradients(loss: nn.Module, model: nn.Module, features: Any, labels: Tensor) -> tuple[float, dict[str, Tensor]]:

@@ -17,6 +17,7 @@ from st_wkl import KLDistillLoss
 from st_wkl.losses import CoherenceLoss, InBatchContrastiveLoss, MarginKL, WeightedKLDistillationLoss, WeightedSumLoss
 from st_wkl.training.identity import Describer, differences
 from tests.helpers.students import assert_same, gradients, listwise_batch, make_student, ragged_rows
+from tests.helpers.vectors import vectors_for
 
 FROM_ZERO = ("gamma", "alpha", "beta", "embedding_weight", "margin_weight", "pair_weight", "in_batch_weight")
 POSITIVE = ("student_temperature", "teacher_temperature")
@@ -44,8 +45,9 @@ def test_values_out_of_range_are_refused_by_every_loss(
 ) -> None:
     """A number as text was a TypeError in the middle of a batch, a NaN a loss that is NaN."""
     said = "the weight of" if option in ("pair_weight", "in_batch_weight") else option
+    given = {"vectors": vectors_for(ragged_rows())} if name == "EmbeddingDistillLoss" else {}
     with pytest.raises(ValueError, match=said) as caught:
-        getattr(ours, name)(make_student("dense", tiny_bert_path), **{option: value})
+        getattr(ours, name)(make_student("dense", tiny_bert_path), **given, **{option: value})
     assert repr(value) in str(caught.value)
 
 

@@ -40,6 +40,7 @@ from tests.helpers.students import (
     rows_with_paraphrases,
     trained,
 )
+from tests.helpers.vectors import vectors_for
 from tests.losses.test_losses import rows, train
 
 # What makes a host wait for its device: a value is read, or the size of a result hangs on values.
@@ -76,15 +77,18 @@ FREE = [name for name in ours.__all__ if name not in ("AdaptiveRelevanceMarginLo
 def test_a_step_waits_for_nothing(name: str, layout: str, tiny_bert_path: Path) -> None:
     """Each value that is read in the middle of a step leaves the device without work: it was 5 to 8 times a step."""
     model = make_student("dense", tiny_bert_path)
+    loss: Any
+    given: dict[str, Any]
     if name == "WeightedSumLoss":
         parts = [(1.0, WeightedKLDistillationLoss(model)), (1.0, InBatchContrastiveLoss(model))]
-        loss: Any = WeightedSumLoss(model, parts)
+        loss, given = WeightedSumLoss(model, parts), {}
     else:
-        options = {"similarity_fct": pairwise_dot_score} if name == "MSEDistillLoss" else {}
-        loss = getattr(ours, name)(model, **options)
+        options: Any = {"similarity_fct": pairwise_dot_score} if name == "MSEDistillLoss" else {}
+        given = {"vectors": vectors_for(paired_rows())} if name == "EmbeddingDistillLoss" else {}
+        loss = getattr(ours, name)(model, **options, **given)
     columns = features_and_labels(BaseDataCollator(model.preprocess), column_rows(), "dense", model)
-    batch = columns if layout == "columns" else listwise_batch(model, "dense", paired_rows())
-    if "Pair" in name and layout == "columns":
+    batch = columns if layout == "columns" else listwise_batch(model, "dense", paired_rows(), **given)
+    if ("Pair" in name or name == "EmbeddingDistillLoss") and layout == "columns":
         return  # takes lists alone
     # What upstream's loss waits for is the model's doing.
     assert count(loss, batch) == count(DistillKLDivLoss(model), columns)

@@ -38,10 +38,12 @@ from tests.helpers.students import (
     rows_with_paraphrases,
     trained,
 )
+from tests.helpers.vectors import vectors_for
 
 DIMS, WEIGHTS = (32, 8), (1.0, 0.5)
 SPLADE = {"document_regularizer_weight": 1e-2, "query_regularizer_weight": 1e-2}
 NAMES = sorted(set(ours.__all__))
+VECTORS = vectors_for(ragged_rows())
 
 
 def make(name: str, model: Any, **options: Any) -> Any:
@@ -50,13 +52,16 @@ def make(name: str, model: Any, **options: Any) -> Any:
         return WeightedSumLoss(model, terms, **options)
     if name == "MSEDistillLoss":  # takes over scores that no cosine can have
         options["similarity_fct"] = pairwise_dot_score
+    if name == "EmbeddingDistillLoss":
+        options["vectors"] = VECTORS
     return getattr(ours, name)(model, **options)
 
 
 def batch_for(name: str, model: Any, kind: str = "dense") -> tuple[list[dict[str, Any]], Tensor]:
     if name == "CoherenceLoss":
         return features_and_labels(BaseDataCollator(model.preprocess), rows_with_paraphrases((1,)), kind, model)
-    return listwise_batch(model, kind, paired_rows() if "Pair" in name else ragged_rows())
+    options = {"vectors": VECTORS} if name == "EmbeddingDistillLoss" else {}
+    return listwise_batch(model, kind, paired_rows() if "Pair" in name else ragged_rows(), **options)
 
 
 def total(value: Any) -> Tensor:
