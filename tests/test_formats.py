@@ -20,10 +20,12 @@ from st_wkl.config import RunConfig
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.dataset import DistillationDataset
 from st_wkl.data.dense import retriever_candidates
+from st_wkl.data.embedding_teacher import EmbeddingTeacher
 from st_wkl.data.pairwise import preferences
 from st_wkl.data.runs import read_run
 from st_wkl.data.score_store import ScoreStore
 from st_wkl.data.teachers import CrossEncoderTeacher
+from st_wkl.data.vectors import VectorStore
 from st_wkl.evaluation.results import Results
 from st_wkl.models import hash_weights, model_revision
 from st_wkl.pipeline import run
@@ -34,9 +36,11 @@ from st_wkl.training.refresh import RefreshCandidatesCallback
 
 FORMATS = Path(__file__).parent / "formats"
 ANIMALS = FORMATS / "animals"
-# Of names and bytes of all files, those of `animals` apart.
+VECTORS = FORMATS / "vectors"
+# Of names and bytes of all files, those of `animals` and `vectors`, which came later, apart.
 CONTENTS = "3011e71d5bf8d711b4524c61098d6208"
 CONTENTS_ANIMALS = "8fa40c17afe50764756258494c646ab9"
+CONTENTS_VECTORS = "11f47755d81a0c005886c67197154759"
 TEACHER = {
     "kind": "cross-encoder",
     "model": "teacher",
@@ -72,12 +76,13 @@ def stored_pairs(collection: Collection, dataset: DistillationDataset) -> list[t
 
 def test_the_artefacts_are_those_of_their_time():
     """An artefact that is written anew by today's code pins nothing."""
-    first, animals = (hashlib.blake2b(digest_size=16) for _ in range(2))
+    first, animals, vectors = (hashlib.blake2b(digest_size=16) for _ in range(3))
     for file in sorted(file for file in FORMATS.rglob("*") if file.is_file()):
-        digest = animals if file.is_relative_to(ANIMALS) else first
+        digest = animals if file.is_relative_to(ANIMALS) else vectors if file.is_relative_to(VECTORS) else first
         digest.update(file.relative_to(FORMATS).as_posix().encode() + file.read_bytes())
     assert first.hexdigest() == CONTENTS
     assert animals.hexdigest() == CONTENTS_ANIMALS
+    assert vectors.hexdigest() == CONTENTS_VECTORS
 
 
 def test_a_store_gives_the_scores_of_a_folder(home):
@@ -106,6 +111,16 @@ def test_a_store_gives_the_scores_of_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     teacher = CrossEncoderTeacher("somebody/teacher", max_length=16, device="cpu")
     assert teacher.identity == {**TEACHER, "model": "somebody/teacher", "revision": commit}
+
+
+def test_stored_vectors_are_found_again(tmp_path):
+    """Weeks of a teacher's work are found again under the identity that today's code gives the same folder."""
+    store = VectorStore(shutil.copytree(VECTORS, tmp_path / "vectors"))
+    teacher = EmbeddingTeacher(FORMATS / "student-start")
+    embed, teacher.embed = teacher.embed, None
+    texts = ["Cats purr.", "Dogs bark.", "Grüße"]
+    found = store.embed(teacher, {"document": texts}, show_progress=False)
+    np.testing.assert_allclose(found.of(texts, "document"), embed(texts, "document"), atol=1e-6)
 
 
 def test_exported_scores_are_imported(home):
