@@ -55,18 +55,21 @@ def animals() -> Collection:
     return Collection.load(folder)
 
 
-def trained(student: object, dataset: object, folder: str, loss: str | None = None, lora: bool = False) -> Path:
+def trained(
+    student: object, dataset: object, folder: str, loss: str | None = None, lora: bool = False, **options: object
+) -> Path:
     """Train two steps and return the student's folder."""
     loaded = sentence_transformers.SentenceTransformer(str(student)) if isinstance(student, str | Path) else student
     args = default_arguments(loaded, folder, lora=lora, per_device_train_batch_size=8, max_steps=2, use_cpu=True)
-    return distill(loaded, dataset, loss, args, output_dir=folder, lora=lora).folder
+    return distill(loaded, dataset, loss, args, output_dir=folder, lora=lora, **options).folder
 
 
 def losses(dataset: object) -> None:
     """Train with every loss that has a name, and every class of students."""
     static, minilm = fetch(STATIC_STUDENT), fetch(MINILM)
     for name in LOSSES:
-        trained(static, dataset, f"loss-{name}", name)
+        options = {"embedding_teacher": minilm} if name == "embedding" else {}
+        trained(static, dataset, f"loss-{name}", name, **options)
     for name in CLASSES:
         options = {"num_labels": 1} if name == "CrossEncoder" else {}
         folder = trained(getattr(sentence_transformers, name)(str(minilm), **options), dataset, f"class-{name}")

@@ -26,6 +26,7 @@ from st_wkl.training.students import takes_lists
 from tests.helpers.animals import small_collection
 from tests.helpers.students import CLASSES, make_student, ragged_rows
 from tests.helpers.training import KillAt, Killed, LogOf, arguments
+from tests.helpers.vectors import vectors_for
 
 
 def test_distilled_student_is_saved_with_its_record(
@@ -306,7 +307,8 @@ def test_every_loss_has_a_name(tiny_bert_path: Path) -> None:
     assert named == set(st_wkl.losses.__all__) - unnamed
     student = make_student("dense", tiny_bert_path)
     for name, loss in LOSSES.items():
-        made = make_loss(make_student("cross-encoder", tiny_bert_path) if name == "mse" else student, name)
+        given: dict[str, Any] = {"vectors": vectors_for(ragged_rows())} if name == "embedding" else {}
+        made = make_loss(make_student("cross-encoder", tiny_bert_path) if name == "mse" else student, name, **given)
         assert isinstance(made, getattr(loss, "func", loss))
     with pytest.raises(ValueError, match=r"'weighted-kl' on a SentenceTransformer: .*gama"):
         make_loss(student, "weighted-kl", gama=2)
