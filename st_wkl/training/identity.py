@@ -139,6 +139,8 @@ def told_options(loss: nn.Module) -> dict[str, Any]:
     """Return the parameters of a loss and of those that it wraps, for the record and the card."""
     describe: Any = getattr(loss, "get_config_dict", dict)
     config = {**describe(), **options_of(loss)}
+    if isinstance(config.get("loss"), str) and hasattr(loss, "loss"):  # of which MatryoshkaLoss tells the name alone
+        config["loss"] = loss.loss
     return {
         name: {"name": type(part).__name__, **told_options(part)} if isinstance(part, nn.Module) else part
         for name, part in config.items()
