@@ -71,6 +71,10 @@ class EmbeddingDataset:
         """Return nothing: no document is judged."""
         return {}
 
+    def unjudged(self) -> dict[str, int]:
+        """Return how many queries have no judged positive: all."""
+        return {"unjudged_queries": len(self.queries), "teacher_positives": 0}
+
     def _sides(self) -> Iterator[tuple[Side, Dataset]]:
         yield "query", self.queries
         yield "document", self.documents

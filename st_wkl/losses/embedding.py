@@ -215,7 +215,7 @@ class EmbeddingDistillLoss(StudentLoss):
 
 
 def save_projections(loss: nn.Module, folder: Path) -> None:
-    """Keep the projection of a loss, if it has one, beside the student that it has trained."""
-    for part in loss.modules():
-        if isinstance(part, EmbeddingDistillLoss) and part.projection is not None:
-            part.save_projection(folder / PROJECTION_FILE)
+    """Keep the projections of a loss, if it has any, beside the student that it has trained."""
+    found = [part for part in loss.modules() if isinstance(part, EmbeddingDistillLoss) and part.projection is not None]
+    for number, part in enumerate(found, start=1):
+        part.save_projection(folder / (PROJECTION_FILE if number == 1 else f"{number}-{PROJECTION_FILE}"))

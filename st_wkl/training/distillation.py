@@ -94,12 +94,12 @@ def distill(
             folder or `packaged:` name. A model that is given is changed by training.
         dataset: What `DistillationDatasetBuilder.build` returned. Losses of this package are trained on its full lists
             of any length, through `ListwiseCollator`; upstream's on its columns. Or a `datasets.Dataset` or
-            `IterableDataset` in either layout; or an `EmbeddingDataset` of texts, for an embedding teacher. Or several of these, `{"nq": …, "squad": …}`, or a list of distillation
-            datasets, which are called as their collections. A batch holds rows of one of them, so what answers a query
-            in one and is a negative of it in another meets no in-batch contrast; lists that contradict each other so
-            are counted and said. Each is drawn from in proportion to its size until all are at their end, or, with
-            `multi_dataset_batch_sampler="round_robin"` in `args`, in turns until the smallest is. Rows of several
-            `IterableDataset`s take turns within a batch, with one loss.
+            `IterableDataset` in either layout; or an `EmbeddingDataset` of texts, for an embedding teacher. Or several
+            of these, `{"nq": …, "squad": …}`, or a list of them, which are called as their collections. A batch holds
+            rows of one of them, so what answers a query in one and is a negative of it in another meets no in-batch
+            contrast; lists that contradict each other so are counted and said. Each is drawn from in proportion to its
+            size until all are at their end, or, with `multi_dataset_batch_sampler="round_robin"` in `args`, in turns
+            until the smallest is. Rows of several `IterableDataset`s take turns within a batch, with one loss.
         loss: Name of a loss (a key of `st_wkl.training.LOSSES`), a loss over the student, or a function that makes one
             from it. Of several datasets, one for all, or one for each by their names, with temperatures of their own.
             By default only the teacher's temperature differs, where a dataset's report suggests one.

@@ -168,7 +168,7 @@ class Run:
             checkpoints.write_identity(self.work, identity)
         if adapter:
             checkpoints.keep_exactly(trainer, trust_remote_code=self.trusted)
-        checkpoints.keep_own_weights(trainer, self.loss)
+        checkpoints.keep_own_weights(trainer, self.whole_loss)
         student, history, scores = self._fit(trainer, checkpoint)
         record = TrainingRecord(
             student=self.name,
@@ -265,7 +265,7 @@ class Run:
             left.unlink()
         with headed(student, record):
             save(student, self.folder)
-        save_projections(self.loss, self.folder)
+        save_projections(self.whole_loss, self.folder)
         write_model_card(self.folder, record=record, results={})
         parts = parts_of(self.dataset)
         unknown = [name for name, part in parts.items() if not hasattr(part, "provenance")]
