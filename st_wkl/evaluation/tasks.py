@@ -326,12 +326,15 @@ def run_mteb(
 def is_kept(model: Any, task: AbsTask, cache: Path, top_k: int = 0) -> bool:
     """Say whether a cache holds the results of a task, and its rankings if it has any; half a file is none."""
     results = NamedCache(cache)
+    file = results.get_task_result_path(task.metadata.name, model.mteb_model_meta)
     try:
         found = results.load_task_result(task.metadata.name, model.mteb_model_meta)
     except (ValueError, KeyError):
-        set_aside(results.get_task_result_path(task.metadata.name, model.mteb_model_meta))
+        set_aside(file)
         return False
-    if found is None or found.get_missing_evaluations(task):
+    settings = file.with_name("run_settings.jsonl")  # MTEB writes them last, and the leaderboard asks for them
+    told = settings.read_text(encoding="utf-8") if settings.is_file() else ""
+    if found is None or found.get_missing_evaluations(task) or json.dumps(task.metadata.name) not in told:
         return False
     ranked = read_object(_rankings(model, task, cache, top_k) / task.prediction_file_name)
     places = [

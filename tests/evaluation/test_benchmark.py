@@ -134,8 +134,10 @@ def test_half_a_file_is_computed_again(tmp_path: Path, student: Any) -> None:
         file.write_bytes(whole[: len(whole) // 2])
         assert run().tasks[0].per_query == first.tasks[0].per_query
         assert json.loads(file.read_text())
-    rankings.unlink()
-    assert run().tasks[0].per_query == first.tasks[0].per_query
+    for file in (rankings, result.with_name("run_settings.jsonl")):
+        file.unlink()
+        assert run().tasks[0].per_query == first.tasks[0].per_query
+        assert file.is_file()
 
 
 def test_an_estimate_keeps_what_it_has_measured(nano: Path, tmp_path: Path, static_student_path: Path) -> None:
