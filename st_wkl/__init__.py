@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from st_wkl.publish.hub import push, push_dataset, push_student
     from st_wkl.publish.model_card import write_model_card
     from st_wkl.training import distill
+    from st_wkl.training.asymmetric import asymmetric_student
     from st_wkl.training.cut import cut_layers
     from st_wkl.training.lora import merge
 
@@ -73,6 +74,7 @@ _HOMES = {
     "BM25": "st_wkl.data.candidates",
     "distill": "st_wkl.training",
     "make_loss": "st_wkl.losses.make",
+    "asymmetric_student": "st_wkl.training.asymmetric",
     "cut_layers": "st_wkl.training.cut",
     "merge": "st_wkl.training.lora",
     "evaluate": "st_wkl.evaluation",
@@ -113,6 +115,7 @@ __all__ = [
     "BM25",
     "distill",
     "make_loss",
+    "asymmetric_student",
     "cut_layers",
     "merge",
     "evaluate",

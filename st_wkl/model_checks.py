@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Router
 from sentence_transformers.util import load_file_path
 from transformers import PreTrainedModel
 from transformers.utils import logging as upstream
@@ -43,12 +44,20 @@ def check_fits(model: Any, max_length: int | None = None) -> None:
     for module in model.modules():
         if getattr(module, "tokenizer", None) is not None and hasattr(module, "forward") and module is not model:
             _check_vocabulary(model, module)
-    places = positions(model)
+    # The sides of a router have lengths of their own, of which it names the largest.
+    router = next((module for module in model.children() if isinstance(module, Router)), None)
+    for reader in [model] if router is None else [next(way.children()) for way in router.sub_modules.values()]:
+        _check_length(model, reader, max_length)
+
+
+def _check_length(model: Any, reader: Any, max_length: int | None) -> None:
+    """Lower the length of a model, or of one side of it, to the positions that it has."""
+    places = positions(reader)
     if places is None:
         return
     if max_length is not None and max_length > places:
         raise ValueError(f"max_length is {max_length:,}, but {_called(model)} has {places:,} positions. Lower it.")
-    found = model.max_seq_length
+    found = reader.max_seq_length
     if found is None or found > places:
         logger.warning(
             "%s reads %d tokens at most, the positions that it has: the length that it names (%s) would be an error "
@@ -57,8 +66,8 @@ def check_fits(model: Any, max_length: int | None = None) -> None:
             places,
             "none" if found is None or found > NO_LIMIT else found,
         )
-        model.max_seq_length = places
-    for module in model.modules():  # late interaction has a length of its own for each side
+        reader.max_seq_length = places
+    for module in reader.modules():  # late interaction has a length of its own for each side
         for name in ("query_length", "document_length"):
             if isinstance(length := getattr(module, name, None), int) and length > places:
                 logger.warning("%s: %s is lowered from %d to its %d positions.", _called(model), name, length, places)

@@ -188,6 +188,11 @@ def _unusual(model: Any) -> dict[str, Any]:
             for name, module in modules
             if id(module) not in children
         ],
+        "further_transformers": [
+            [name, module.auto_model.config.to_diff_dict()]
+            for name, module in modules
+            if hasattr(module, "auto_model") and module.auto_model is not model.transformers_model
+        ],
         "attributes": [[name, _public(module)] for name, module in modules if not hasattr(module, "get_config_dict")],
         "tokenizers": [
             [name, *told] for name, module in modules if (told := _unusual_tokenizer(module, first=module is model[0]))

@@ -26,6 +26,7 @@ CLASSES = {kind.__name__: kind for kind in (SentenceTransformer, SparseEncoder, 
 
 __all__ = [
     "AnyModel",
+    "check_one_transformer",
     "check_reloads",
     "hash_weights",
     "identity",
@@ -166,6 +167,21 @@ def _prompt_name(model: AnyModel, side: str, otherwise: Any) -> Any:
     names = ("document", "passage", "corpus") if side == "document" else ("query",)
     found = names if hasattr(model, "encode_query") else ()
     return next((name for name in found if name in model.prompts), otherwise)
+
+
+def check_one_transformer(model: AnyModel, what: str) -> None:
+    """Stop where a model has several transformers, of which a part of this package would see the first alone.
+
+    Args:
+        model: The model; a `Router` may have one for queries and one for documents.
+        what: What it is that would do so.
+    """
+    found = {id(module.auto_model) for module in model.modules() if hasattr(module, "auto_model")}
+    if len(found) > 1:
+        raise ValueError(
+            f"The {type(model).__name__} has {len(found)} transformers, such as one for queries and one for documents, "
+            f"and {what} would take the first alone. Do it to each before they are put together."
+        )
 
 
 def is_retriever(source: str | os.PathLike[str]) -> bool:

@@ -200,6 +200,7 @@ class StudentConfig:
         trust_remote_code: Run code of the model's repository, whenever it is loaded. Only for those that you have read.
         prompts: What stands before its texts, by `query` and `document` (a cross-encoder: `pair`), in training, dev
             split and evaluation; kept with the student. Default: its own.
+        freeze_documents: Leave the document encoder of an asymmetric student as it is, and with it the index.
         save_dtype: Number type that the trained student is rounded to, `bfloat16` or `float16`. Default: the one that
             it is trained in, float32.
     """
@@ -209,6 +210,7 @@ class StudentConfig:
     name: str | None = None
     trust_remote_code: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
+    freeze_documents: bool = False
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
 

@@ -325,6 +325,7 @@ def _train_inputs(parts: Parts) -> dict[str, Any]:
         "dev": dev and dataclasses.asdict(dev),
         "judgements": dev and (source_digest(dev.source) if dev.source else parts.collection.fingerprint),
         "save_dtype": config.student.save_dtype,
+        "freeze_documents": config.student.freeze_documents or None,
     }
 
 

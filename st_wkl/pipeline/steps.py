@@ -266,6 +266,7 @@ def train(
         base_name=name,
         trust_remote_code=student.trust_remote_code,
         save_dtype=None if merge else student.save_dtype,
+        freeze_documents=student.freeze_documents,
     ).record
     merged = (output / RECORD_FILE).is_file() and TrainingRecord.load(output).run == record.run
     if merge and is_first() and not merged:

@@ -12,7 +12,7 @@ from torch import nn
 
 from st_wkl.data.provenance import licence_of
 from st_wkl.files import cache_folder, content_hash, expanded, holds_nothing, replacing_folder, write_text
-from st_wkl.models import AnyModel, identity, load_model
+from st_wkl.models import AnyModel, check_one_transformer, identity, load_model
 from st_wkl.training.lora import difference, has_adapter, outputs
 
 # What is saved and loaded again differs by nothing but the order of sums.
@@ -54,6 +54,7 @@ def cut_layers(
     loaded, name = load_model(model, trust_remote_code=trust_remote_code)
     if has_adapter(loaded):
         raise ValueError(f"{name} has an adapter: st_wkl.merge makes a plain model of it, whose layers can be cut.")
+    check_one_transformer(loaded, "cut_layers")
     transformer: Any = loaded.transformers_model
     count, stack = _stack(transformer, name)
     layers = _chosen(keep, count)

@@ -23,6 +23,7 @@ from st_wkl.losses.make import EMBEDDING, make_loss
 from st_wkl.models import is_trusted, load_model
 from st_wkl.ranges import check_arguments, check_options
 from st_wkl.record import RECORD_FILE, TrainingRecord
+from st_wkl.training.asymmetric import frozen_documents
 from st_wkl.training.data import check_dataset
 from st_wkl.training.lora import check_base, has_adapter
 from st_wkl.training.mixture import losses_for, named_datasets, of_dataset, parts_of
@@ -65,6 +66,7 @@ def distill(
     negatives_per_step: int | None = None,
     draw: Choice = "random",
     embedding_teacher: str | Path | SentenceTransformer | Embedder | TeacherVectors | None = None,
+    freeze_documents: bool = False,
     base_name: str | None = None,
     trust_remote_code: bool = False,
     save_dtype: str | torch.dtype | None = None,
@@ -125,6 +127,7 @@ def distill(
         embedding_teacher: A model whose embeddings of all texts teach, for `loss="embedding"` or one with `+embedding`,
             as in "kl+in-batch+embedding"; what `VectorStore.embed` takes, or returned. They are computed once and
             stored. With an `EmbeddingDataset`, texts are enough. Default: none.
+        freeze_documents: Leave the document encoder of an `asymmetric_student` as it is, and with it the index.
         base_name: What the record calls the model that training started from. Default: its Hub id or folder name.
         trust_remote_code: Run code of the student's repository, whenever it is loaded. Only for repositories that you
             have read. A student that was loaded with it stays so.
@@ -153,7 +156,12 @@ def distill(
     if eval is not None:
         warnings.warn("distill(eval=…) is called evaluator= now.", DeprecationWarning, stacklevel=2)
         evaluator = eval if evaluator is None else evaluator
-    _check_given(evaluator, args, resume=resume, trust_remote_code=trust_remote_code)
+    _check_given(evaluator, args, resume=resume, trust_remote_code=trust_remote_code, freeze_documents=freeze_documents)
+    if freeze_documents and (lora or save_dtype is not None):
+        raise ValueError(
+            f"freeze_documents leaves documents' embeddings as they are, and {'lora' if lora else 'save_dtype'} would "
+            "not: leave one of the two out."
+        )
     check_adapters(lora)
     check_options(mini_batch_size=mini_batch_size, negatives_per_step=negatives_per_step)
     dataset, loss = named_datasets(dataset, loss)
@@ -186,12 +194,14 @@ def distill(
                 vectors=None if embedding_teacher is None else teacher_vectors(embedding_teacher, dataset),
             ),
             draws=_draws(negatives_per_step, draw),
+            freeze_documents=freeze_documents,
         )
-        identity, data = run.prepare(resume=resume)
-        if resume and (finished := run.finished(identity)) is not None:
-            logger.info("%s is complete: nothing to do.", folder)
-            return finished
-        return run.train(identity, data, resume=resume)
+        with frozen_documents(loaded) if freeze_documents else contextlib.nullcontext():
+            identity, data = run.prepare(resume=resume)
+            if resume and (finished := run.finished(identity)) is not None:
+                logger.info("%s is complete: nothing to do.", folder)
+                return finished
+            return run.train(identity, data, resume=resume)
 
 
 def _check_given(evaluator: Any, args: Any, **switches: Any) -> None:

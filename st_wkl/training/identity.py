@@ -97,7 +97,10 @@ def run_identity(run: Any, data: TrainingData, describe: Describer) -> dict[str,
     }
     if isinstance(run.dataset, dict):
         found["datasets"] = list(run.dataset)  # their order is that of the draws
-    if run.draws:  # runs of before know none
+    frozen = [name for name, weight in student.named_parameters() if not weight.requires_grad]
+    if frozen and not adapted:  # runs of before know none
+        found["frozen"] = content_hash(sorted(frozen), size=16)
+    if run.draws:  # likewise
         found["draws"] = run.draws
     if data.count is None:  # worker processes share an iterable dataset out among them
         found["workers"] = args.dataloader_num_workers

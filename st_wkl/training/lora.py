@@ -27,7 +27,7 @@ from sentence_transformers import CrossEncoder
 from torch import nn
 
 from st_wkl.files import owned, replacing, replacing_folder
-from st_wkl.models import is_trusted, load_model
+from st_wkl.models import check_one_transformer, is_trusted, load_model
 from st_wkl.publish.model_card import headed, write_model_card
 from st_wkl.record import EXPOSURE_FILE, RECORD_FILE, TrainingRecord
 from st_wkl.training.students import name_of, named_dtype
@@ -131,6 +131,7 @@ def check_config(student: Student, lora: bool | LoraConfig) -> None:
         raise ValueError(
             f"LoRA's init_lora_weights={start!r} {_REFUSED_STARTS[start]}: take True, 'pissa', 'olora' or another."
         )
+    check_one_transformer(student, "an adapter")
     transformer = _transformer(student)
     _check_places(config, transformer)
     names = [name for name, _ in transformer.named_modules()]

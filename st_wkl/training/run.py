@@ -97,6 +97,7 @@ class Run:
     dataset: Any  # or several by their names
     loss: nn.Module | dict[str, nn.Module]  # or one for each of them
     draws: dict[str, Any]
+    freeze_documents: bool = False
 
     @property
     def losses(self) -> dict[str, nn.Module]:
@@ -175,7 +176,11 @@ class Run:
             **told_losses(self.loss),
             teacher=data.provenance.get("teacher", {}),
             dataset={**data.provenance, **({} if data.count is None else {"rows_trained": data.count})},
-            arguments={**told_arguments(self.args, identity), **self.draws},
+            arguments={
+                **told_arguments(self.args, identity),
+                **self.draws,
+                **({"freeze_documents": True} if self.freeze_documents else {}),
+            },
             seconds=round(time.perf_counter() - start, 1),
             versions=package_versions(("sentence-transformers", "transformers", "torch", "peft")),
             lora=adapter,
