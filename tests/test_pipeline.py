@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,29 @@ def test_two_processes_of_torchrun_do_one_run(folder: Path, tmp_path: Path) -> N
     first, second = (json.loads(run_module("st_wkl", "run", file, "--json", processes=2)) for _ in range(2))
     assert (first["done"], second["skipped"]) == (stages, stages)
     assert TrainingRecord.load(output / "student").loss == "WeightedSumLoss"
+
+
+@pytest.mark.slow
+def test_other_datasets_are_trained_on_beside(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """A mixture from one file: its names are checked before any work, and another dataset trains the student anew."""
+    other = tmp_path / "other"
+    shutil.copytree(undisturbed / "dataset", other)
+    output = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"datasets has 'animals', which the dataset made here is called"):
+        run(config(folder, output, datasets=[str(other)]), show_progress=False)
+    with pytest.raises(ValueError, match=r"loss.each has 'twin'"):
+        run(config(folder, output, loss={"each": {"twin": "mse"}}), show_progress=False)
+    given = {"datasets": {"twin": str(other)}, "loss": {"name": "kl", "each": {"twin": "margin-mse"}}}
+    assert run(config(folder, output, **given), show_progress=False).done == list(STAGES)
+    record = TrainingRecord.load(output / "student")
+    assert list(record.datasets) == ["animals", "twin"]
+    assert record.loss_config["twin"]["name"] == "MarginMSEDistillLoss"
+    assert run(config(folder, output, **given), show_progress=False).done == []
+    given["datasets"] = [f"twin={other}"]
+    assert run(config(folder, output, **given), show_progress=False).done == [], "a list says the same"
+    given["datasets"] = [f"third={other}"]
+    given["loss"] = {"name": "kl"}
+    assert run(config(folder, output, **given), show_progress=False).done == ["train", "after", "card"]
 
 
 def test_folders_of_others_are_left_alone(folder: Path, undisturbed: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from cyclopts import Parameter
@@ -33,6 +33,7 @@ _NAMES: dict[str, str | None] = {
     "student.prompts": None,
     "loss.name": "--loss",
     "loss.parameters": "--parameter",
+    "loss.each": "--loss-of",
     "dev.source": "--dev",
     **{f"dev.{name}": f"--dev-{name.replace('_', '-')}" for name in ("split", "seed", "batch_size")},
     "evaluation.tasks": None,
@@ -53,6 +54,10 @@ _ENTRIES: dict[str, tuple[str, Any, str]] = {
     "training.num_train_epochs": ("--epochs", float, "Passes over the dataset. Default: 3."),
     "training.per_device_train_batch_size": ("--batch-size", int, "Queries per step and process. Default: 32."),
     "training.learning_rate": ("--learning-rate", float, "Default: by model class, see `st_wkl.distill`."),
+    "training.multi_dataset_batch_sampler": (
+        *("--sampling", Literal["proportional", "round_robin"]),
+        "Draw from several datasets in proportion to their sizes, or in turns. Default: proportional.",
+    ),
     "training.report_to": ("--report-to", str, "Where the trainer logs: tensorboard, wandb, … Default: none."),
     "training.seed": ("--seed", int, "Seed of the order of the data. Default: 42."),
 }
@@ -244,12 +249,13 @@ def _put(values: dict[str, Any], place: str, value: Any) -> None:
     *parents, name = place.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
-    if name in ("parameters", "model_kwargs"):
+    if flag := {"parameters": "--parameter", "model_kwargs": "--model-kwarg", "each": "--loss-of"}.get(name):
         for setting in value:
             key, equals, text = setting.partition("=")
             if not equals:
-                raise ValueError(f"--{name.removesuffix('s').replace('_', '-')} takes name=value, got {setting!r}.")
-            values[name] = {**(values.get(name) or {}), key.replace("-", "_"): yaml.safe_load(text)}
+                raise ValueError(f"{flag} takes name=value, got {setting!r}.")
+            key = key if name == "each" else key.replace("-", "_")  # else it is a dataset's
+            values[name] = {**(values.get(name) or {}), key: yaml.safe_load(text)}
     else:
         values[name] = value[0] if name == "model" and isinstance(value, list) and len(value) == 1 else value
 

@@ -214,7 +214,7 @@ def import_(asked: Asked, *, tables: ImportConfig, output: Path) -> Answer:
 @answering
 def train(
     asked: Asked,
-    dataset: Path,
+    dataset: list[str],
     *,
     student: StudentConfig,
     output: Path,
@@ -232,7 +232,8 @@ def train(
     On several GPUs or machines: `torchrun --nproc-per-node 2 -m st_wkl train …`.
 
     Args:
-        dataset: Folder that `st-wkl build` made; for --embedding-teacher also a BEIR folder or a file of texts.
+        dataset: Folder that `st-wkl build` made; several, as in `nq=FOLDER squad=FOLDER`, are trained on together. For
+            --embedding-teacher also a BEIR folder or a file of texts.
         output: Folder for the trained student.
         lora: Train an adapter in place of all weights; --set lora.r=8 has other parameters of peft's LoraConfig.
         merge: Merge the adapter; it is kept in OUTPUT-adapter.
@@ -246,7 +247,7 @@ def train(
     from st_wkl.pipeline import steps
 
     record = steps.train(
-        dataset,
+        Path(dataset[0]) if len(dataset) == 1 else steps.load_datasets(dataset),
         output,
         student=student,
         loss=loss,

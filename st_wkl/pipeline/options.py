@@ -231,6 +231,8 @@ class LossConfig:
         embedding_teacher: Bi-encoder whose embeddings of all texts teach, for `embedding`: Hub id, folder or
             `packaged:` name. They are computed once and kept in the user's cache. Default: none.
         parameters: Parameters of the loss by name, such as `gamma: 2` or `student_temperature: 0.02`.
+        each: For one of several datasets, by its name, another loss, `{squad: margin-mse}`, or other options of this
+            one, `{squad: {parameters: {teacher_temperature: 2}}}`. Default: one loss for all.
     """
 
     name: str | None = None
@@ -241,6 +243,7 @@ class LossConfig:
     draw: Literal["top", "random", "quantiles"] = "random"
     embedding_teacher: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
+    each: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what would be ignored."""
@@ -321,6 +324,8 @@ class RunConfig:
         student: Who learns.
         candidates: The first stage.
         selection: Which candidates become negatives.
+        datasets: Further datasets that are trained on beside the one that is made here, folders or Hub ids by name,
+            `{squad: squad-scored}`, or as a list, `[squad=squad-scored]`. Default: none.
         loss: What is minimised.
         training: Training arguments by name, those of sentence-transformers, such as `{learning_rate: 2e-5,
             num_train_epochs: 3}`; what is not named is as `st_wkl.training.default_arguments` has it.
@@ -345,6 +350,7 @@ class RunConfig:
     student: StudentConfig
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     selection: Selection = field(default_factory=Selection)
+    datasets: dict[str, str] | list[str] = field(default_factory=dict)
     loss: LossConfig = field(default_factory=LossConfig)
     training: dict[str, Any] = field(default_factory=dict)
     lora: bool | dict[str, Any] = False
@@ -355,6 +361,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would be ignored."""
+        if self.datasets and self.teacher is None:
+            raise OptionError("datasets", "are trained on beside one with a teacher's scores: name a teacher.")
         if self.merge and self.lora is False:
             raise OptionError("merge", "merges an adapter: set lora.")
         if self.teacher is None and (self.loss.embedding_teacher is None or self.loss.name not in (None, "embedding")):

@@ -34,7 +34,7 @@ from st_wkl.pipeline.stages import (
     digest,
     source_digest,
 )
-from st_wkl.pipeline.steps import adapter_folder
+from st_wkl.pipeline.steps import adapter_folder, named_sources
 
 __all__ = ["STAGES", "RunResult", "run"]
 
@@ -199,6 +199,7 @@ def _state(parts: Parts, asked: list[Stage]) -> dict[str, Any] | None:
     config = parts.config
     models = config.teacher.models if config.teacher is not None else [str(config.loss.embedding_teacher)]
     sources = [config.collection.source, *models, config.student.model, *config.candidates.sources]
+    sources += [source for _, source in named_sources(config.datasets)]
     sources += [] if config.dev is None or config.dev.source is None else [config.dev.source]
     if config.evaluation is not None:
         sources += [*config.evaluation.tasks, *filter(None, [config.evaluation.first_stage])]

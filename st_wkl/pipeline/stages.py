@@ -19,6 +19,7 @@ from sentence_transformers import CrossEncoder
 from st_wkl._versions import check_adapters
 from st_wkl.data.candidates import Candidates, find_candidates
 from st_wkl.data.collection import Collection
+from st_wkl.data.dataset import DistillationDataset
 from st_wkl.data.pools import check_lists
 from st_wkl.data.runs import check_id, read_run
 from st_wkl.data.selection import Selection
@@ -73,6 +74,11 @@ class Parts:
         """The queries that are learnt from."""
         asked = self.config.collection
         return list(self.collection.learnt_from(asked.split, self.config.selection.positives))[: asked.limit]
+
+    @cached_property
+    def others(self) -> dict[str, DistillationDataset]:
+        """What is trained on beside the dataset that is made here, by name."""
+        return steps.load_datasets(self.config.datasets)
 
     @cached_property
     def teacher(self) -> Any:
@@ -136,7 +142,9 @@ class Parts:
         self._check_collection()
         student, _ = steps.load_student(config.student)
         steps.make_arguments(student, self.student, config.training, config.lora is not False)
-        steps.make_loss(student, config.loss)
+        if self.collection.name in self.others:
+            raise OptionError("datasets", f"has {self.collection.name!r}, which the dataset made here is called.")
+        steps.make_losses(student, config.loss, {self.collection.name: None, **self.others})
         if (lora := steps.make_lora(config.lora)) and not has_adapter(student):
             check_config(student, lora)
         if config.dev is not None:
@@ -314,8 +322,10 @@ def _build(parts: Parts) -> None:
 
 def _train_inputs(parts: Parts) -> dict[str, Any]:
     config, dev = parts.config, parts.config.dev
+    others = [source for _, source in steps.named_sources(config.datasets)]
     return {
         "dataset": digest(parts.dataset, without={"README.md"}) if config.teacher else parts.collection.fingerprint,
+        "datasets": [*zip(parts.others, map(source_digest, others), strict=True)] or None,
         "student": source_digest(parts.start[0]),
         "prompts": config.student.prompts or None,
         "loss": dataclasses.asdict(config.loss),
@@ -331,9 +341,12 @@ def _train_inputs(parts: Parts) -> dict[str, Any]:
 
 def _train(parts: Parts) -> None:
     config = parts.config
-    texts = None if config.teacher else EmbeddingDataset.load(parts.collection, split=config.collection.split)
+    if config.teacher is None:
+        given: Any = EmbeddingDataset.load(parts.collection, split=config.collection.split)
+    else:
+        given = {**steps.load_datasets([str(parts.dataset)]), **parts.others}
     steps.train(
-        parts.dataset if texts is None else texts,
+        given,
         parts.student,
         student=config.student,
         loss=config.loss,

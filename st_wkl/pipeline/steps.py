@@ -26,7 +26,7 @@ from st_wkl.data.layouts import NAMES
 from st_wkl.data.remote import RemoteTeacher
 from st_wkl.data.similarity import SimilarityTeacher
 from st_wkl.data.texts import EmbeddingDataset, teacher_vectors
-from st_wkl.files import read_json
+from st_wkl.files import expanded, read_json
 from st_wkl.models import load_model, set_prompts
 from st_wkl.packaged import named
 from st_wkl.pipeline.import_options import ImportConfig
@@ -41,12 +41,13 @@ from st_wkl.pipeline.options import (
 )
 from st_wkl.publish.model_card import write_model_card
 from st_wkl.ranges import OptionError, nearest
-from st_wkl.reading import check_training_arguments
-from st_wkl.record import RECORD_FILE, TrainingRecord
+from st_wkl.reading import check_training_arguments, read
+from st_wkl.record import RECORD_FILE, TrainingRecord, collection_of
 from st_wkl.training.cut import cut_layers
 from st_wkl.training.dev import GradedEvaluator
 from st_wkl.training.guard import ProgressLine
 from st_wkl.training.lora import merge as merge_adapter
+from st_wkl.training.mixture import losses_for
 from st_wkl.training.students import kind_of
 
 # Candidates of a dev query that a cross-encoder reranks where no others are given.
@@ -168,6 +169,59 @@ def make_loss(
     return call(training.make_loss, options, student=student, **told, **options.parameters)
 
 
+def named_sources(given: Sequence[str] | Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return name and source of datasets; a source that is written without a name has none."""
+    pairs = list(given.items()) if isinstance(given, Mapping) else [_named(source) for source in given]
+    return [(name, expanded(source)) for name, source in pairs]
+
+
+def _named(source: str) -> tuple[str, str]:
+    name, equals, rest = source.partition("=")
+    return (name, rest) if equals and not Path(expanded(source)).exists() else ("", source)
+
+
+def load_datasets(given: Sequence[str] | Mapping[str, str]) -> dict[str, DistillationDataset]:
+    """Load what is trained on, by name: that which is given, or the one of its collection, or of its folder."""
+    loaded: dict[str, DistillationDataset] = {}
+    for name, source in named_sources(given):
+        dataset = DistillationDataset.load(source)
+        name = name or collection_of(dataset.provenance) or Path(source).name
+        if name in loaded:
+            raise ValueError(f"Two datasets are called {name!r}: name one as in {name}-2={source}.")
+        loaded[name] = dataset
+    return loaded
+
+
+def make_losses(student: Any, options: LossConfig, datasets: Mapping[str, Any], show_progress: bool = False) -> Any:
+    """Make the loss over a student, or one for each dataset where they differ.
+
+    Args:
+        student: Who learns.
+        options: Those of all, and of each.
+        datasets: What is learnt from by name; None for what is not made yet.
+        show_progress: Show bars.
+    """
+    if unknown := [name for name in options.each if name not in datasets]:
+        known = ", ".join(map(repr, datasets))
+        raise OptionError("loss.each", f"has {unknown[0]!r}{nearest(unknown[0], datasets)}; the datasets are {known}.")
+    if options.embedding_teacher is not None and len(datasets) > 1:
+        raise OptionError("loss.embedding_teacher", "teaches one dataset: train with several without it.")
+    return losses_for(datasets, lambda name, part: make_loss(student, _loss_of(name, options), part, show_progress))
+
+
+def _loss_of(dataset: str, options: LossConfig) -> LossConfig:
+    """Return the options for one dataset; another loss has parameters of its own."""
+    if dataset not in options.each:
+        return options
+    own = options.each[dataset]
+    own = own if isinstance(own, Mapping) else {"name": own}
+    if of_all := sorted(own.keys() & {"negatives_per_step", "draw", "each", "embedding_teacher"}):
+        raise OptionError("loss.each", f"has {of_all[0]} for {dataset}, which is the same for all datasets.")
+    kept = {} if "name" in own else options.parameters
+    values = {**dataclasses.asdict(options), "each": {}, **own, "parameters": {**kept, **own.get("parameters", {})}}
+    return read(LossConfig, values, f"loss.each.{dataset}")
+
+
 def make_arguments(student: Any, folder: Path, values: Mapping[str, Any], adapted: bool) -> Any:
     """Make the training arguments, with what the user says in place of the defaults."""
     check_training_arguments(values, kind_of(student).arguments)
@@ -210,7 +264,7 @@ def make_evaluator(
 
 
 def train(
-    dataset: DistillationDataset | EmbeddingDataset | Path,
+    dataset: DistillationDataset | EmbeddingDataset | Path | Mapping[str, DistillationDataset],
     output: Path,
     *,
     student: StudentConfig,
@@ -228,6 +282,7 @@ def train(
 
     Args:
         dataset: What it is taught, or the folder of it; for an embedding teacher also a collection or a file of texts.
+            Or several datasets by name.
         output: Folder of the student.
         student: Who learns.
         loss: What is minimised.
@@ -244,6 +299,7 @@ def train(
     if isinstance(dataset, Path):
         texts = loss.embedding_teacher is not None and not is_saved(dataset)
         dataset = (EmbeddingDataset if texts else DistillationDataset).load(dataset)
+    datasets: Any = dataset if isinstance(dataset, Mapping) else {collection_of(dataset.provenance): dataset}
     model, name = load_student(student)
     folder = adapter_folder(output) if merge else output
     args = make_arguments(model, folder, arguments, lora is not False)
@@ -253,8 +309,8 @@ def train(
         callbacks.append(EarlyStoppingCallback(dev.patience))
     record = training.distill(
         model,
-        dataset,
-        make_loss(model, loss, dataset, show_progress),
+        next(iter(datasets.values())) if len(datasets) == 1 else datasets,
+        make_losses(model, loss, datasets, show_progress),
         args,
         output_dir=folder,
         lora=make_lora(lora),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.sampler import MultiDatasetBatchSamplers
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 
-from st_wkl import KLDistillLoss, MarginKL, distill
+from st_wkl import KLDistillLoss, MarginKL, distill, evaluate
 from st_wkl.data.builder import DistillationDatasetBuilder
 from st_wkl.data.dataset import DistillationDataset
+from st_wkl.evaluation.results import SHARED
 from st_wkl.losses.lists import unpack
+from st_wkl.publish.leaderboard_model import known_training_datasets
+from st_wkl.publish.licences import licence_of
+from st_wkl.publish.model_card import _licences
 from st_wkl.record import Exposure
 from st_wkl.training import RECORD_FILE, TrainingRecord
 from tests.helpers.animals import WordOverlap, small_collection
+from tests.helpers.command import st_wkl
 from tests.helpers.students import make_student, ragged_rows, weights
 from tests.helpers.training import KillAt, Killed, arguments
 
@@ -270,3 +276,68 @@ def test_rerankers_and_columns_are_mixed_too(
     made = distill(student, datasets, losses, arguments(student, tmp_path), output_dir=tmp_path / "student")
     assert any(not torch.equal(value, before[name]) for name, value in weights(made.student).items())
     assert (made.folder / RECORD_FILE).is_file()
+
+
+def test_one_command_mixes_and_the_test_split_knows_all(datasets: Any, tmp_path: Path) -> None:
+    """What Python can, the command line can; and a document of either dataset is one that training has seen."""
+    for name, part in datasets.items():
+        part.save(tmp_path / name)
+    same = f"{tmp_path / 'land'} {tmp_path / 'land'}"
+    line = "--student packaged:potion-base-8M --epochs 1 --batch-size 8 --sampling round_robin --quiet --json"
+    for given, message in (
+        (same, "Two datasets are called 'land': name one as in land-2="),
+        (f"{tmp_path / 'land'} {tmp_path / 'sea'} --loss-of see=mse", "--loss-of has 'see' (did you mean 'sea'?)"),
+        (f"{tmp_path / 'land'} --loss-of land.draw", "--loss-of takes name=value"),
+        (f"{tmp_path / 'land'} --loss-of land={{draw:top}}", "each.land"),
+    ):
+        code, _, err = st_wkl("train", *given.split(), "--output", str(tmp_path / "out"), *line.split())
+        assert (code, message in err) == (1, True), err
+    options = [
+        "--loss",
+        "kl",
+        "--loss-of",
+        "earth={parameters: {teacher_temperature: 2}}",
+        "--loss-of",
+        "sea=margin-mse",
+    ]
+    sources = [f"earth={tmp_path / 'land'}", str(tmp_path / "sea")]
+    code, out, err = st_wkl("train", *sources, "--output", str(tmp_path / "student"), *options, *line.split())
+    assert code == 0, err
+    record = TrainingRecord.load(tmp_path / "student")
+    assert json.loads(out)["dataset"] == json.loads(json.dumps(record.dataset))
+    assert list(record.datasets) == ["earth", "sea"]
+    assert record.arguments["multi_dataset_batch_sampler"] == "round_robin"
+    assert {name: config["name"] for name, config in record.loss_config.items()} == {
+        "earth": "WeightedKLDistillationLoss",
+        "sea": "MarginMSEDistillLoss",
+    }
+    assert record.loss_config["earth"]["teacher_temperature"] == 2.0
+    again = st_wkl("train", *sources, "--output", str(tmp_path / "student"), *options, *line.split())
+    assert again[0] == 0, "the same command finds it complete"
+    results = evaluate(str(tmp_path / "student"), small_collection(), show_progress=False)
+    assert len(results.tasks[0].groups[SHARED]) == 40, "24 of one and 16 of the other"
+
+
+def test_the_leaderboard_and_the_licence_know_all(datasets: Any) -> None:
+    """A model is zero-shot only on what none of its datasets has; the strictest licence of any holds."""
+    names = {"land": "mteb/scifact", "sea": "NFCorpus"}
+    licences = {"land": "mit", "sea": "cc-by-nc-4.0"}
+    parts = {
+        name: part.provenance
+        | {"collection": {"name": names[name]}, "license": licences[name], "teacher_license": "mit"}
+        for name, part in datasets.items()
+    }
+    record = TrainingRecord("s", "KLDistillLoss, MarginKL", {}, "", {}, {"datasets": parts}, {}, 1.0, {})
+    seen, notes = known_training_datasets(record, [])
+    assert seen is not None
+    assert {"SciFact", "NFCorpus"} <= {*seen}
+    assert len([note for note in notes if note.startswith("Collection")]) == 2
+    known = _licences(record, {"student": "mit"})
+    assert known == {
+        "student": "mit",
+        "teacher": "mit",
+        "training data of `land`": "mit",
+        "training data of `sea`": "cc-by-nc-4.0",
+    }
+    assert licence_of(known).id == "cc-by-nc-4.0"
+    assert licence_of(_licences(record, {"student": "mit", "training data": "mit"})).id == "mit"
