@@ -235,7 +235,8 @@ def test_contradictions_between_datasets_are_said(
     wrong = Dataset.from_list([{**row, "query": row["query"].upper(), "labels": [0] * (len(row["labels"]) - 1) + [1]}])
     student = _student(static_student_path)
     args = arguments(student, tmp_path, max_steps=1, save_strategy="no")
-    distill(student, {**datasets, "wrong": wrong}, args=args, output_dir=tmp_path / "student")
+    losses = {"land": "kl", "sea": "kl", "wrong": "margin-kl"}
+    distill(student, {**datasets, "wrong": wrong}, losses, args, output_dir=tmp_path / "student")
     assert "2 lists hold a document as a negative that answers the same query in another dataset" in caplog.text
     assert "'wrong' is no DistillationDataset, so what training has seen is not known as a whole" in caplog.text
     assert Exposure.load(tmp_path / "student") is None
