@@ -157,11 +157,7 @@ def distill(
         warnings.warn("distill(eval=…) is called evaluator= now.", DeprecationWarning, stacklevel=2)
         evaluator = eval if evaluator is None else evaluator
     _check_given(evaluator, args, resume=resume, trust_remote_code=trust_remote_code, freeze_documents=freeze_documents)
-    if freeze_documents and (lora or save_dtype is not None):
-        raise ValueError(
-            f"freeze_documents leaves documents' embeddings as they are, and {'lora' if lora else 'save_dtype'} would "
-            "not: leave one of the two out."
-        )
+    _check_frozen(freeze_documents, lora=bool(lora), save_dtype=save_dtype is not None)
     check_adapters(lora)
     check_options(mini_batch_size=mini_batch_size, negatives_per_step=negatives_per_step)
     dataset, loss = named_datasets(dataset, loss)
@@ -216,6 +212,13 @@ def _check_given(evaluator: Any, args: Any, **switches: Any) -> None:
         )
     if dataclasses.is_dataclass(args):
         check_arguments(args, evaluator is not None)
+
+
+def _check_frozen(freeze_documents: bool, **others: bool) -> None:
+    for name in (name for name, given in others.items() if freeze_documents and given):
+        raise ValueError(
+            f"freeze_documents leaves documents' embeddings as they are, and {name} would not: leave one out."
+        )
 
 
 def _load(student: str | Path | Student, trust_remote_code: bool) -> tuple[Student, str, torch.dtype | None]:
