@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -139,3 +139,30 @@ def _first_that_fits(value: Any, hints: list[Any], path: str) -> Any:
                 raise
     names = ", ".join(getattr(get_origin(hint) or hint, "__name__", str(hint)) for hint in hints)
     raise ValueError(f"{path} is {value!r}; it has to be one of these types: {names}.")
+
+
+def overridden(tree: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Put `path.to.key=value` settings, whose values are YAML, into a tree of plain values."""
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes path.to.key=value, got {setting!r}.")
+        *parents, key = path.strip().split(".")
+        place: Any = tree
+        if not parents and key not in tree:
+            part = f"{nearest(key, tree)}. Say the part, too, as in training.{key}=…."
+            raise ValueError(f"--set {setting}: there is no {key!r}{part}")
+        for parent in parents:
+            if not isinstance(place, dict) or parent not in place:
+                choices = place if isinstance(place, dict) else ()
+                raise ValueError(f"--set {setting}: there is no {parent!r}{nearest(parent, choices)}.")
+            if place[parent] is None or isinstance(place[parent], bool):
+                place[parent] = {}  # a part that was left out is put in
+            place = place[parent]
+        if not isinstance(place, dict):
+            raise ValueError(f"--set {setting}: {'.'.join(parents)} is {place!r} and has no keys.")
+        try:
+            place[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {setting}: the value is not valid YAML ({error}).") from error
+    return tree

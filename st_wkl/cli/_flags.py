@@ -17,9 +17,9 @@ import yaml
 from cyclopts import Parameter
 
 from st_wkl.files import expanded
-from st_wkl.pipeline.options import described, overridden
+from st_wkl.pipeline.options import described
 from st_wkl.ranges import check_options
-from st_wkl.reading import read
+from st_wkl.reading import overridden, read
 
 # Where a flag is not called as its field, by place in the configuration; without dashes it is an argument, and None
 # has flags of its own, below or in the command.

@@ -16,8 +16,8 @@ import yaml
 
 from st_wkl.data.selection import Selection
 from st_wkl.files import write_text
-from st_wkl.ranges import OptionError, check_arguments, check_options, nearest
-from st_wkl.reading import load_yaml, read
+from st_wkl.ranges import OptionError, check_arguments, check_options
+from st_wkl.reading import load_yaml, overridden, read
 
 FORMAT = 1
 
@@ -417,33 +417,6 @@ class RunConfig:
             if isinstance(part, dict) and "trust_remote_code" in part:
                 part["trust_remote_code"] = False
         return write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-
-
-def overridden(tree: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """Put `path.to.key=value` settings, whose values are YAML, into a tree of plain values."""
-    for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes path.to.key=value, got {setting!r}.")
-        *parents, key = path.strip().split(".")
-        place: Any = tree
-        if not parents and key not in tree:
-            told = f"there is no {key!r}{nearest(key, tree)}"
-            raise ValueError(f"--set {setting}: {told}. Say the part, too, as in training.{key}=….")
-        for parent in parents:
-            if not isinstance(place, dict) or parent not in place:
-                choices = place if isinstance(place, dict) else ()
-                raise ValueError(f"--set {setting}: there is no {parent!r}{nearest(parent, choices)}.")
-            if place[parent] is None or isinstance(place[parent], bool):
-                place[parent] = {}  # a part that was left out is put in
-            place = place[parent]
-        if not isinstance(place, dict):
-            raise ValueError(f"--set {setting}: {'.'.join(parents)} is {place!r} and has no keys.")
-        try:
-            place[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--set {setting}: the value is not valid YAML ({error}).") from error
-    return tree
 
 
 def described(kind: type) -> dict[str, str]:
