@@ -25,7 +25,10 @@ ROOMS = {
     "losses": ("Losses", ["losses", "losses.make"]),
     "functional": ("Losses as functions", ["functional"]),
     "data": ("Collections, teachers, datasets", ["data", "data.collator", "data.teacher"]),
-    "training": ("Training", ["training", "training.dev", "training.lora", "training.cut", "training.refresh"]),
+    "training": (
+        "Training",
+        ["training", *(f"training.{name}" for name in ("asymmetric", "dev", "lora", "cut", "refresh"))],
+    ),
     "methods": ("Methods", [f"methods.{name}" for name in ("collective", "moving_average", "paraphrases", "rounds")]),
     "evaluation": ("Evaluation", ["evaluation"]),
     "publish": ("Publishing", ["publish.model_card", "publish.licences", "publish.hub", "publish.leaderboard"]),
