@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from st_wkl._processes import is_first
 from st_wkl.data.embedding_teacher import SIDES, Embedder, EmbeddingTeacher, Side
 from st_wkl.files import cache_folder, content_hash, expanded, owned, read_object, set_aside, sync, write_text
+from st_wkl.progress import progress
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -280,16 +280,16 @@ class _File:
         self._mend()
         zeros = 0
         bar: dict[str, Any] = {"total": len(texts), "initial": len(texts) - len(missing), "disable": not show_progress}
-        with tqdm(
-            desc="embed queries" if self.side == "query" else "embed documents", unit=" texts", **bar
-        ) as progress:
+        with progress(
+            desc="Embedding queries" if self.side == "query" else "Embedding documents", unit=" texts", **bar
+        ) as shown:
             for begin in range(0, len(missing), _CHUNK):
                 chunk = missing[begin : begin + _CHUNK]
                 asked = [texts[place] for place in chunk]
                 vectors = self._checked(teacher.embed(asked, self.side), asked)
                 zeros += int((~vectors.any(axis=1)).sum())
                 self._append(keys[chunk], vectors)
-                progress.update(len(chunk))
+                shown.update(len(chunk))
         if zeros:
             warnings.warn(
                 f"{zeros:,} {self.side} vectors are zero, of texts of which the teacher knows no word: nothing is "

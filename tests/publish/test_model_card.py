@@ -500,6 +500,10 @@ def test_several_teachers_are_named(folder: Path) -> None:
     teacher = {"kind": "ensemble", "teachers": [{"kind": "cross-encoder", "model": name} for name in ("a/x", "y")]}
     text = write_model_card(folder, record=record(teacher=teacher), results={}).read_text()
     assert "as the ensemble `a/x and y` does" in text
+    dataset = {"collection": {"name": "texts"}, "counts": {"queries": 0, "documents": 5}}
+    made = record(teacher={"kind": "embedding", "model": "y"}, dataset=dataset)
+    text = write_model_card(folder, record=made, results={}).read_text()
+    assert "taught to embed texts as `y` does, on 5 documents of `texts`. Made" in text
 
 
 @pytest.mark.parametrize("kind", list(CLASSES))
