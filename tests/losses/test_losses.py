@@ -34,6 +34,8 @@ from st_wkl.losses import (
     WeightedKLDistillationLoss,
 )
 from st_wkl.losses.base import CandidateListLoss
+from tests.helpers.students import ragged_rows
+from tests.helpers.vectors import vectors_for
 
 LOSSES = [WeightedKLDistillationLoss, MarginKL]
 
@@ -352,6 +354,7 @@ def test_a_misspelt_option_is_refused_by_every_loss(student: SentenceTransformer
     tried = set()
     for name in st_wkl.losses.__all__:
         loss = getattr(st_wkl.losses, name)
+        given = {"vectors": vectors_for(ragged_rows())} if name == "EmbeddingDistillLoss" else {}
         for part in loss.__mro__:
             if "__init__" not in vars(part):
                 continue
@@ -361,10 +364,10 @@ def test_a_misspelt_option_is_refused_by_every_loss(student: SentenceTransformer
                 if "Literal[" not in str(entry.annotation) or not (options or option in taken):
                     continue
                 with pytest.raises(ValueError, match=f"{name}: {option} must be .* got 'frist'"):
-                    loss(student, **{option: "frist"})
+                    loss(student, **given, **{option: "frist"})
                 tried.add(option)
     words = {"several_positives", "reduction", "ranks", "without_positive", "pairs", "target", "error"}
-    assert tried == words
+    assert tried == words | {"distance_metric", "projection"}
     with pytest.raises(ValueError, match=r"similarity_fct must be a function.*got 'cosine'"):
         MarginKL(student, similarity_fct="cosine")
     with pytest.raises(ValueError, match="several_positives must be 'best' or 'first'"):
