@@ -119,7 +119,8 @@ class Exposure:
 
     Args:
         queries: Hashes of the training queries.
-        positives: Hashes of the documents that stood in a training list with a gain above 0.
+        positives: Hashes of the documents that training has shown as good ones: with a gain above 0, as the teacher's
+            best of a list without any, or by their embedding.
         unjudged_queries: Number of the queries without a judged positive.
         teacher_positives: Number of these whose positive is the teacher's best document, one of `positives`.
     """
@@ -140,11 +141,14 @@ class Exposure:
         queries: set[str] = set()
         positives: set[str] = set()
         for dataset in datasets:
-            relevant = {document_id for judged in dataset.positives().values() for document_id in judged}
+            relevant = dataset.seen_as_relevant()
             documents = dataset.documents.with_format(None)[:]
             texts = zip(documents["document_id"], documents["text"], strict=True)
             queries |= {text_hash(text) for text in dataset.queries["text"]}
-            positives |= {text_hash(text) for key, text in texts if key in relevant}
+            shown = {text_hash(text) for key, text in texts if key in relevant}
+            positives |= shown
+            if not len(dataset.queries):  # texts of any kind, as a file of questions has
+                queries |= shown
         found = [dataset.unjudged() for dataset in datasets]
         return cls(frozenset(queries), frozenset(positives), *(sum(one[name] for one in found) for name in _UNJUDGED))
 

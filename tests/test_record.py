@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from st_wkl.data.dataset import DistillationDataset, features
+from st_wkl.data.texts import EmbeddingDataset
 from st_wkl.evaluation.results import FILE_NAME
 from st_wkl.publish.hub import ROOT_FILE
 from st_wkl.record import EXPOSURE_FILE, RECORD_FILE, Exposure
@@ -38,6 +41,17 @@ def test_positives_and_queries_survive_a_round_trip_without_their_text(tmp_path)
     assert exposure.positives == {text_hash("the  answer\n")}
     assert exposure.queries == {text_hash("a query")}
     assert "answer" not in (tmp_path / EXPOSURE_FILE).read_text()
+
+
+def test_what_was_shown_as_good_without_a_judgement_counts_as_seen():
+    """A student of unjudged lists, or of embeddings alone, was said to have seen no document of the test queries."""
+    dataset = a_dataset()
+    dataset = replace(dataset, train=dataset.train.map(lambda row: {"labels": [0, 0], "scores": [0.0, 1.0]}))
+    assert Exposure.of(dataset).positives == {text_hash("no answer")}, "the teacher's best"
+    texts = Exposure.of(EmbeddingDataset.of(["what purrs", "Cats purr."]))
+    assert texts.queries == texts.positives == {text_hash("what purrs"), text_hash("Cats purr.")}
+    sides = Exposure.of(EmbeddingDataset.of(["Cats purr."], ["what purrs"]))
+    assert (sides.queries, sides.positives) == ({text_hash("what purrs")}, {text_hash("Cats purr.")})
 
 
 def test_a_model_that_was_not_distilled_has_no_exposure(tmp_path):

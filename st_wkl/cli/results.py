@@ -113,7 +113,9 @@ def card(
         trust_remote_code=trust_remote_code,
         licences={_PARTS[part]: stated for part, stated in licences.items()} or None,
     )
-    return {"card": str(path)}, f"The card is {path}."
+    stated = "\nlicense:" in path.read_text(encoding="utf-8").partition("\n---\n")[0]
+    hint = "" if stated else " It claims no licence: name those that are not known, as in --licence data=cc-by-4.0."
+    return {"card": str(path)}, f"The card is {path}.{hint}"
 
 
 def _pairs(items: list[str], example: str) -> dict[str, str]:

@@ -156,6 +156,19 @@ class DistillationDataset:
             relevant[query_id][document_id] = gain
         return relevant
 
+    def seen_as_relevant(self) -> set[str]:
+        """Return the ids of documents that a training takes for good ones: judged, or the teacher's best of a list."""
+        train = columns(self.train)
+        ids, scores = Ragged(train["document_ids"]), Ragged(train["scores"])
+        judged = self.positives()
+        without = np.array([not judged[key] for key in train["query_id"].to_pylist()], bool) & (ids.lengths > 0)
+        values = scores.values.to_numpy()
+        rows = zip(ids.starts[without], ids.lengths[without], strict=True)
+        rows = zip(ids.starts[without], ids.lengths[without], strict=True)
+        places = [start + int(np.argmax(values[start : start + length])) for start, length in rows]
+        best = ids.values.take(pa.array(places, pa.int64())).to_pylist()
+        return {document_id for gains in judged.values() for document_id in gains} | {*best}
+
     def unjudged(self) -> dict[str, int]:
         """Return how many queries have no judged positive, and for how many the teacher's best stands as one."""
         taught = int((self.provenance.get("counts") or {}).get("teacher_positives") or 0)

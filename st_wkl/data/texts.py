@@ -71,6 +71,10 @@ class EmbeddingDataset:
         """Return nothing: no document is judged."""
         return {}
 
+    def seen_as_relevant(self) -> set[str]:
+        """Return the ids of all documents: each is taught."""
+        return {*self.documents["document_id"]}
+
     def unjudged(self) -> dict[str, int]:
         """Return how many queries have no judged positive: all."""
         return {"unjudged_queries": len(self.queries), "teacher_positives": 0}

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 # What becomes of a list without a positive where a loss compares positives with negatives only.
 NOTHING_TO_COMPARE = "counted as 0, since there is nothing to compare in them"
 # And where it weighs documents by whether they are positives.
+BY_THE_TEACHER = "trained on by the teacher's scores alone"
 NOTHING_TO_WEIGH = "weighed as negatives alone, so that what the student ranks low hardly counts: KL suits them"
 
 

@@ -120,8 +120,8 @@ def make_loss(
     if name is None:
         name = "kl+in-batch" if sparse or isinstance(student, SentenceTransformer) else "kl"
         name = name if vectors is None else f"{name}+{EMBEDDING}"
-    _check_vectors(name, vectors)
-    name, added = split_name(name)
+    whole, (name, added) = name, split_name(name)
+    _check_vectors(whole, vectors)
     weight = float(IN_BATCH in added) if in_batch is None else in_batch
     also = _take_parameters(name, parameters) if EMBEDDING in added else {}
     known = _check_parameters(name, student, parameters)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import st_wkl.functional as functional
 from st_wkl.functional._checks import check
-from st_wkl.losses.base import NOTHING_TO_WEIGH, CandidateListLoss
+from st_wkl.losses.base import BY_THE_TEACHER, NOTHING_TO_WEIGH, CandidateListLoss
 from st_wkl.losses.cached import cited
 from st_wkl.losses.lists import CandidateLists
 from st_wkl.losses.listwise import KLDistillLoss
@@ -89,7 +89,7 @@ class WeightedKLDistillationLoss(CandidateListLoss):
     @property
     def if_nothing_is_positive(self) -> str:  # type: ignore[override]
         """What becomes of a list without a positive."""
-        return NOTHING_TO_WEIGH if self.gamma else CandidateListLoss.if_nothing_is_positive
+        return NOTHING_TO_WEIGH if self.gamma else BY_THE_TEACHER
 
     def loss_from_scores(
         self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor

@@ -149,7 +149,7 @@ def headed(student: Any, record: TrainingRecord) -> Iterator[None]:
 def _title(record: TrainingRecord) -> str:
     """Return who learnt, from whom, on what."""
     teachers, data = name_of(record.teacher).split(" and "), [name_of(one) for one in record.datasets.values()]
-    taught, on = (" and ".join(Path(name).name for name in names) for names in (teachers, data))
+    taught, on = (" and ".join(Path(name).name for name in names) for names in (teachers, dict.fromkeys(data)))
     return f"{Path(record.student).name} taught by {taught} on {on}"
 
 

@@ -369,8 +369,11 @@ def whole_batches(args: BaseTrainingArguments) -> Any:
 
 def try_loss(trainer: BaseTrainer, loss: nn.Module, rows: Dataset | IterableDataset) -> None:
     """Compute the loss of two rows, so that what does not fit together is known before hours of work."""
-    # Whether things fit together does not hang on how long texts are; a pass over long ones takes seconds.
-    first = [{name: _shortened(value) for name, value in row.items()} for row in itertools.islice(iter(rows), 2)]
+    first = list(itertools.islice(iter(rows), 2))
+    # Whether things fit together does not hang on how long texts are; a pass over long ones takes seconds. Vectors are
+    # found by whole texts.
+    if getattr(trainer.data_collator, "vectors", None) is None:
+        first = [{name: _shortened(value) for name, value in row.items()} for row in first]
     student = trainer.model
     if not first:
         raise ValueError("The dataset has no rows.")

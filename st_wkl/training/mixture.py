@@ -223,7 +223,7 @@ def _say_contradictions(parts: Mapping[str, TrainingData]) -> None:
         row = rows[number][int(place)]
         judged[key] = {text: gain or 0 for text, gain in zip(row[DOCUMENTS] or (), row[LABELS] or (), strict=False)}
     shared, _ = shared_judgements({key: texts[key] for key in judged}, judged)
-    wrong = [key for key, own in judged.items() if any(not gain > 0 < shared[key][text] for text, gain in own.items())]
+    wrong = [key for key, own in judged.items() if any(gain <= 0 < shared[key][text] for text, gain in own.items())]
     if wrong:
         logger.warning(
             "%d lists hold a document as a negative that answers the same query in another dataset, or row: %r and "

@@ -56,7 +56,8 @@ def test_texts_alone_teach(tmp_path: Path, static_student_path: Path, cache: Pat
         )
     set_prompts(student, {"document": "passage: "})
     before = closeness(student, teacher)
-    dataset = EmbeddingDataset.of(TEXTS, ["which animal purrs"])
+    # The first two are tried before training, and one longer than what such a trial read had no vector.
+    dataset = EmbeddingDataset.of([f"{TEXTS[0]} {'and so on ' * 20}", *TEXTS[1:]], ["which animal purrs"])
     args = arguments(student, tmp_path / "student", num_train_epochs=8)
     made = distill(student, dataset, args=args, embedding_teacher=teacher, output_dir=tmp_path / "student")
     assert before < 0.2

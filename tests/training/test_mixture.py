@@ -238,6 +238,22 @@ def test_contradictions_between_datasets_are_said(
     losses = {"land": "kl", "sea": "kl", "wrong": "margin-kl"}
     distill(student, {**datasets, "wrong": wrong}, losses, args, output_dir=tmp_path / "student")
     assert "2 lists hold a document as a negative that answers the same query in another dataset" in caplog.text
+    caplog.clear()
+    same = {"a": datasets["land"], "b": datasets["land"]}
+    distill(student, same, "kl", args, output_dir=tmp_path / "same")
+    assert "hold a document as a negative" not in caplog.text, "nothing contradicts itself"
+
+
+def test_rows_of_other_datasets_are_said(
+    datasets: Any, static_student_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was seen of such rows is not known, and half an exposure would be taken for the whole."""
+    row = datasets["land"].to_lists(copied=True)[0]
+    wrong = Dataset.from_list([row])
+    student = _student(static_student_path)
+    args = arguments(student, tmp_path, max_steps=1, save_strategy="no")
+    losses = {"land": "kl", "sea": "kl", "wrong": "margin-kl"}
+    distill(student, {**datasets, "wrong": wrong}, losses, args, output_dir=tmp_path / "student")
     assert "'wrong' is no DistillationDataset, so what training has seen is not known as a whole" in caplog.text
     assert Exposure.load(tmp_path / "student") is None
     assert "dataset_name" not in wrong[0], "the user's rows stay as they are"
