@@ -503,6 +503,14 @@ def test_several_teachers_are_named(folder: Path) -> None:
     dataset = {"collection": {"name": "texts"}, "counts": {"queries": 0, "documents": 5}}
     made = record(teacher={"kind": "embedding", "model": "y"}, dataset=dataset)
     text = write_model_card(folder, record=made, results={}).read_text()
+    assert "cut to its length" not in text
+    counts = {"queries": 700, "pairs": 60, "different_pairs": 50, "cut_pairs": 49, "unjudged_queries": 3}
+    cut = record(dataset={"collection": {"name": "texts"}, "counts": counts})
+    limits = write_model_card(folder, record=cut, results={}).read_text().split("## Limits")[1]
+    assert (
+        "- The teacher read 49 of 50 pairs cut to its length.\n- What is good for 3 training queries, nobody" in limits
+    )
+    text = write_model_card(folder, record=made, results={}).read_text()
     assert "taught to embed texts as `y` does, on 5 documents of `texts`. Made" in text
 
 
