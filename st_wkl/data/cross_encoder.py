@@ -206,7 +206,7 @@ class CrossEncoderTeacher:
             self.truncated_pairs += cut
             yield places, scores
         cut = self.truncated_pairs - before
-        logger.info("Scored %d pairs; %d were longer than %s tokens", len(pairs), cut, self._engine.max_length)
+        logger.debug("Scored %d pairs; %d were longer than %s tokens", len(pairs), cut, self._engine.max_length)
 
 
 _Made = tuple[
