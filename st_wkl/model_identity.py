@@ -79,6 +79,15 @@ def own_hooks(model: torch.nn.Module) -> list[str]:
     return found
 
 
+def check_unchanged(model: Any, state: Any, teacher: str, made: str) -> None:
+    """Stop where a teacher's model in memory is no longer the one whose identity what it makes goes by."""
+    if model_state(model) != state:
+        raise ValueError(
+            f"The model was changed after it became a teacher, so its {made} belong under another identity. Make a "
+            f"new {teacher} of it."
+        )
+
+
 def model_state(model: Any) -> Any:
     """Return what shows at little cost whether a model in memory is still the one whose identity was asked for."""
     tokenizer: Any = getattr(model[0], "tokenizer", None)

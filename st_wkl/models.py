@@ -18,7 +18,15 @@ from sentence_transformers.util import load_file_path
 
 from st_wkl._versions import check_adapters
 from st_wkl.files import read_json
-from st_wkl.model_identity import hash_weights, identity, model_revision, model_state, own_code, own_hooks
+from st_wkl.model_identity import (
+    check_unchanged,
+    hash_weights,
+    identity,
+    model_revision,
+    model_state,
+    own_code,
+    own_hooks,
+)
 from st_wkl.packaged import named
 
 AnyModel: TypeAlias = SentenceTransformer | SparseEncoder | MultiVectorEncoder | CrossEncoder
@@ -35,6 +43,7 @@ __all__ = [
     "load_model",
     "model_name",
     "model_revision",
+    "check_unchanged",
     "model_state",
     "own_hooks",
     "own_prompt",

@@ -144,11 +144,15 @@ def _hushed() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _is_noise(text: str) -> bool:
+    return any(part in text for part in _NOISE)
+
+
 def _log_to_stderr(quiet: bool) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.ERROR if quiet else logging.WARNING)
     logging.getLogger("st_wkl").setLevel(logging.ERROR if quiet else logging.INFO)
     for name in ("transformers.trainer_utils", "huggingface_hub.repocard"):
-        logging.getLogger(name).addFilter(lambda record: not any(part in record.getMessage() for part in _NOISE))
+        logging.getLogger(name).addFilter(lambda record: not _is_noise(record.getMessage()))
     # Bars of tables that are written in a moment; those of downloads stay.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not sys.stderr.isatty():  # bars of others would fill a log; ours write lines there
@@ -156,10 +160,8 @@ def _log_to_stderr(quiet: bool) -> None:
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         # One line per warning: the source line that Python adds means nothing to someone who runs a command.
-        noise = issubclass(category, (FutureWarning, DeprecationWarning)) or any(
-            part in str(message) for part in _NOISE
-        )
-        if not (quiet or noise or any(part in str(message) for part in _NOISE)):
+        noise = issubclass(category, (FutureWarning, DeprecationWarning)) or _is_noise(str(message))
+        if not (quiet or noise):
             print(message, file=sys.stderr)
 
     warnings.showwarning = show  # type: ignore[assignment]

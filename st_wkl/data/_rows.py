@@ -20,6 +20,8 @@ from st_wkl.progress import progress
 # Longest first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
 _MARKS |= {codecs.BOM_UTF16_BE: "utf-16"}
+# What is read as a text a line.
+LINES = (".txt", ".log")
 _LONGEST_FIELD = 2**31 - 1  # the csv module's own limit is 131,072 characters
 
 

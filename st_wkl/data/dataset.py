@@ -164,7 +164,6 @@ class DistillationDataset:
         without = np.array([not judged[key] for key in train["query_id"].to_pylist()], bool) & (ids.lengths > 0)
         values = scores.values.to_numpy()
         rows = zip(ids.starts[without], ids.lengths[without], strict=True)
-        rows = zip(ids.starts[without], ids.lengths[without], strict=True)
         places = [start + int(np.argmax(values[start : start + length])) for start, length in rows]
         best = ids.values.take(pa.array(places, pa.int64())).to_pylist()
         return {document_id for gains in judged.values() for document_id in gains} | {*best}

@@ -67,7 +67,8 @@ def dataset_card(
     teacher_told = [_report(provenance), markdown_block("text", scores) if scores else ""]
     if any(teacher_told):
         parts += ["## The teacher", *filter(None, teacher_told)]
-    parts += [text for text in (_leaks(provenance),) if text]
+    if leaks := _leaks(provenance):
+        parts.append(leaks)
     if provenance.get("command"):
         command = str(provenance["command"]).strip()
         language = "python" if command.startswith("Distillation") else "bash"

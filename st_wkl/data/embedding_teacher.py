@@ -10,7 +10,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from st_wkl.model_checks import check_complete
-from st_wkl.models import identity, load_model, model_state
+from st_wkl.models import check_unchanged, identity, load_model, model_state
 from st_wkl.ranges import check_options
 
 Side = Literal["query", "document"]
@@ -93,11 +93,7 @@ class EmbeddingTeacher:
         Raises:
             ValueError: The model is another one than at the beginning.
         """
-        if model_state(self.model) != self._state:
-            raise ValueError(
-                "The model was changed after it became a teacher, so its vectors belong under another identity. Make a "
-                "new EmbeddingTeacher of it."
-            )
+        check_unchanged(self.model, self._state, "EmbeddingTeacher", "vectors")
         encode = self.model.encode_query if side == "query" else self.model.encode_document
         found = encode(list(texts), batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True)
         vectors: np.ndarray = found.float().cpu().numpy()

@@ -16,7 +16,7 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from st_wkl.data._rows import file_kind, numbered_lines
+from st_wkl.data._rows import LINES, file_kind, numbered_lines
 from st_wkl.data.collection_files import By, Judged, Qrels, Texts, whole_gains
 from st_wkl.data.grouping import Ids
 from st_wkl.data.layouts import roles, titled, told_columns
@@ -98,7 +98,7 @@ def read_queries(source: Any) -> Texts:
 def _asked_in(source: Any) -> list[Table]:
     """Return tables of queries; lines become one, without those that are empty or repeat another one."""
     name, lines = "the queries", source
-    if isinstance(source, str | os.PathLike) and file_kind(Path(source)) in (".txt", ".log"):
+    if isinstance(source, str | os.PathLike) and file_kind(Path(source)) in LINES:
         name, lines = str(source), [*numbered_lines(Path(source).expanduser())]
         if lines and all("\t" in line for _, line in lines):
             raise ValueError(

@@ -12,7 +12,7 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTran
 
 from st_wkl.data.teacher import Pair, TextPairs
 from st_wkl.model_checks import check_complete
-from st_wkl.models import identity, load_model, model_state
+from st_wkl.models import check_unchanged, identity, load_model, model_state
 from st_wkl.ranges import check_options
 
 _REMEMBERED = 1_000_000_000  # bytes of embeddings: a text stands in many chunks, which are sorted by length
@@ -94,11 +94,7 @@ class SimilarityTeacher:
         Raises:
             ValueError: The model is another one than at the beginning.
         """
-        if model_state(self.model) != self._state:
-            raise ValueError(
-                "The model was changed after it became a teacher, so its scores belong under another identity. Make a "
-                "new SimilarityTeacher of it."
-            )
+        check_unchanged(self.model, self._state, "SimilarityTeacher", "scores")
         if self._bytes > _REMEMBERED:
             self._known, self._bytes = {}, 0
         asked = TextPairs.of(pairs)

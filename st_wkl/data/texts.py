@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 
-from st_wkl.data._rows import file_kind
+from st_wkl.data._rows import LINES, file_kind
 from st_wkl.data.arrow import as_dataset, columns
 from st_wkl.data.collection import Collection
 from st_wkl.data.collection_files import document_text
@@ -20,8 +20,6 @@ from st_wkl.data.embedding_teacher import Side
 from st_wkl.data.tables import as_text, seen, tables
 from st_wkl.data.vectors import TeacherVectors, VectorStore
 from st_wkl.files import content_hash, expanded
-
-_LINES = (".txt", ".log")
 
 
 @dataclass(repr=False)
@@ -143,7 +141,7 @@ class EmbeddingDataset:
             told = {"name": collection.name, "fingerprint": collection.fingerprint}
             return cls.of(collection.documents.values(), asked, provenance={"collection": told, "split": split})
         told = {"name": path.name if path is not None else "texts"}
-        if path is not None and file_kind(path) in _LINES:
+        if path is not None and file_kind(path) in LINES:
             with path.open(encoding="utf-8") as lines:
                 return cls.of((line.strip() for line in lines), provenance={"collection": told})
         return cls.of(_texts(source, text), provenance={"collection": told})
